@@ -1,0 +1,1 @@
+"""uveitis_assets: retinal-imaging data assets on Dagster."""

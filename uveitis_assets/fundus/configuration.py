@@ -1,0 +1,188 @@
+"""Configuration of a fundus lane: typed, range-checked models that forbid unknown fields.
+
+Defaults are those of the earlier scripts unless a comment says otherwise. The models are plain pydantic, so that the
+functional core can use them without Dagster; they import nothing heavy because every process that loads the
+definitions loads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+RoiMethod = Literal["threshold", "uwf", "sam2_prompted"]
+NormalizationMethod = Literal["none", "zscore_rgb", "grayworld", "clahe_luminance", "reinhard_lab_ref"]
+PreprocessStage = Literal["roi_masks", "normalized_crops", "tiles"]
+PersistedImage = Literal["crops", "norm", "global", "tiles"]
+Layout = Literal["uwf700", "fgadr", "deepdrid", "eyepacs", "image_folder"]
+Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Configuration(BaseModel):
+    """Base of all configuration: immutable, unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change when any value changes."""
+        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()
+
+
+class Sam2Configuration(Configuration):
+    """Settings of the ``sam2_prompted`` ROI method."""
+
+    model_cfg: str = Field("configs/sam2.1/sam2.1_hiera_b+.yaml", description="Hydra configuration inside sam2")
+    checkpoint: str = Field(
+        "models/sam2/sam2.1_hiera_base_plus.pt",
+        description="Official checkpoint (root key `model`); relative paths start at $UVEITIS_DATA",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA when there is a GPU")
+    batch_size: int = Field(4, ge=1, le=64, description="Images per forward pass")
+    multimask_output: bool = True
+    apply_postprocessing: bool = True
+    points_norm: tuple[tuple[Ratio, Ratio, Literal[0, 1]], ...] = Field(
+        (
+            (0.50, 0.50, 1),
+            (0.35, 0.50, 1),
+            (0.65, 0.50, 1),
+            (0.50, 0.35, 1),
+            (0.50, 0.65, 1),
+            (0.03, 0.03, 0),
+            (0.97, 0.03, 0),
+            (0.03, 0.97, 0),
+            (0.97, 0.97, 0),
+            (0.50, 0.02, 0),
+            (0.50, 0.98, 0),
+        ),
+        min_length=1,
+        description="Prompt points: x, y as a share of width and height, label 1 retina or 0 background",
+    )
+    open_kernel: int = Field(7, ge=1, le=101)
+    close_kernel: int = Field(19, ge=1, le=101)
+
+
+class RoiConfiguration(Configuration):
+    """How the retina's region of interest is found and when a mask is believed."""
+
+    method: RoiMethod = "threshold"
+    method_by_dataset: dict[str, RoiMethod] = Field(
+        default_factory=dict, description="Method per dataset tag, for lanes that hold several (deepdrid)"
+    )
+    fallback: tuple[RoiMethod, ...] = Field(
+        (), description="Methods tried in this order when one fails or its mask is implausible"
+    )
+    downsample_max_side: int = Field(768, ge=64, le=4096, description="Longest side the methods work at, px")
+    sat_threshold: int = Field(18, ge=0, le=255)
+    crop_pad_px: int = Field(12, ge=0, le=1024, description="Margin of the crop around the mask, raw px")
+    min_area_ratio: Ratio = Field(0.10, description="Smallest believed mask, share of the image")
+    max_area_ratio: Ratio = Field(0.98, description="Largest believed mask of the model-based methods")
+    max_border_touch_ratio: Ratio = Field(0.55, description="Largest believed mean of the four border lines")
+    sam2: Sam2Configuration = Sam2Configuration()
+
+    def methods_for(self, dataset: str) -> tuple[RoiMethod, ...]:
+        """The dataset's method followed by its fallbacks, each once."""
+        return tuple(dict.fromkeys((self.method_by_dataset.get(dataset, self.method), *self.fallback)))
+
+
+class NormalizationConfiguration(Configuration):
+    """Photometric normalization; statistics come from the eroded ROI only."""
+
+    method: NormalizationMethod = "zscore_rgb"
+    stats_erode_px: int = Field(4, ge=0, le=256, description="Erosion of the ROI before statistics, px")
+    zscore_clip: float = Field(2.5, gt=0, le=10)
+    clahe_clip_limit: float = Field(2.0, gt=0, le=100)
+    clahe_grid: int = Field(8, ge=1, le=64)
+
+
+class TilingConfiguration(Configuration):
+    """Global image and tiles."""
+
+    global_size: int = Field(1024, ge=64, le=8192, description="Side of the square global image, px")
+    tile_size: int = Field(768, ge=32, le=4096, description="Side of a tile, px")
+    overlap: float = Field(0.25, ge=0.0, lt=0.95, description="Nominal overlap of neighbouring tiles, share of a side")
+    frame: Literal["global", "native"] = Field(
+        "global", description="Cut tiles from the global image (compatible) or from the crop at native resolution"
+    )
+
+
+class VerificationConfiguration(Configuration):
+    """Limits of the asset checks."""
+
+    min_roi_area_ratio: Ratio = 0.12
+    max_roi_border_touch_ratio: Ratio = 0.55
+    max_reconstruction_abs_error: float = Field(1e-6, ge=0, description="Mean absolute error in grey levels")
+    max_fallback_ratio: Ratio = Field(0.2, description="Share of images whose ROI came from a fallback method")
+    max_quarantine_ratio: Ratio = Field(0.5, description="Share of quarantined images from which the check fails")
+
+
+class PreprocessConfiguration(Configuration):
+    """Everything between a manifest row and tiles."""
+
+    roi: RoiConfiguration = RoiConfiguration()
+    normalize: NormalizationConfiguration = NormalizationConfiguration()
+    tiling: TilingConfiguration = TilingConfiguration()
+    verify: VerificationConfiguration = VerificationConfiguration()
+    persist: tuple[PersistedImage, ...] = Field(
+        ("crops", "norm", "global", "tiles"), description="Which images are written; metadata always is"
+    )
+
+
+class SplitConfiguration(Configuration):
+    """Patient-level splits by a keyed hash: an image keeps its side when others land."""
+
+    name: str = Field("stage0", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    seed: int = 42
+    test_ratio: float = Field(0.15, ge=0.0, lt=1.0)
+    folds: int = Field(5, ge=2, le=20, description="Folds over the patients outside test")
+    use_official: bool = Field(True, description="Respect the dataset's own train/val/test in every fold")
+    pinned: str | None = Field(
+        None,
+        description="Existing splits file to keep, relative to $UVEITIS_DATA; `{fold}` in it is replaced, without it "
+        "the file holds for every fold",
+    )
+
+
+class LabelConfiguration(Configuration):
+    """Lesion labels of a lane."""
+
+    format: Literal["obb", "mask", "none"] = Field("none", description="none: the lane has no lesion labels")
+    classes: tuple[str, ...] = Field((), description="Label-space policy: category names kept; empty keeps all")
+    min_component_area: int = Field(12, ge=1, description="Smallest lesion component of a mask, raw px")
+    min_tile_box_ratio: Ratio = Field(0.2, description="Smallest share of a box inside a tile to be kept there")
+    large_lesion_tile_cover: Ratio = Field(
+        0.2,
+        description="A box that the ratio rule would drop is kept, clipped, where it covers at least this share of "
+        "the tile: lesions larger than a tile do not vanish",
+    )
+    debug_max_images: int = Field(80, ge=0, description="Overlays per split")
+
+
+class ImageFolderConfiguration(Configuration):
+    """Options of the generic ``image_folder`` layout."""
+
+    csv: str | None = Field(None, description="CSV below the dataset folder")
+    path_column: str = "image"
+    patient_column: str | None = None
+    eye_column: str | None = None
+    grade_column: str | None = None
+    identify_by_content: bool = Field(
+        False, description="File names name patients: image ids come from the content hash instead of the file name"
+    )
+
+
+class DatasetConfiguration(Configuration):
+    """One landing folder and how it is read."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$", description="Lane name: key prefix and file names")
+    layout: Layout
+    folder: str = Field(description="Folder below $UVEITIS_RAW")
+    batch_size: int = Field(256, ge=1, le=4096, description="Images per partition at most")
+    image_folder: ImageFolderConfiguration = ImageFolderConfiguration()
+
+    @model_validator(mode="after")
+    def _image_folder_options_need_their_layout(self) -> Self:
+        if self.layout != "image_folder" and self.image_folder != ImageFolderConfiguration():
+            raise ValueError(f"image_folder options need `layout: image_folder`, found layout {self.layout}")
+        return self

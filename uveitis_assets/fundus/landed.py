@@ -1,0 +1,49 @@
+"""What travels from the landing folder to the manifest: one landed image and one problem met on the way.
+
+Adapters make these from a dataset's layout; the ledger adds identity and batch. No pixels, no files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Eye = Literal["L", "R"]
+LabelFormat = Literal["obb", "mask", "grade", "none"]
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class LandedImage:
+    """An image file as its dataset's layout describes it.
+
+    ``relative_path`` and ``label_paths`` are POSIX paths relative to the dataset's raw folder. ``patient`` is the
+    raw patient id: it stays in the ledger.
+    """
+
+    relative_path: str
+    dataset: str
+    patient: str
+    eye: Eye | None
+    label_format: LabelFormat
+    label_paths: tuple[str, ...] = ()
+    notes: str = ""
+    official_split: Split | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LandingProblem:
+    """Something in the landing folder that could not be taken: a reason code, the place and what to do."""
+
+    path: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class LandingScan:
+    """Result of reading a dataset's raw folder; images sorted by path."""
+
+    images: tuple[LandedImage, ...]
+    problems: tuple[LandingProblem, ...] = ()

@@ -1,0 +1,1 @@
+"""Lesion labels: readers, class maps, COCO files, overlays."""

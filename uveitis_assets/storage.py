@@ -1,0 +1,209 @@
+"""Where artefacts live and how they are written: the only module that knows folder names and file names.
+
+Every write goes to a temporary file beside its target and is renamed over it, so that a reader sees the old
+bytes or the new ones and a killed process leaves no half-file under a final name. It decides no content: callers
+hand over bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+TEMPORARY_SUFFIX = ".partial"
+
+
+class PathEscapesRootError(ValueError):
+    """A path from a CSV file, label or configuration points outside the folder it has to stay in."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArtefactStore:
+    """Folders of one installation: ``root`` holds everything made, ``raw`` what landed (read only).
+
+    Folder and file names below ``root`` are those of the earlier scripts (manifests/, splits/, preproc/,
+    labels_coco/, labels_debug/); ledger/, index/ and locks/ are additions.
+    """
+
+    root: Path
+    raw: Path
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read ``UVEITIS_DATA`` (default ./data) and ``UVEITIS_RAW`` (default $UVEITIS_DATA/raw)."""
+        root = Path(os.environ.get("UVEITIS_DATA") or "data").resolve()
+        raw = Path(os.environ.get("UVEITIS_RAW") or root / "raw").resolve()
+        return cls(root=root, raw=raw)
+
+    # Inputs and their books -------------------------------------------------------------------------------
+
+    def raw_folder(self, dataset_folder: str) -> Path:
+        """Folder of one dataset's landed images."""
+        return resolve_inside(self.raw, dataset_folder)
+
+    def ledger_file(self, lane: str) -> Path:
+        """The lane's ledger: content hash, path, size, batch and raw patient id of every registered image."""
+        return self.root / "ledger" / f"{lane}.parquet"
+
+    def patient_key_file(self) -> Path:
+        """Secret key of the patient pseudonyms; ``UVEITIS_PATIENT_KEY_FILE`` overrides the place."""
+        override = os.environ.get("UVEITIS_PATIENT_KEY_FILE")
+        return Path(override) if override else self.root / "ledger" / "patient_key"
+
+    def manifest_part(self, lane: str, batch: str) -> Path:
+        """Manifest rows of one batch."""
+        return self.root / "index" / lane / "manifest" / f"{batch}.parquet"
+
+    def manifest_export(self, lane: str, extension: str) -> Path:
+        """Manifest of the whole lane: extension ``jsonl``, ``csv`` or ``parquet``."""
+        return self.root / "manifests" / f"{lane}.{extension}"
+
+    def splits_file(self, name: str, fold: int) -> Path:
+        """Image ids of train, val and test over all lanes that share the split name."""
+        return self.root / "splits" / f"{name}_{fold}.json"
+
+    # Preprocessing ----------------------------------------------------------------------------------------
+
+    def stage_index(self, lane: str, stage: str, batch: str) -> Path:
+        """Parquet index of one batch of ``roi_masks``, ``normalized_crops`` or ``tiles``."""
+        return self.root / "index" / lane / stage / f"{batch}.parquet"
+
+    def stage_journal(self, lane: str, stage: str, batch: str) -> Path:
+        """Lines of finished images of a batch that is being materialized; removed when its index is written."""
+        return self.root / "index" / lane / stage / f"{batch}.journal"
+
+    def roi_mask(self, key: str) -> Path:
+        """Single-channel PNG mask, 0 or 255, in raw pixels."""
+        return self.root / "preproc" / "roi_masks" / f"{key}.png"
+
+    def crop(self, key: str) -> Path:
+        """RGB crop of the ROI's padded bounding box."""
+        return self.root / "preproc" / "crops" / f"{key}.png"
+
+    def crop_metadata(self, key: str) -> Path:
+        return self.root / "preproc" / "crop_meta" / f"{key}.json"
+
+    def normalized_crop(self, key: str) -> Path:
+        return self.root / "preproc" / "norm" / f"{key}.png"
+
+    def normalization_metadata(self, key: str) -> Path:
+        return self.root / "preproc" / "norm_meta" / f"{key}.json"
+
+    def global_image(self, key: str, size: int) -> Path:
+        """Square image of the whole normalized crop, e.g. global_1024."""
+        return self.root / "preproc" / f"global_{size}" / f"{key}.png"
+
+    def tile(self, key: str, tile_id: str) -> Path:
+        return self.root / "preproc" / "tiles" / key / f"{tile_id}.png"
+
+    def tiles_metadata(self, key: str) -> Path:
+        return self.root / "preproc" / "tiles_meta" / f"{key}.json"
+
+    def reference_color_file(self) -> Path:
+        """Colour statistics of regular fundus images for Reinhard normalization."""
+        return self.root / "preproc" / "ref" / "regular_fundus_color_stats.json"
+
+    def verify_folder(self) -> Path:
+        return self.root / "preproc" / "verify"
+
+    # Labels -----------------------------------------------------------------------------------------------
+
+    def coco_file(self, lane: str, split: str, fold: int, *, tiles: bool) -> Path:
+        """COCO file of one split; fold 0 bears the earlier scripts' name, other folds a folder of their own."""
+        folder = self.root / "labels_coco"
+        if fold > 0:
+            folder = folder / f"fold{fold}"
+        return folder / f"{lane}_{split}{'_tiles' if tiles else ''}.json"
+
+    def coco_summary_file(self) -> Path:
+        return self.root / "labels_coco" / "summary.json"
+
+    def label_overlay_folder(self, lane: str, split: str, fold: int) -> Path:
+        folder = self.root / "labels_debug"
+        if fold > 0:
+            folder = folder / f"fold{fold}"
+        return folder / f"{lane}_{split}"
+
+    # Names in artefacts -----------------------------------------------------------------------------------
+
+    def name_of(self, path: Path) -> str:
+        """Path as written into artefacts: relative to ``root`` where it lies below it, else absolute; POSIX."""
+        if path.is_relative_to(self.root):
+            return path.relative_to(self.root).as_posix()
+        return path.as_posix()
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold the installation-wide exclusive lock ``name``; a second process waits, a killed one lets go."""
+        path = self.root / "locks" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+
+def artefact_key(image_id: str) -> str:
+    """File name stem of an image's artefacts: ``uwf700::Uveitis-001`` -> ``uwf700__Uveitis-001``."""
+    return image_id.replace("::", "__")
+
+
+def resolve_inside(root: Path, name: str | Path) -> Path:
+    """Resolve ``name`` below ``root``, following symlinks.
+
+    Raises:
+        PathEscapesRootError: the result lies outside ``root`` (``..``, an absolute path or a symlink).
+    """
+    resolved_root = root.resolve()
+    path = (resolved_root / name).resolve()
+    if not path.is_relative_to(resolved_root):
+        raise PathEscapesRootError(f"{name}: expected a path below {root}, found {path}; put the file below it")
+    return path
+
+
+def write_bytes(path: Path, data: bytes | bytearray | memoryview) -> None:
+    """Write a file atomically, making its folder; a reader never sees part of it."""
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def json_bytes(value: Mapping[str, Any], *, indent: int | None = 2) -> bytes:
+    """Serialize with the keys in the given order, UTF-8, one final newline; NaN is refused."""
+    return (json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path, value: Mapping[str, Any], *, indent: int | None = 2) -> None:
+    """Write JSON atomically."""
+    write_bytes(path, json_bytes(value, indent=indent))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: the file does not hold a JSON object; the message names the file.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: expected JSON, found {error.msg}; delete or mend the file") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value

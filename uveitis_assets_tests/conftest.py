@@ -1,0 +1,26 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from uveitis_assets.storage import ArtefactStore
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images with truth; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("UVEITIS_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "uwf" / "images").is_dir():
+        pytest.skip(f"real images are not at {folder}: set UVEITIS_REAL_DATA to their folder")
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtefactStore:
+    """An empty artefact store with its raw folder, in a temporary folder."""
+    (tmp_path / "data" / "raw").mkdir(parents=True)
+    return ArtefactStore(root=tmp_path / "data", raw=tmp_path / "data" / "raw")
