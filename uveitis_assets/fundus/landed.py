@@ -6,6 +6,7 @@ Adapters make these from a dataset's layout; the ledger adds identity and batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Eye = Literal["L", "R"]
@@ -47,3 +48,19 @@ class LandingScan:
 
     images: tuple[LandedImage, ...]
     problems: tuple[LandingProblem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredImage:
+    """A ledger entry as the preprocessing stages see it.
+
+    ``path`` is the file's place now, ``content_hash`` the BLAKE3 hex digest of the bytes that were registered: other
+    bytes found there are reported, not used. ``quarantine_reason`` is None for usable images. No patient data.
+    """
+
+    image_id: str
+    dataset: str
+    path: Path
+    content_hash: str
+    quarantine_reason: str | None = None
+    quarantine_detail: str | None = None
