@@ -148,7 +148,14 @@ class LabelConfiguration(Configuration):
     """Lesion labels of a lane."""
 
     format: Literal["obb", "mask", "none"] = Field("none", description="none: the lane has no lesion labels")
-    classes: tuple[str, ...] = Field((), description="Label-space policy: category names kept; empty keeps all")
+    classes: tuple[str, ...] = Field(
+        (), description="Label-space policy: names of categories or policies (main9, vascularite) kept; empty keeps all"
+    )
+    label_classes: dict[str, str] = Field(
+        default_factory=dict,
+        description="Label class (number in the OBB files, folder of the masks) -> category name; empty: uwf700's map "
+        "for obb, fgadr's for mask",
+    )
     min_component_area: int = Field(12, ge=1, description="Smallest lesion component of a mask, raw px")
     min_tile_box_ratio: Ratio = Field(0.2, description="Smallest share of a box inside a tile to be kept there")
     large_lesion_tile_cover: Ratio = Field(
@@ -157,6 +164,14 @@ class LabelConfiguration(Configuration):
         "the tile: lesions larger than a tile do not vanish",
     )
     debug_max_images: int = Field(80, ge=0, description="Overlays per split")
+
+    @model_validator(mode="after")
+    def _classes_are_known(self) -> Self:
+        if self.format != "none":
+            from uveitis_assets.labels.class_map import load_class_map
+
+            load_class_map().label_space(self.format, classes=self.classes, label_classes=self.label_classes)
+        return self
 
 
 class ImageFolderConfiguration(Configuration):

@@ -1,0 +1,407 @@
+"""COCO files of one fold and split: lesion labels of raw images as boxes and outlines of global images and tiles.
+
+It joins the manifest, the tiles' index, the frames of each image and its label files. Only labelled images enter
+(label format ``obb`` or ``mask``; an empty label file is a statement, a missing label is none), and only those whose
+preprocessing is of the manifest's bytes; every image left out is counted with its reason. It draws nothing and runs
+no checks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from uveitis_assets.fundus.configuration import LabelConfiguration
+from uveitis_assets.fundus.geometry import ImageFrames
+from uveitis_assets.fundus.landed import Split
+from uveitis_assets.fundus.quarantine import QuarantineError
+from uveitis_assets.labels.class_map import ClassMap, LabelSpace
+from uveitis_assets.labels.lesion_masks import read_lesion_masks
+from uveitis_assets.labels.lesions import Lesions, join_lesions
+from uveitis_assets.labels.oriented_boxes import read_oriented_boxes
+from uveitis_assets.labels.placement import PlacedLesion, place_in_image, place_in_tiles
+from uveitis_assets.storage import (
+    ArtefactStore,
+    PathEscapesRootError,
+    artefact_key,
+    read_json,
+    resolve_inside,
+    write_json,
+)
+
+Coco = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BadLabel:
+    """An image left out because its label cannot be believed."""
+
+    image_id: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class CocoSplitSummary:
+    """What one split's COCO files hold and what was left out.
+
+    Counts are of images unless the name says otherwise. ``class_counts`` map category ids to annotations, zero
+    included. ``n_out_of_roi`` are lesions whose box centre lies outside the crop; ``n_outside_image`` are lesions
+    with nothing inside the global image (left out); ``n_other_classes`` are lesions outside the label-space policy.
+    ``n_kept_*`` count tile annotations by the rule of ``placement`` that kept them. Areas are in px².
+    """
+
+    lane: str
+    fold: int
+    split: Split
+    n_images: int
+    n_negatives: int
+    n_patients: int
+    n_annotations: int
+    n_tiles: int
+    n_empty_tiles: int
+    n_tile_annotations: int
+    n_kept_by_ratio: int
+    n_kept_large: int
+    n_kept_best_tile: int
+    n_unlabelled: int
+    n_quarantined_images: int
+    n_other_classes: int
+    n_out_of_roi: int
+    n_outside_image: int
+    class_counts: Mapping[int, int]
+    tile_class_counts: Mapping[int, int]
+    avg_box_area: float
+    tile_avg_box_area: float
+    missing_classes: tuple[str, ...]
+    bad_labels: tuple[BadLabel, ...]
+    not_preprocessed: tuple[str, ...]
+
+    @property
+    def n_bad_labels(self) -> int:
+        return len(self.bad_labels)
+
+    @property
+    def n_not_preprocessed(self) -> int:
+        return len(self.not_preprocessed)
+
+    def counts(self) -> dict[str, int]:
+        """All ``n_*`` numbers."""
+        names = [field.name for field in fields(self) if field.name.startswith("n_")]
+        return {name: getattr(self, name) for name in (*names, "n_bad_labels", "n_not_preprocessed")}
+
+
+@dataclass(frozen=True, slots=True)
+class _LabelledImage:
+    image_id: str
+    frames: ImageFrames
+    lesions: Lesions
+
+
+def build_coco_split(
+    store: ArtefactStore,
+    lane: str,
+    raw_folder: Path,
+    labels: LabelConfiguration,
+    class_map: ClassMap,
+    *,
+    fold: int,
+    split: Split,
+    manifest: pl.DataFrame,
+    workers: int = 1,
+) -> CocoSplitSummary:
+    """Write the global and the tile COCO file of one fold and split; files without images are valid files too.
+
+    Args:
+        store: where metadata, index and COCO files live.
+        lane: dataset lane; names the files.
+        raw_folder: the lane's landing folder; label paths start there.
+        labels: label format, policy and limits.
+        class_map: categories and how label files call them.
+        fold: position in the manifest's ``fold_splits``.
+        split: train, val or test.
+        manifest: all rows of the lane.
+        workers: threads that read labels; the result does not depend on it.
+
+    Raises:
+        ValueError: the lane has no lesion labels, or the manifest has fewer folds.
+        UnknownClassError: the configuration names a class that the class map does not have.
+    """
+    if labels.format == "none":
+        raise ValueError(f"{lane}: expected `labels.format: obb` or `mask` to write COCO files, found none")
+    label_space = class_map.label_space(labels.format, classes=labels.classes, label_classes=labels.label_classes)
+    rows = _rows_of_split(manifest, lane, fold, split)
+    usable = [row for row in rows if row["quarantine_reason"] is None]
+    labelled = [row for row in usable if row["label_format"] == labels.format]
+    preprocessed = _preprocessed_hashes(store, lane, labelled)
+
+    images: list[_LabelledImage] = []
+    bad_labels: list[BadLabel] = []
+    not_preprocessed: list[str] = []
+    patients: set[str] = set()
+    read = partial(_read_image, store, raw_folder, labels, label_space)
+    ready = [row for row in labelled if preprocessed.get(row["image_id"]) == row["content_hash"]]
+    not_preprocessed += [
+        row["image_id"] for row in labelled if preprocessed.get(row["image_id"]) != row["content_hash"]
+    ]
+    for row, result in zip(ready, _map_in_order(read, ready, workers), strict=True):
+        if isinstance(result, _LabelledImage):
+            images.append(result)
+            patients.add(row["patient_id"])
+        elif isinstance(result, BadLabel):
+            bad_labels.append(result)
+        else:
+            not_preprocessed.append(row["image_id"])
+
+    kept = _Annotations(store, label_space, labels)
+    for image in images:
+        kept.add(image)
+    write_json(store.coco_file(lane, split, fold, tiles=False), kept.global_coco, indent=None)
+    write_json(store.coco_file(lane, split, fold, tiles=True), kept.tiles_coco, indent=None)
+
+    class_counts = _class_counts(kept.global_coco, label_space)
+    return CocoSplitSummary(
+        lane=lane,
+        fold=fold,
+        split=split,
+        n_images=len(images),
+        n_negatives=kept.n_negatives,
+        n_patients=len(patients),
+        n_annotations=len(kept.global_coco["annotations"]),
+        n_tiles=len(kept.tiles_coco["images"]),
+        n_empty_tiles=kept.n_empty_tiles,
+        n_tile_annotations=len(kept.tiles_coco["annotations"]),
+        n_kept_by_ratio=kept.kept_by["ratio"],
+        n_kept_large=kept.kept_by["cover"],
+        n_kept_best_tile=kept.kept_by["best"],
+        n_unlabelled=len(usable) - len(labelled),
+        n_quarantined_images=len(rows) - len(usable),
+        n_other_classes=kept.n_other_classes,
+        n_out_of_roi=kept.n_out_of_roi,
+        n_outside_image=kept.n_outside_image,
+        class_counts=class_counts,
+        tile_class_counts=_class_counts(kept.tiles_coco, label_space),
+        avg_box_area=_avg_box_area(kept.global_coco),
+        tile_avg_box_area=_avg_box_area(kept.tiles_coco),
+        missing_classes=tuple(label_space.kept[category_id] for category_id, n in class_counts.items() if n == 0),
+        bad_labels=tuple(bad_labels),
+        not_preprocessed=tuple(sorted(not_preprocessed)),
+    )
+
+
+def write_coco_summary(store: ArtefactStore, summary: CocoSplitSummary) -> Path:
+    """Put one split into summary.json beside its COCO files and return that file.
+
+    Fold 0's stands in labels_coco/, other folds' in their folders. Lanes and splits are written by different
+    processes: the file is read, changed and replaced under a lock.
+    """
+    path = store.coco_file(summary.lane, summary.split, summary.fold, tiles=False).with_name("summary.json")
+    entry = {
+        "global": {
+            "num_images": summary.n_images,
+            "num_annotations": summary.n_annotations,
+            "class_counts": {str(key): n for key, n in summary.class_counts.items() if n},
+            "avg_box_area": summary.avg_box_area,
+        },
+        "tiles": {
+            "num_images": summary.n_tiles,
+            "num_annotations": summary.n_tile_annotations,
+            "class_counts": {str(key): n for key, n in summary.tile_class_counts.items() if n},
+            "avg_box_area": summary.tile_avg_box_area,
+        },
+    }
+    with store.lock("coco_summary"):
+        content = read_json(path) if path.exists() else {}
+        content[f"{summary.lane}_{summary.split}"] = entry
+        write_json(path, dict(sorted(content.items())))
+    return path
+
+
+class _Annotations:
+    """The two COCO files while they grow, image by image."""
+
+    def __init__(self, store: ArtefactStore, label_space: LabelSpace, labels: LabelConfiguration) -> None:
+        self.store = store
+        self.labels = labels
+        self.kept_ids = np.array(list(label_space.kept), dtype=np.int64)
+        self.global_coco = _empty_coco(label_space)
+        self.tiles_coco = _empty_coco(label_space)
+        self.kept_by: Counter[str] = Counter()
+        self.n_negatives = 0
+        self.n_empty_tiles = 0
+        self.n_other_classes = 0
+        self.n_out_of_roi = 0
+        self.n_outside_image = 0
+
+    def add(self, image: _LabelledImage) -> None:
+        lesions, frames = image.lesions, image.frames
+        key = artefact_key(image.image_id)
+        # Positions are kept while other classes go: lesion ids do not depend on the policy.
+        wanted = np.flatnonzero(np.isin(lesions.category_ids, self.kept_ids))
+        self.n_other_classes += len(lesions) - len(wanted)
+        kept = lesions.take(wanted)
+        self.n_out_of_roi += _count_out_of_roi(kept, frames)
+
+        size = frames.global_size
+        placed = place_in_image(kept, frames.raw_to_global, (size, size))
+        self.n_outside_image += len(kept) - len(placed)
+        self.n_negatives += not placed
+        file_name = self.store.name_of(self.store.global_image(key, size))
+        entry = {"file_name": file_name, "width": size, "height": size, "image_id": image.image_id}
+        _append(self.global_coco, entry, placed, kept, wanted)
+
+        in_tiles = place_in_tiles(
+            kept,
+            frames.raw_to_tiling,
+            frames.tiling_size,
+            frames.tiles,
+            min_box_ratio=self.labels.min_tile_box_ratio,
+            large_cover=self.labels.large_lesion_tile_cover,
+        )
+        for tile, placed_in_tile in zip(frames.tiles, in_tiles, strict=True):
+            tile_entry = {
+                "file_name": self.store.name_of(self.store.tile(key, tile.tile_id)),
+                "width": tile.width,
+                "height": tile.height,
+                "image_id": image.image_id,
+                "tile_id": tile.tile_id,
+            }
+            self.n_empty_tiles += not placed_in_tile
+            self.kept_by.update(lesion.kept_by for lesion in placed_in_tile)
+            _append(self.tiles_coco, tile_entry, placed_in_tile, kept, wanted)
+
+
+def _append(
+    coco: Coco,
+    entry: Mapping[str, Any],
+    placed: Iterable[PlacedLesion],
+    lesions: Lesions,
+    positions: NDArray[np.int64],
+) -> None:
+    """Add one image entry and its annotations; ``positions`` are those of the lesions in the image's label."""
+    image_number = len(coco["images"]) + 1
+    coco["images"].append({"id": image_number, **entry})
+    annotations = coco["annotations"]
+    for lesion in placed:
+        x0, y0, x1, y1 = lesion.box
+        annotations.append(
+            {
+                "id": len(annotations) + 1,
+                "image_id": image_number,
+                "category_id": int(lesions.category_ids[lesion.lesion]),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": (x1 - x0) * (y1 - y0),
+                "iscrowd": 0,
+                "obb": lesion.obb,
+                "segmentation": lesion.polygons,
+                "lesion_id": int(positions[lesion.lesion]) + 1,
+            }
+        )
+
+
+def _empty_coco(label_space: LabelSpace) -> Coco:
+    return {"images": [], "annotations": [], "categories": label_space.coco_categories()}
+
+
+def _rows_of_split(manifest: pl.DataFrame, lane: str, fold: int, split: Split) -> list[dict[str, Any]]:
+    columns = [
+        "image_id",
+        "patient_id",
+        "label_format",
+        "label_paths",
+        "content_hash",
+        "quarantine_reason",
+        "batch",
+        "fold_splits",
+    ]
+    rows = manifest.select(columns).sort("image_id").to_dicts()
+    for row in rows:
+        if len(row["fold_splits"]) <= fold:
+            raise ValueError(
+                f"{lane}: {row['image_id']}: expected a split for fold {fold}, found {len(row['fold_splits'])} folds; "
+                "materialize the manifest again"
+            )
+    return [row for row in rows if row["fold_splits"][fold] == split]
+
+
+def _preprocessed_hashes(store: ArtefactStore, lane: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Image id -> content hash of the images that the tiles' indexes list as done."""
+    hashes: dict[str, str] = {}
+    for batch in sorted({row["batch"] for row in rows}):
+        path = store.stage_index(lane, "tiles", batch)
+        if not path.exists():
+            continue
+        index = pl.read_parquet(path, columns=["image_id", "content_hash", "quarantine_reason"])
+        done = index.filter(pl.col("quarantine_reason").is_null())
+        hashes.update(zip(done["image_id"], done["content_hash"], strict=True))
+    return hashes
+
+
+def _read_image(
+    store: ArtefactStore,
+    raw_folder: Path,
+    labels: LabelConfiguration,
+    label_space: LabelSpace,
+    row: Mapping[str, Any],
+) -> _LabelledImage | BadLabel | None:
+    """Frames and lesions of one image; None when its metadata is gone although the index lists it."""
+    image_id = row["image_id"]
+    key = artefact_key(image_id)
+    try:
+        frames = ImageFrames.from_metadata(read_json(store.crop_metadata(key)), read_json(store.tiles_metadata(key)))
+    except FileNotFoundError:
+        return None
+    try:
+        paths = sorted(row["label_paths"] or ())
+        if not paths:
+            raise QuarantineError("bad_label", f"{image_id}: expected a label file, found none in the manifest")
+        for path in paths:
+            resolve_inside(raw_folder, path)
+        if labels.format == "mask":
+            lesions = read_lesion_masks(raw_folder, paths, label_space, frames.raw_size, labels.min_component_area)
+        else:
+            lesions = join_lesions(
+                [read_oriented_boxes(raw_folder / path, path, label_space, frames.raw_size) for path in paths]
+            )
+    except QuarantineError as error:
+        return BadLabel(image_id, error.reason, error.detail)
+    except PathEscapesRootError as error:
+        return BadLabel(image_id, "bad_label", str(error))
+    return _LabelledImage(image_id, frames, lesions)
+
+
+def _map_in_order(
+    function: Callable[[Mapping[str, Any]], _LabelledImage | BadLabel | None],
+    rows: list[dict[str, Any]],
+    workers: int,
+) -> list[_LabelledImage | BadLabel | None]:
+    if workers <= 1:
+        return [function(row) for row in rows]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, rows))
+
+
+def _count_out_of_roi(lesions: Lesions, frames: ImageFrames) -> int:
+    centres = lesions.boxes.reshape(-1, 2, 2).mean(axis=1)
+    x0, y0, x1, y1 = frames.crop_box
+    inside = (centres >= (x0, y0)).all(axis=1) & (centres <= (x1, y1)).all(axis=1)
+    return int((~inside).sum())
+
+
+def _class_counts(coco: Coco, label_space: LabelSpace) -> dict[int, int]:
+    counts = Counter(annotation["category_id"] for annotation in coco["annotations"])
+    return {category_id: counts[category_id] for category_id in label_space.kept}
+
+
+def _avg_box_area(coco: Coco) -> float:
+    areas = [annotation["area"] for annotation in coco["annotations"]]
+    return float(np.mean(areas)) if areas else 0.0

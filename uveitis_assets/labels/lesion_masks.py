@@ -1,0 +1,181 @@
+"""Lesion masks of FGADR's layout: image files as large as their photograph, one folder per lesion class.
+
+Masks come in many formats (1-bit, grey, palette, RGB, RGBA, 16-bit); all are read as "which pixels are lesion":
+opaque and not black. 8-connected components become boxes and outlines in raw pixels. A mask of another size is set
+aside, never resized, because it would put lesions in the wrong places. It knows nothing of crops, tiles or COCO.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from uveitis_assets.fundus.quarantine import QuarantineError
+from uveitis_assets.labels.class_map import LabelSpace, UnknownClassError
+from uveitis_assets.labels.lesions import Lesions, join_lesions, no_lesions, only_areas
+
+# Staircases of diagonal edges deviate by 0.71 px from the line through them: they go, square lesions stay square.
+OUTLINE_TOLERANCE_PX = 0.75
+EXIF_ORIENTATION = 0x0112
+
+
+def read_lesion_masks(
+    raw_folder: Path,
+    label_paths: list[str],
+    label_space: LabelSpace,
+    raw_size: tuple[int, int],
+    min_component_area: int,
+) -> Lesions:
+    """Read all masks of one image.
+
+    Masks of different folders stay apart also where they map to one category (hard and soft exudates): touching
+    lesions do not merge, a lesion marked in both counts twice.
+
+    Args:
+        raw_folder: the dataset's landing folder.
+        label_paths: mask files relative to it; the nearest folder that the class map names gives the class.
+        label_space: meaning of the folders.
+        raw_size: width and height of the displayed raw image, px.
+        min_component_area: smallest component, raw px.
+
+    Raises:
+        QuarantineError: ``bad_label`` with the file, found and expected.
+    """
+    parts = []
+    for label_path in sorted(label_paths):
+        category_id = _category_of(label_path, label_space)
+        mask = read_mask(raw_folder / label_path, label_path, raw_size)
+        parts.append(lesions_of_mask(mask, category_id, min_component_area))
+    return join_lesions(parts)
+
+
+def read_mask(path: Path, name: str, raw_size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Read one mask file: True where a lesion is marked, bool, shape (height, width), displayed raw frame.
+
+    A pixel is lesion when it is not transparent and its colour (for palettes: the colour of its entry) is not black;
+    in JPEG files, whose black is not exact, when a channel is at least 128.
+
+    Raises:
+        QuarantineError: ``bad_label``: unreadable, truncated or animated file, another size than the image, a mask
+            without any background, or one where only the alpha channel says something.
+    """
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise _bad(name, f"found {getattr(image, 'n_frames', 1)} frames, expected one")
+            width, height = image.size
+            if image.getexif().get(EXIF_ORIENTATION, 1) in {5, 6, 7, 8}:
+                width, height = height, width
+            if (width, height) != raw_size:
+                raise _bad(name, f"found {width}x{height} pixels, expected its image's {raw_size[0]}x{raw_size[1]}")
+            # 16-bit colour: Pillow would keep the high bytes only.
+            deep = len(image.getbands()) > 1 and any(";16" in str(tile.args) for tile in image.tile)
+            image.load()
+            lossy = image.format == "JPEG"
+            levels, alpha = _deep_levels(path) if deep else _levels(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, QuarantineError):
+            raise
+        raise _bad(name, f"found {_reason(error)}, expected a mask image that can be decoded") from error
+    mask: NDArray[np.bool_] = levels >= 128 if lossy else levels > 0
+    if alpha is not None:
+        if not mask.any() and alpha.any() and not alpha.all():
+            raise _bad(name, "found black on transparent, expected lesions in another colour than black")
+        mask &= alpha > 0
+    if mask.all():
+        raise _bad(name, "found every pixel marked as lesion, expected lesions on a black or transparent background")
+    if mask.shape != (raw_size[1], raw_size[0]):
+        raise _bad(name, f"found pixels of shape {mask.shape}, expected {(raw_size[1], raw_size[0])}")
+    return mask
+
+
+def lesions_of_mask(mask: NDArray[np.bool_], category_id: int, min_component_area: int) -> Lesions:
+    """8-connected components of at least ``min_component_area`` pixels, in raster order of their first row.
+
+    Boxes have exclusive upper edges; outlines follow the pixel edges of the component's outer border, simplified by
+    at most ``OUTLINE_TOLERANCE_PX``; holes are filled.
+    """
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
+    large: NDArray[np.int64] = np.flatnonzero(statistics[1:, cv2.CC_STAT_AREA] >= min_component_area) + 1
+    if not len(large):
+        return no_lesions()
+    x0, y0, width, height = (statistics[large, column].astype(np.int64) for column in range(4))
+    boxes = np.stack([x0, y0, x0 + width, y0 + height], axis=1)
+    rings = [
+        np.add(_outer_edge(labels[top:bottom, left:right] == label), (left, top))
+        for label, (left, top, right, bottom) in zip(large, boxes.tolist(), strict=True)
+    ]
+    owners = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+    outlines = shapely.polygons(shapely.linearrings(np.concatenate(rings), indices=owners))
+    # Pixels that meet only at a corner make a ring that touches itself; simplification needs valid areas.
+    touching = ~shapely.is_valid(outlines)
+    outlines[touching] = [
+        shapely.MultiPolygon(only_areas(shapely.make_valid(outline))) for outline in outlines[touching]
+    ]
+    outlines = shapely.simplify(outlines, OUTLINE_TOLERANCE_PX, preserve_topology=True)
+    category_ids = np.full(len(boxes), category_id, np.int64)
+    return Lesions(category_ids, boxes.astype(np.float64), outlines)
+
+
+def _outer_edge(component: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Outer border of a component as points on pixel edges, shape (n, 2).
+
+    OpenCV's contours run through pixel centres and would shrink a lesion by half a pixel on each side. On a grid of
+    twice the resolution, where a pixel takes its two edges and the sample between them, the border samples are the
+    pixel edges.
+    """
+    height, width = component.shape
+    samples = np.zeros((2 * height + 1, 2 * width + 1), np.uint8)
+    samples[1::2, 1::2] = component
+    samples = cv2.dilate(samples, np.ones((3, 3), np.uint8)).reshape(samples.shape)
+    contours, _ = cv2.findContours(samples, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return np.asarray(contours[0], np.float64).reshape(-1, 2) / 2.0
+
+
+def _levels(image: Image.Image) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Strongest channel and, where the file has one, alpha; shape (height, width) each, displayed frame."""
+    if image.mode == "P" or (image.mode in {"1", "L", "RGB"} and "transparency" in image.info):
+        image = image.convert("RGBA")
+    pixels = np.asarray(ImageOps.exif_transpose(image))
+    if pixels.ndim == 2:
+        return pixels, None
+    if image.mode in {"LA", "RGBA"}:
+        return pixels[..., :-1].max(axis=2), pixels[..., -1]
+    if image.mode == "RGB":
+        return pixels.max(axis=2), None
+    raise ValueError(f"colour mode {image.mode}")
+
+
+def _deep_levels(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """``_levels`` of a file with 16 bits per channel and several channels."""
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.ndim != 3:
+        raise ValueError("16-bit channels that OpenCV does not decode")
+    if pixels.shape[2] in {2, 4}:
+        return pixels[..., :-1].max(axis=2), pixels[..., -1]
+    return pixels.max(axis=2), None
+
+
+def _category_of(label_path: str, label_space: LabelSpace) -> int:
+    folders = PurePosixPath(label_path).parent.parts
+    for folder in reversed(folders):
+        if folder in label_space.category_ids:
+            return label_space.category_of(folder)
+    try:
+        return label_space.category_of(folders[-1] if folders else "")
+    except UnknownClassError as error:
+        raise _bad(label_path, f"{error} as the mask's folder") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _bad(name: str, message: str) -> QuarantineError:
+    return QuarantineError("bad_label", f"{name}: {message}")

@@ -1,0 +1,151 @@
+"""Which lesions the global image and the tiles show, and how they are clipped there.
+
+Rules. A box is the bounding box of the lesion's corners or pixels, projected and clipped to the frame under the
+pixel-edge convention (0..width, not 0..width-1). A tile keeps a box when
+
+1. ``ratio``: at least ``min_box_ratio`` of the box's area lies in the tile;
+2. ``cover``: the clipped box covers at least ``large_cover`` of the tile, so that lesions larger than a tile stay;
+3. ``best``: no tile keeps the box by 1 or 2 (long thin ones across many tiles): the tile with the largest part of it
+   keeps it, the first of equals. So every lesion with area inside the tiling frame appears in some tile.
+
+The rules look at boxes, as those of the earlier scripts did. Outlines are clipped as polygons; where a clipped box
+holds nothing of the outline (a corner beside a slanted lesion) the tile does not count. It reads and writes no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from uveitis_assets.fundus.geometry import AxisAlignedTransform, Tile
+from uveitis_assets.labels.lesions import Lesions, only_areas
+
+KeptBy = Literal["ratio", "cover", "best"]
+
+# Corners this far outside count as inside: float64 noise of the projection.
+CORNER_NOISE_PX = 1e-6
+# Smaller clipped outlines, in px², are an edge that touches the window.
+SMALLEST_OUTLINE = 1e-6
+SEGMENTATION_DECIMALS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedLesion:
+    """One lesion as one window shows it, in the window's pixels.
+
+    Attributes:
+        lesion: index in the image's ``Lesions``.
+        box: x0, y0, x1, y1, clipped to the window.
+        polygons: the clipped outline as COCO polygons (x, y, x, y, ...), rounded to 0.001 px.
+        obb: the four corners as shares of the window, or None when one lies outside or the label has none.
+        kept_by: the rule that kept it.
+    """
+
+    lesion: int
+    box: tuple[float, float, float, float]
+    polygons: list[list[float]]
+    obb: list[float] | None
+    kept_by: KeptBy
+
+
+def place_in_image(lesions: Lesions, raw_to_image: AxisAlignedTransform, size: tuple[int, int]) -> list[PlacedLesion]:
+    """Lesions as one image of ``size`` (width, height) shows them: all that have area inside."""
+    whole = Tile("", 0, 0, size[0], size[1])
+    return place_in_tiles(lesions, raw_to_image, size, (whole,), min_box_ratio=0.0, large_cover=0.0)[0]
+
+
+def place_in_tiles(
+    lesions: Lesions,
+    raw_to_tiling: AxisAlignedTransform,
+    tiling_size: tuple[int, int],
+    tiles: Sequence[Tile],
+    *,
+    min_box_ratio: float,
+    large_cover: float,
+) -> list[list[PlacedLesion]]:
+    """Lesions of every tile, in the order of the tiles and of the lesions; rules in the module's docstring.
+
+    Args:
+        lesions: raw px.
+        raw_to_tiling: raw px to px of the frame that the tiles are cut from.
+        tiling_size: width and height of that frame, px.
+        tiles: boxes in that frame.
+        min_box_ratio: smallest share of a box's area in the frame that a tile has to hold.
+        large_cover: smallest share of a tile's area that a box has to cover.
+    """
+    placed: list[list[PlacedLesion]] = [[] for _ in tiles]
+    if not len(lesions) or not tiles:
+        return placed
+    projected = raw_to_tiling.apply_boxes(lesions.boxes)
+    whole = _areas(projected)
+    boxes = _clip(projected, (0, 0, *tiling_size))
+    outlines = shapely.transform(lesions.outlines, raw_to_tiling.apply)
+    corners = None if lesions.corners is None else raw_to_tiling.apply(lesions.corners)
+    areas = _areas(boxes)
+
+    shape = (len(tiles), len(boxes))
+    shared = np.zeros(shape)
+    cover = np.zeros(shape)
+    clipped = np.empty(shape, dtype=object)
+    for index, tile in enumerate(tiles):
+        window = (tile.x0, tile.y0, tile.x1, tile.y1)
+        inside = _areas(_clip(boxes, window))
+        meets = np.flatnonzero(inside > 0)
+        parts = outlines[meets]
+        crossing = inside[meets] < whole[meets]
+        parts[crossing] = shapely.intersection(parts[crossing], shapely.box(*window))
+        filled = shapely.area(parts) > SMALLEST_OUTLINE
+        clipped[index, meets[filled]] = parts[filled]
+        shared[index, meets[filled]] = inside[meets[filled]]
+        cover[index] = shared[index] / (tile.width * tile.height)
+
+    visible = shared > 0
+    by_ratio = visible & (shared >= min_box_ratio * areas)
+    by_cover = visible & (cover >= large_cover) & ~by_ratio
+    by_best = np.zeros_like(visible)
+    alone = np.flatnonzero(visible.any(axis=0) & ~(by_ratio | by_cover).any(axis=0))
+    by_best[shared[:, alone].argmax(axis=0), alone] = True
+
+    for index, tile in enumerate(tiles):
+        window_boxes = _clip(boxes, (tile.x0, tile.y0, tile.x1, tile.y1)) - (tile.x0, tile.y0, tile.x0, tile.y0)
+        for lesion in np.flatnonzero((by_ratio | by_cover | by_best)[index]).tolist():
+            x0, y0, x1, y1 = window_boxes[lesion].tolist()
+            placed[index].append(
+                PlacedLesion(
+                    lesion=lesion,
+                    box=(x0, y0, x1, y1),
+                    polygons=_coco_polygons(clipped[index, lesion], tile),
+                    obb=None if corners is None else _obb(corners[lesion], tile),
+                    kept_by="ratio" if by_ratio[index, lesion] else "cover" if by_cover[index, lesion] else "best",
+                )
+            )
+    return placed
+
+
+def _clip(boxes: NDArray[np.float64], window: tuple[int, int, int, int]) -> NDArray[np.float64]:
+    x0, y0, x1, y1 = window
+    return np.clip(boxes, (x0, y0, x0, y0), (x1, y1, x1, y1))
+
+
+def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    areas: NDArray[np.float64] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return areas
+
+
+def _coco_polygons(outline: shapely.Geometry, tile: Tile) -> list[list[float]]:
+    rings = [shapely.get_coordinates(part.exterior)[:-1] - (tile.x0, tile.y0) for part in only_areas(outline)]
+    return [np.round(ring, SEGMENTATION_DECIMALS).ravel().tolist() for ring in rings]
+
+
+def _obb(corners: NDArray[np.float64], tile: Tile) -> list[float] | None:
+    points = corners - (tile.x0, tile.y0)
+    size = (tile.width, tile.height)
+    if (points < -CORNER_NOISE_PX).any() or (points > np.add(size, CORNER_NOISE_PX)).any():
+        return None
+    shares: list[float] = np.clip(points / size, 0.0, 1.0).ravel().tolist()
+    return shares
