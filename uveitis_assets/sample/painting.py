@@ -1,0 +1,174 @@
+"""Brushes of the sample generator: smooth random fields, ragged blobs, and blending onto an 8-bit RGB canvas.
+
+Everything that gives the synthetic images their texture starts here. It knows nothing of anatomy, lesions or
+files; those rooms call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Canvas = NDArray[np.uint8]
+Field = NDArray[np.float32]
+
+Pixel = TypeVar("Pixel", np.uint8, np.float32)
+
+RED_GREEN_BLUE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One brush stroke: ``alpha`` (h, w) float32 in 0..1, and either a colour to blend towards or an absorption.
+
+    ``colour`` is RGB 0..255 for ``absorbs=False``; for ``absorbs=True`` it is the fraction of light taken away from
+    each of R, G, B where alpha is 1 (blood, pigment and shadows darken; they do not cover).
+    """
+
+    alpha: Field
+    colour: tuple[float, float, float]
+    absorbs: bool = False
+
+
+def random_generator(*words: int) -> np.random.Generator:
+    """Generator that depends on the words and their order only, the same in every process."""
+    return np.random.default_rng(np.random.SeedSequence(list(words)))
+
+
+def smoothstep(value: NDArray[Any], low: float, high: float) -> Field:
+    """Cubic ramp from 0 at ``low`` to 1 at ``high``; ``low`` may be the larger one."""
+    t = np.clip((value - low) / (high - low), 0.0, 1.0)
+    return (t * t * (3.0 - 2.0 * t)).astype(np.float32)
+
+
+def smooth_noise(
+    rng: np.random.Generator, shape: Sequence[int], cell: float, *, octaves: int = 1, persistence: float = 0.5
+) -> Field:
+    """Value noise of about zero mean and unit spread: ``shape`` = (h, w) float32, features of ``cell`` pixels."""
+    height, width = shape
+    total = np.zeros((height, width), np.float32)
+    power = 0.0
+    for octave in range(octaves):
+        size = max(cell / 2.0**octave, 1.0)
+        rows, columns = int(np.ceil(height / size)) + 4, int(np.ceil(width / size)) + 4
+        grid = rng.standard_normal((rows, columns), dtype=np.float32)
+        # A sub-cell shift keeps the lattice from lining up with the image's corner in every octave.
+        shift_x, shift_y = rng.uniform(1.0, 2.0, 2)
+        matrix = np.array([[1.0 / size, 0.0, shift_x], [0.0, 1.0 / size, shift_y]])
+        amplitude = persistence**octave
+        total += amplitude * cv2.warpAffine(
+            grid, matrix, (width, height), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
+        )
+        power += amplitude**2
+    # Interpolating white noise loses about 0.35 of its variance; 1.25 brings the spread back to about one.
+    return np.asarray(total * (1.25 / np.sqrt(power)), np.float32)
+
+
+def blur(plane: NDArray[Pixel], spread: float) -> NDArray[Pixel]:
+    """Gaussian blur of ``spread`` pixels; shape and type stay."""
+    return cast("NDArray[Pixel]", cv2.GaussianBlur(plane, (0, 0), spread))
+
+
+def enlarge(plane: NDArray[Pixel], shape: Sequence[int]) -> NDArray[Pixel]:
+    """Resize a plane or image to (h, w) = ``shape``, linearly; the type stays."""
+    return cast("NDArray[Pixel]", cv2.resize(plane, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR))
+
+
+def ragged_blob(
+    rng: np.random.Generator,
+    length: float,
+    breadth: float,
+    angle: float,
+    *,
+    softness: float = 0.3,
+    raggedness: float = 0.25,
+    grain: float = 0.35,
+) -> Field:
+    """Alpha of an irregular oval on its own square patch.
+
+    Args:
+        length, breadth: extents in pixels along and across ``angle`` (radians, image axes).
+        softness: width of the edge ramp as a fraction of the radius.
+        raggedness: how far noise pushes the outline in and out, as a fraction of the radius.
+        grain: noise feature size as a fraction of the breadth.
+
+    Returns:
+        (s, s) float32 in 0..1, the oval centred.
+    """
+    side = max(int(np.ceil(max(length, breadth) * (1.15 + raggedness) + 4)), 5)
+    # Large soft shapes carry no detail worth computing at full size.
+    shrink = max(1.0, side / 320.0)
+    small = round(side / shrink)
+    axis = (np.arange(small, dtype=np.float32) - (small - 1) / 2.0) * shrink
+    x, y = axis[None, :], axis[:, None]
+    along = (x * np.cos(angle) + y * np.sin(angle)) / max(length / 2.0, 0.6)
+    across = (-x * np.sin(angle) + y * np.cos(angle)) / max(breadth / 2.0, 0.6)
+    radius = np.sqrt(along**2 + across**2)
+    if raggedness > 0:
+        noise = smooth_noise(rng, (small, small), max(grain * breadth / shrink, 1.5), octaves=3, persistence=0.55)
+        radius = radius + raggedness * 0.6 * noise
+    alpha = smoothstep(radius, 1.0 + softness / 2.0, 1.0 - softness / 2.0)
+    if small != side:
+        alpha = enlarge(alpha, (side, side))
+    return alpha
+
+
+def paste_maximum(target: Field, patch: Field, x: float, y: float) -> None:
+    """Lay ``patch`` centred at (x, y) onto ``target`` keeping the larger alpha; parts outside are dropped."""
+    height, width = patch.shape
+    left, top = round(x - width / 2.0), round(y - height / 2.0)
+    x0, y0 = max(left, 0), max(top, 0)
+    x1, y1 = min(left + width, target.shape[1]), min(top + height, target.shape[0])
+    if x0 >= x1 or y0 >= y1:
+        return
+    region = target[y0:y1, x0:x1]
+    np.maximum(region, patch[y0 - top : y1 - top, x0 - left : x1 - left], out=region)
+
+
+def paint(canvas: Canvas, layer: Layer, left: int, top: int) -> None:
+    """Apply a layer in place with its upper left corner at (left, top); parts outside the canvas are dropped."""
+    height, width = layer.alpha.shape
+    x0, y0 = max(left, 0), max(top, 0)
+    x1, y1 = min(left + width, canvas.shape[1]), min(top + height, canvas.shape[0])
+    if x0 >= x1 or y0 >= y1:
+        return
+    alpha = layer.alpha[y0 - top : y1 - top, x0 - left : x1 - left, None]
+    region = canvas[y0:y1, x0:x1].astype(np.float32)
+    colour = np.asarray(layer.colour, np.float32)
+    mixed = region * (1.0 - alpha * colour) if layer.absorbs else region + alpha * (colour - region)
+    canvas[y0:y1, x0:x1] = np.clip(mixed + 0.5, 0.0, 255.0).astype(np.uint8)
+
+
+def absorb(canvas: Canvas, density: NDArray[np.uint8], strength: tuple[float, float, float]) -> None:
+    """Darken the whole canvas in place: each channel loses ``strength`` of its light where density (h, w) is 255."""
+    levels = np.arange(256, dtype=np.float32)
+    channels = [np.clip(255.0 - levels * fraction + 0.5, 0.0, 255.0).astype(np.uint8) for fraction in strength]
+    table = np.stack(channels, axis=-1).reshape(1, 256, RED_GREEN_BLUE)
+    cv2.multiply(canvas, cv2.LUT(cv2.merge([density] * RED_GREEN_BLUE), table), dst=canvas, scale=1.0 / 255.0)
+
+
+def add_sensor_noise(
+    canvas: Canvas, rng: np.random.Generator, *, fine: float, coarse: float, grain: float, tile: int = 768
+) -> None:
+    """Add noise in place, independent per channel: white noise of spread ``fine`` and grain of ``coarse``.
+
+    One tile is drawn and repeated with a different shift in every row of tiles, which the eye does not notice and
+    which makes 12-megapixel images affordable.
+    """
+    white = rng.standard_normal((tile, tile, RED_GREEN_BLUE), dtype=np.float32)
+    clump = blur(rng.standard_normal((tile, tile, RED_GREEN_BLUE), dtype=np.float32), grain)
+    clump *= np.float32(coarse / max(float(clump.std()), 1e-6))
+    noise = np.clip(np.round(white * fine + clump), -127, 127).astype(np.int8)
+    height, width = canvas.shape[:2]
+    columns = width // tile + 2
+    for top in range(0, height, tile):
+        rows = min(tile, height - top)
+        shift = int(rng.integers(tile))
+        strip = np.concatenate([noise[:rows]] * columns, axis=1)[:, shift : shift + width]
+        region = canvas[top : top + rows]
+        cv2.add(region, strip, dst=region, dtype=cv2.CV_8U)
