@@ -44,6 +44,11 @@ class LabelSpace:
             raise UnknownClassError(f"found class {label_class!r}, expected one of {known}")
         return self.category_ids[label_class]
 
+    @property
+    def reachable(self) -> dict[int, str]:
+        """Kept categories that some label class maps to: fgadr's folders never give ``hyalite``."""
+        return {key: name for key, name in self.kept.items() if key in set(self.category_ids.values())}
+
     def coco_categories(self) -> list[dict[str, Any]]:
         """The ``categories`` list of a COCO file."""
         return [{"id": category_id, "name": name} for category_id, name in self.kept.items()]

@@ -55,7 +55,8 @@ class CocoSplitSummary:
     """What one split's COCO files hold and what was left out.
 
     Counts are of images unless the name says otherwise. ``class_counts`` map category ids to annotations, zero
-    included. ``n_out_of_roi`` are lesions whose box centre lies outside the crop; ``n_outside_image`` are lesions
+    included; ``missing_classes`` are kept categories that the labels could name but this split has none of.
+    ``n_out_of_roi`` are lesions whose box centre lies outside the crop; ``n_outside_image`` are lesions
     with nothing inside the global image (left out); ``n_other_classes`` are lesions outside the label-space policy.
     ``n_kept_*`` count tile annotations by the rule of ``placement`` that kept them. Areas are in px².
     """
@@ -192,7 +193,7 @@ def build_coco_split(
         tile_class_counts=_class_counts(kept.tiles_coco, label_space),
         avg_box_area=_avg_box_area(kept.global_coco),
         tile_avg_box_area=_avg_box_area(kept.tiles_coco),
-        missing_classes=tuple(label_space.kept[category_id] for category_id, n in class_counts.items() if n == 0),
+        missing_classes=tuple(name for key, name in label_space.reachable.items() if class_counts[key] == 0),
         bad_labels=tuple(bad_labels),
         not_preprocessed=tuple(sorted(not_preprocessed)),
     )

@@ -70,7 +70,8 @@ def read_mask(path: Path, name: str, raw_size: tuple[int, int]) -> NDArray[np.bo
             if getattr(image, "n_frames", 1) > 1:
                 raise _bad(name, f"found {getattr(image, 'n_frames', 1)} frames, expected one")
             width, height = image.size
-            if image.getexif().get(EXIF_ORIENTATION, 1) in {5, 6, 7, 8}:
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            if orientation in {5, 6, 7, 8}:
                 width, height = height, width
             if (width, height) != raw_size:
                 raise _bad(name, f"found {width}x{height} pixels, expected its image's {raw_size[0]}x{raw_size[1]}")
@@ -96,20 +97,27 @@ def read_mask(path: Path, name: str, raw_size: tuple[int, int]) -> NDArray[np.bo
 
 
 def lesions_of_mask(mask: NDArray[np.bool_], category_id: int, min_component_area: int) -> Lesions:
-    """8-connected components of at least ``min_component_area`` pixels, in raster order of their first row.
+    """8-connected components of at least ``min_component_area`` pixels, by the row and column of their boxes' corners.
 
     Boxes have exclusive upper edges; outlines follow the pixel edges of the component's outer border, simplified by
     at most ``OUTLINE_TOLERANCE_PX``; holes are filled.
     """
-    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
-    large: NDArray[np.int64] = np.flatnonzero(statistics[1:, cv2.CC_STAT_AREA] >= min_component_area) + 1
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    marked = mask.view(np.uint8)[top : top + height, left : left + width]
+    if not marked.size:
+        return no_lesions()
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(marked, connectivity=8, ltype=cv2.CV_32S)
+    statistics = statistics.astype(np.int64)
+    large = np.flatnonzero(statistics[1:, cv2.CC_STAT_AREA] >= min_component_area) + 1
+    # OpenCV's numbering follows its blocks of pixels; ours is by place.
+    large = large[np.lexsort((statistics[large, cv2.CC_STAT_LEFT], statistics[large, cv2.CC_STAT_TOP]))]
     if not len(large):
         return no_lesions()
-    x0, y0, width, height = (statistics[large, column].astype(np.int64) for column in range(4))
-    boxes = np.stack([x0, y0, x0 + width, y0 + height], axis=1)
+    corners = statistics[large][:, [cv2.CC_STAT_LEFT, cv2.CC_STAT_TOP]]
+    boxes = np.hstack([corners, corners + statistics[large][:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]])
     rings = [
-        np.add(_outer_edge(labels[top:bottom, left:right] == label), (left, top))
-        for label, (left, top, right, bottom) in zip(large, boxes.tolist(), strict=True)
+        np.add(_outer_edge(labels[y0:y1, x0:x1] == label), (x0 + left, y0 + top))
+        for label, (x0, y0, x1, y1) in zip(large, boxes.tolist(), strict=True)
     ]
     owners = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
     outlines = shapely.polygons(shapely.linearrings(np.concatenate(rings), indices=owners))
@@ -119,8 +127,8 @@ def lesions_of_mask(mask: NDArray[np.bool_], category_id: int, min_component_are
         shapely.MultiPolygon(only_areas(shapely.make_valid(outline))) for outline in outlines[touching]
     ]
     outlines = shapely.simplify(outlines, OUTLINE_TOLERANCE_PX, preserve_topology=True)
-    category_ids = np.full(len(boxes), category_id, np.int64)
-    return Lesions(category_ids, boxes.astype(np.float64), outlines)
+    boxes_in_raw = np.add(boxes, (left, top, left, top), dtype=np.float64)
+    return Lesions(np.full(len(boxes), category_id, np.int64), boxes_in_raw, outlines)
 
 
 def _outer_edge(component: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -142,7 +150,9 @@ def _levels(image: Image.Image) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Strongest channel and, where the file has one, alpha; shape (height, width) each, displayed frame."""
     if image.mode == "P" or (image.mode in {"1", "L", "RGB"} and "transparency" in image.info):
         image = image.convert("RGBA")
-    pixels = np.asarray(ImageOps.exif_transpose(image))
+    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    pixels = np.asarray(image)
     if pixels.ndim == 2:
         return pixels, None
     if image.mode in {"LA", "RGBA"}:
