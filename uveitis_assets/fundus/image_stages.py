@@ -1,0 +1,388 @@
+"""The three preprocessing stages of one image: ROI mask, normalized crop, tiles; computed and written.
+
+Each intermediate (raw pixels, mask, normalized crop) is taken from memory when an earlier stage just made it and is
+read back from its artefact otherwise. Batches, resuming and threads are preprocess.py's business.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from uveitis_assets.fundus.color import ReferenceColor, normalize_crop
+from uveitis_assets.fundus.configuration import PreprocessConfiguration, PreprocessStage, RoiMethod
+from uveitis_assets.fundus.crop import crop_box
+from uveitis_assets.fundus.geometry import ImageFrames
+from uveitis_assets.fundus.image_file import content_hash, decode_rgb, read_landed_file
+from uveitis_assets.fundus.landed import RegisteredImage
+from uveitis_assets.fundus.png import encode_png
+from uveitis_assets.fundus.quarantine import QuarantineError
+from uveitis_assets.fundus.roi import RoiFunction, downscale_for_roi, find_roi
+from uveitis_assets.fundus.roi_threshold import threshold_retina_mask
+from uveitis_assets.fundus.stage_index import Row
+from uveitis_assets.fundus.tiling import cut_tile, image_frames, padded_canvas, reconstruction_error, render_global
+from uveitis_assets.storage import TEMPORARY_SUFFIX, ArtefactStore, artefact_key, json_bytes, read_json, write_bytes
+
+Pixels = NDArray[np.uint8]
+
+
+class PrerequisiteError(RuntimeError):
+    """An earlier stage of the image has not been materialized with the present configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageSettings:
+    """What all images of a batch share; ``segment`` is SAM 2's function, None where no chain asks for it."""
+
+    store: ArtefactStore
+    configuration: PreprocessConfiguration
+    reference_color: ReferenceColor | None = None
+    segment: RoiFunction | None = None
+
+
+class ImageStages:
+    """One image on its way through the stages.
+
+    Args:
+        image: the registered image.
+        settings: store and configuration.
+        rows: rows of earlier stages that hold (current fingerprint), to read artefacts back.
+        sam2_result: SAM 2's mask at the ROI scale or its failure, where it was computed beforehand in a batch.
+    """
+
+    def __init__(
+        self,
+        image: RegisteredImage,
+        settings: StageSettings,
+        rows: Mapping[PreprocessStage, Row],
+        sam2_result: Pixels | str | None = None,
+    ) -> None:
+        self.image = image
+        self.key = artefact_key(image.image_id)
+        self.bytes_written = 0
+        self._settings = settings
+        self._store = settings.store
+        self._configuration = settings.configuration
+        self._rows = dict(rows)
+        self._sam2_result = sam2_result
+        self._raw: Pixels | None = None
+        self._mask: Pixels | None = None
+        self._frames: ImageFrames | None = None
+        self._canvas: Pixels | None = None
+
+    def run(self, stage: PreprocessStage) -> dict[str, Any]:
+        """Compute and write one stage.
+
+        Returns:
+            The stage's own columns of its index row.
+
+        Raises:
+            QuarantineError: the image cannot be used.
+            PrerequisiteError: an earlier stage is missing.
+        """
+        match stage:
+            case "roi_masks":
+                return self._roi_masks()
+            case "normalized_crops":
+                return self._normalized_crops()
+            case "tiles":
+                return self._tiles()
+
+    # Stages -----------------------------------------------------------------------------------------------
+
+    def _roi_masks(self) -> dict[str, Any]:
+        raw = self._raw_image()
+        roi = self._configuration.roi
+        small = downscale_for_roi(raw, roi.downsample_max_side)
+        result = find_roi(raw, small, self._roi_functions(), roi)
+        self._mask = result.mask
+        self._write(self._store.roi_mask(self.key), encode_png(result.mask))
+        return {
+            "method": result.method,
+            "fallbacks": list(result.fallbacks),
+            "area_ratio": result.area_ratio,
+            "border_touch_ratio": result.border_touch_ratio,
+            "width": raw.shape[1],
+            "height": raw.shape[0],
+        }
+
+    def _normalized_crops(self) -> dict[str, Any]:
+        crop, frames, metadata = self._normalize()
+        persist = self._configuration.persist
+        self._write_or_remove("crops" in persist, self._store.crop(self.key), crop)
+        self._write_or_remove("norm" in persist, self._store.normalized_crop(self.key), self._normalized())
+        self._write(self._store.crop_metadata(self.key), json_bytes(frames.crop_metadata()))
+        self._write(self._store.normalization_metadata(self.key), json_bytes(metadata))
+        x0, y0, x1, y1 = frames.crop_box
+        return {
+            **{"x0": x0, "y0": y0, "x1": x1, "y1": y1, "method": metadata["method"]},
+            **{f"mean_{channel}": value for channel, value in zip("rgb", metadata["mean"], strict=True)},
+            **{f"std_{channel}": value for channel, value in zip("rgb", metadata["std"], strict=True)},
+        }
+
+    def _tiles(self) -> dict[str, Any]:
+        if self._canvas is None:
+            self._load_normalized()
+        frames, canvas = self._laid_out(), self._padded()
+        tiling, persist = self._configuration.tiling, self._configuration.persist
+        frame = self._normalized()
+        if tiling.frame == "global" or "global" in persist:
+            global_image = render_global(canvas, frames.global_size)
+            self._write_or_remove(
+                "global" in persist, self._store.global_image(self.key, frames.global_size), global_image
+            )
+            if tiling.frame == "global":
+                frame = global_image
+        else:
+            self._store.global_image(self.key, frames.global_size).unlink(missing_ok=True)
+        tiles = [cut_tile(frame, tile) for tile in frames.tiles]
+        names = set()
+        if "tiles" in persist:
+            for tile, pixels in zip(frames.tiles, tiles, strict=True):
+                path = self._store.tile(self.key, tile.tile_id)
+                names.add(path.name)
+                self._write(path, encode_png(pixels))
+        _keep_only(tile_folder(self._store, self.key), names)
+        self._write(self._store.tiles_metadata(self.key), json_bytes(frames.tiles_metadata(self.image.image_id)))
+        black = cv2.countNonZero(cv2.inRange(frame, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)))
+        return {
+            "n_tiles": len(tiles),
+            "global_size": frames.global_size,
+            "frame": frames.frame,
+            "reconstruction_abs_error": reconstruction_error(frame, frames.tiles, tiles),
+            "black_ratio": black / (frame.shape[0] * frame.shape[1]),
+        }
+
+    # Intermediates ----------------------------------------------------------------------------------------
+
+    def _raw_image(self) -> Pixels:
+        if self._raw is None:
+            self._raw = read_registered_image(self._store, self.image)
+        return self._raw
+
+    def _roi_functions(self) -> dict[RoiMethod, RoiFunction]:
+        roi = self._configuration.roi
+        functions: dict[RoiMethod, RoiFunction] = {}
+        for method in roi.methods_for(self.image.dataset):
+            match method:
+                case "threshold":
+                    functions[method] = partial(threshold_retina_mask, sat_threshold=roi.sat_threshold)
+                case "uwf":
+                    from uveitis_assets.fundus.roi_uwf import uwf_retina_mask
+
+                    functions[method] = uwf_retina_mask
+                case "sam2_prompted":
+                    functions[method] = self._segment_with_sam2
+        return functions
+
+    def _segment_with_sam2(self, small_rgb: Pixels) -> Pixels | str:
+        if self._sam2_result is not None:
+            return self._sam2_result
+        if self._settings.segment is None:
+            raise AssertionError("a chain with sam2_prompted runs with a segment function")
+        return self._settings.segment(small_rgb)
+
+    def _mask_image(self) -> Pixels:
+        if self._mask is None:
+            self._require("roi_masks")
+            path = self._store.roi_mask(self.key)
+            mask = _read_png(path, cv2.IMREAD_GRAYSCALE)
+            raw = self._raw_image()
+            if mask.shape != raw.shape[:2]:
+                raise PrerequisiteError(f"{path}: expected {raw.shape[1::-1]} pixels, found {mask.shape[::-1]}")
+            self._mask = mask
+        return self._mask
+
+    def _normalize(self) -> tuple[Pixels, ImageFrames, dict[str, Any]]:
+        mask, raw = self._mask_image(), self._raw_image()
+        x0, y0, x1, y1 = box = crop_box(mask, self._configuration.roi.crop_pad_px)
+        crop = raw[y0:y1, x0:x1]
+        self._frames = image_frames((raw.shape[1], raw.shape[0]), box, self._configuration.tiling)
+        self._canvas, inside = padded_canvas(self._frames)
+        _, metadata = normalize_crop(
+            crop, mask[y0:y1, x0:x1], self._configuration.normalize, self._settings.reference_color, out=inside
+        )
+        return crop, self._frames, metadata
+
+    def _load_normalized(self) -> None:
+        """Take the normalized crop from its artefact, or make it again in memory where it is not persisted."""
+        self._require("normalized_crops")
+        if "norm" not in self._configuration.persist:
+            self._normalize()
+            return
+        metadata = read_json(self._store.crop_metadata(self.key))
+        width, height = metadata["orig_size"]
+        x0, y0, x1, y1 = metadata["bbox_xyxy"]
+        self._frames = image_frames((width, height), (x0, y0, x1, y1), self._configuration.tiling)
+        path = self._store.normalized_crop(self.key)
+        normalized = _read_png(path, cv2.IMREAD_COLOR_RGB)
+        if normalized.shape[1::-1] != self._frames.crop_size:
+            raise PrerequisiteError(
+                f"{path}: expected {self._frames.crop_size} pixels, found {normalized.shape[1::-1]}"
+            )
+        self._canvas, inside = padded_canvas(self._frames)
+        inside[:] = normalized
+
+    def _laid_out(self) -> ImageFrames:
+        if self._frames is None:
+            raise AssertionError("frames are laid out with the normalized crop")
+        return self._frames
+
+    def _padded(self) -> Pixels:
+        if self._canvas is None:
+            raise AssertionError("the canvas is filled with the normalized crop")
+        return self._canvas
+
+    def _normalized(self) -> Pixels:
+        (pad_x, pad_y), (width, height) = self._laid_out().pad_xy, self._laid_out().crop_size
+        return self._padded()[pad_y : pad_y + height, pad_x : pad_x + width]
+
+    def _require(self, stage: PreprocessStage) -> None:
+        row = self._rows.get(stage)
+        if row is None:
+            raise PrerequisiteError(
+                f"{stage} has no artefact of this image with the present configuration and code; materialize {stage} "
+                "for this batch first"
+            )
+        if row["quarantine_reason"] is not None:
+            raise QuarantineError(row["quarantine_reason"], row["quarantine_detail"] or "")
+
+    # Writing ----------------------------------------------------------------------------------------------
+
+    def _write(self, path: Path, data: bytes) -> None:
+        write_bytes(path, data)
+        self.bytes_written += len(data)
+
+    def _write_or_remove(self, wanted: bool, path: Path, image: Pixels) -> None:
+        if wanted:
+            self._write(path, encode_png(image))
+        else:
+            path.unlink(missing_ok=True)
+
+
+def read_registered_image(store: ArtefactStore, image: RegisteredImage) -> Pixels:
+    """Read and decode a registered image's file once.
+
+    Returns:
+        (H, W, 3) uint8 RGB, EXIF orientation applied.
+
+    Raises:
+        QuarantineError: the file is missing, holds other bytes than were registered, or is no usable image. The
+            detail names the image id, never the file: its name may name a patient.
+    """
+    inside = image.path.is_relative_to(store.raw)
+    relative = image.path.relative_to(store.raw).as_posix() if inside else image.path.as_posix()
+    name = image.image_id + image.path.suffix
+    data = read_landed_file(store.raw, relative, name)
+    found = content_hash(data)
+    if found != image.content_hash:
+        raise QuarantineError(
+            "changed_since_registration",
+            f"{name}: expected content {image.content_hash[:16]}, found {found[:16]}; register the lane again",
+        )
+    return decode_rgb(data, name)
+
+
+def required_files(
+    store: ArtefactStore, key: str, stage: PreprocessStage, configuration: PreprocessConfiguration, row: Row
+) -> list[Path]:
+    """Files that have to exist for a usable image's stage to be done."""
+    persist = configuration.persist
+    match stage:
+        case "roi_masks":
+            return [store.roi_mask(key)]
+        case "normalized_crops":
+            return [
+                store.crop_metadata(key),
+                store.normalization_metadata(key),
+                *([store.crop(key)] if "crops" in persist else []),
+                *([store.normalized_crop(key)] if "norm" in persist else []),
+            ]
+        case "tiles":
+            numbers = range(row["n_tiles"]) if "tiles" in persist else ()
+            return [
+                store.tiles_metadata(key),
+                *([store.global_image(key, row["global_size"])] if "global" in persist else []),
+                *(store.tile(key, f"tile_{number:03d}") for number in numbers),
+            ]
+
+
+def remove_artefacts(store: ArtefactStore, key: str, stage: PreprocessStage, global_sizes: set[int]) -> None:
+    """Remove all of a stage's files of one image, so that none outlives the image's quarantine."""
+    match stage:
+        case "roi_masks":
+            paths = [store.roi_mask(key)]
+        case "normalized_crops":
+            paths = [
+                store.crop(key),
+                store.normalized_crop(key),
+                store.crop_metadata(key),
+                store.normalization_metadata(key),
+            ]
+        case "tiles":
+            paths = [store.tiles_metadata(key), *(store.global_image(key, size) for size in sorted(global_sizes))]
+            shutil.rmtree(tile_folder(store, key), ignore_errors=True)
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def remove_partial_files(store: ArtefactStore, keys: Collection[str], global_size: int) -> None:
+    """Remove temporary files that a killed process left among these images' artefacts.
+
+    Folders are listed once; those of other batches stay.
+    """
+    beginnings = {f".{key}{extension}"[:201] for key in keys for extension in (".png", ".json")}
+    some = next(iter(keys), "")
+    folders = {
+        path.parent
+        for path in (
+            store.roi_mask(some),
+            store.crop(some),
+            store.crop_metadata(some),
+            store.normalized_crop(some),
+            store.normalization_metadata(some),
+            store.global_image(some, global_size),
+            store.tiles_metadata(some),
+        )
+    }
+    for folder in sorted(folders):
+        for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+            if path.name.rsplit(".", 2)[0] in beginnings:
+                path.unlink(missing_ok=True)
+    for key in keys:
+        for path in tile_folder(store, key).glob(f".*{TEMPORARY_SUFFIX}"):
+            path.unlink(missing_ok=True)
+
+
+def tile_folder(store: ArtefactStore, key: str) -> Path:
+    """Folder of one image's tiles."""
+    return store.tile(key, "tile_000").parent
+
+
+def _keep_only(folder: Path, names: set[str]) -> None:
+    """Remove tiles of an earlier configuration and unfinished files; with no names, the folder."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.name not in names:
+            path.unlink(missing_ok=True)
+    if not names:
+        folder.rmdir()
+
+
+def _read_png(path: Path, flags: int) -> Pixels:
+    try:
+        image = cv2.imdecode(np.frombuffer(path.read_bytes(), dtype=np.uint8), flags)
+    except FileNotFoundError as error:
+        raise PrerequisiteError(f"{path}: no such file; materialize the stage before this one again") from error
+    if image is None:
+        raise PrerequisiteError(f"{path}: expected a PNG, found damaged data; delete it and run the stage before again")
+    return np.asarray(image, dtype=np.uint8)

@@ -1,0 +1,486 @@
+"""Batch runner of the preprocessing stages: which images need work, in threads, resumable after any kill.
+
+An image's stage is done when its row (content hash and fingerprint) stands in the stage's index or journal and its
+files exist. Rows go to the journal after their files are in place; the index is written at the end of the batch. How
+an image is computed is image_stages.py's business.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from statistics import fmean
+
+import cv2
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from uveitis_assets.fundus.color import ReferenceColor
+from uveitis_assets.fundus.configuration import PreprocessConfiguration, PreprocessStage
+from uveitis_assets.fundus.image_stages import (
+    ImageStages,
+    StageSettings,
+    read_registered_image,
+    remove_artefacts,
+    remove_partial_files,
+    required_files,
+)
+from uveitis_assets.fundus.landed import RegisteredImage
+from uveitis_assets.fundus.quarantine import QuarantineError
+from uveitis_assets.fundus.reference_color import read_reference_color
+from uveitis_assets.fundus.roi import downscale_for_roi
+from uveitis_assets.fundus.sam2_batches import Sam2Batches, sam2_checkpoint_file
+from uveitis_assets.fundus.stage_fingerprint import STAGES, stage_fingerprints
+from uveitis_assets.fundus.stage_index import (
+    Row,
+    StageJournal,
+    read_stage_index,
+    read_stage_journal,
+    write_stage_index,
+)
+from uveitis_assets.storage import TEMPORARY_SUFFIX, ArtefactStore, artefact_key
+
+# Reasons that may be gone at the next run without the registered content having changed: tried again every time, and
+# no ground to remove artefacts.
+_PASSING_REASONS = frozenset({"missing", "changed_since_registration", "unreadable", "broken_symlink", "escapes_root"})
+_FAILURES_SHOWN = 20
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(slots=True)
+class StageOutcome:
+    """What a batch's run did for one stage.
+
+    ``n_images`` = ``n_done`` (made now) + ``n_skipped`` (were done) + all of ``n_quarantined`` + ``n_failed``.
+    ``n_fallback`` counts, of all usable images, those whose ROI came from another than the first method, by method.
+    ``duration_s`` is the time spent in the stage, summed over workers. ``statistics`` are over all usable images.
+    """
+
+    n_images: int = 0
+    n_done: int = 0
+    n_skipped: int = 0
+    n_failed: int = 0
+    n_quarantined: dict[str, int] = field(default_factory=dict)
+    n_fallback: dict[str, int] = field(default_factory=dict)
+    duration_s: float = 0.0
+    bytes_written: int = 0
+    statistics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class BatchOutcome:
+    """Outcome of each requested stage and the batch's wall time."""
+
+    stages: dict[PreprocessStage, StageOutcome]
+    duration_s: float = 0.0
+
+
+class BatchFailedError(RuntimeError):
+    """Some images failed unexpectedly; all others are done and recorded. ``failures`` holds image id and error."""
+
+    def __init__(self, place: str, failures: Sequence[tuple[str, Exception]], outcome: BatchOutcome) -> None:
+        lines = [f"{image_id}: {type(error).__name__}: {error}" for image_id, error in failures[:_FAILURES_SHOWN]]
+        if len(failures) > _FAILURES_SHOWN:
+            lines.append(f"and {len(failures) - _FAILURES_SHOWN} more")
+        super().__init__(
+            f"{place}: {len(failures)} of {max(stage.n_images for stage in outcome.stages.values())} images failed, "
+            "the others are done; mend the cause and materialize the batch again:\n" + "\n".join(lines)
+        )
+        self.failures = tuple(failures)
+        self.outcome = outcome
+
+
+def preprocess_batch(  # noqa: PLR0917 - the batch, then what to do with it
+    store: ArtefactStore,
+    lane: str,
+    batch: str,
+    images: Sequence[RegisteredImage],
+    configuration: PreprocessConfiguration,
+    stages: Collection[PreprocessStage],
+    *,
+    workers: int,
+    code_version: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> BatchOutcome:
+    """Bring the requested stages of all images of a batch up to date, in one pass over each image.
+
+    Stages that were not requested are neither made nor repaired: where a requested one needs them, they are read
+    back. A second process that runs the same batch waits and then finds it done.
+
+    Args:
+        store: where everything lies.
+        lane: the lane's name.
+        batch: the batch's key.
+        images: all images of the batch.
+        configuration: the lane's configuration.
+        stages: which of roi_masks, normalized_crops and tiles.
+        workers: threads over images.
+        code_version: part of every fingerprint.
+        progress: called with images done and images to do, from this thread.
+
+    Raises:
+        BatchFailedError: images failed for other reasons than quarantine; all others are finished and recorded.
+        ReferenceColorMissingError: reinhard_lab_ref without reference colours.
+        Sam2UnavailableError: SAM 2 cannot be used and a chain names no other method.
+        ValueError: unknown stage, two images with the same key, or workers < 1.
+    """
+    requested = tuple(stage for stage in STAGES if stage in stages)
+    _check_arguments(images, stages, workers)
+    started = time.perf_counter()
+    with store.lock(f"{lane}.{batch}.preprocess"), _single_threaded_opencv(), ExitStack() as stack:
+        run = _BatchRun(
+            store,
+            lane=lane,
+            batch=batch,
+            images=images,
+            configuration=configuration,
+            requested=requested,
+            code_version=code_version,
+        )
+        jobs = run.jobs()
+        if jobs:
+            run.open_journals(stack)
+            run.execute(jobs, workers, progress)
+        run.close_books()
+        outcome = run.outcome(time.perf_counter() - started)
+    if run.failures:
+        failures = sorted(run.failures, key=lambda failure: failure[0])
+        place = f"{lane}/{'+'.join(requested)}[{batch}]"
+        raise BatchFailedError(place, failures, outcome) from ExceptionGroup(
+            "failed images", [error for _, error in failures[:_FAILURES_SHOWN]]
+        )
+    return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    image: RegisteredImage
+    stages: tuple[PreprocessStage, ...]
+
+
+class _BatchRun:
+    """State of one call of preprocess_batch."""
+
+    def __init__(
+        self,
+        store: ArtefactStore,
+        *,
+        lane: str,
+        batch: str,
+        images: Sequence[RegisteredImage],
+        configuration: PreprocessConfiguration,
+        requested: tuple[PreprocessStage, ...],
+        code_version: str,
+    ) -> None:
+        self.store = store
+        self.lane = lane
+        self.batch = batch
+        self.images = sorted(images, key=lambda image: image.image_id)
+        self.configuration = configuration
+        self.requested = requested
+        self.failures: list[tuple[str, Exception]] = []
+        self._journals: dict[PreprocessStage, StageJournal] = {}
+        self._outcomes = {stage: StageOutcome(n_images=len(images)) for stage in requested}
+        self._outcome_lock = threading.Lock()
+        self._reference, reference_digest = self._read_reference()
+        checkpoint = self._sam2_checkpoint_digest()
+        self._fingerprints = {
+            dataset: stage_fingerprints(
+                configuration,
+                dataset,
+                code_version,
+                sam2_checkpoint=checkpoint,
+                reference_color=reference_digest,
+            )
+            for dataset in sorted({image.dataset for image in images})
+        }
+        self._interrupted = any(store.stage_journal(lane, stage, batch).exists() for stage in requested)
+        self._earlier = {stage: self._earlier_rows(stage) for stage in STAGES}
+        self._rows: dict[PreprocessStage, dict[str, Row]] = {stage: {} for stage in requested}
+        self._touched = {stage: store.stage_journal(lane, stage, batch).exists() for stage in requested}
+
+    # What has to be done ----------------------------------------------------------------------------------
+
+    def jobs(self) -> list[_Job]:
+        """Images and their stages that are not done; rows of the others are taken over."""
+        jobs = []
+        for image in self.images:
+            todo = []
+            for stage in self.requested:
+                if image.quarantine_reason is not None:
+                    self._rows[stage][image.image_id] = self._quarantine_row(
+                        image, stage, image.quarantine_reason, image.quarantine_detail
+                    )
+                    continue
+                row = self._holding_row(image, stage)
+                if row is None:
+                    todo.append(stage)
+                else:
+                    self._rows[stage][image.image_id] = row
+                    if row["quarantine_reason"] is None:
+                        self._outcomes[stage].n_skipped += 1
+            if todo:
+                jobs.append(_Job(image, tuple(todo)))
+        return jobs
+
+    def _earlier_rows(self, stage: PreprocessStage) -> dict[str, Row]:
+        rows: dict[str, Row | None] = dict(read_stage_index(self.store.stage_index(self.lane, stage, self.batch)))
+        rows |= read_stage_journal(self.store.stage_journal(self.lane, stage, self.batch))
+        return {image_id: row for image_id, row in rows.items() if row is not None}
+
+    def _holding_row(self, image: RegisteredImage, stage: PreprocessStage, *, passing: bool = False) -> Row | None:
+        """The image's earlier row if its inputs are the present ones and its files exist.
+
+        Rows quarantined for a reason that may pass hold only where ``passing`` says so.
+        """
+        row = self._earlier[stage].get(image.image_id)
+        if (
+            row is None
+            or row["content_hash"] != image.content_hash
+            or row["fingerprint"] != self._fingerprints[image.dataset][stage]
+            or (row["quarantine_reason"] in _PASSING_REASONS and not passing)
+        ):
+            return None
+        if row["quarantine_reason"] is None:
+            files = required_files(self.store, artefact_key(image.image_id), stage, self.configuration, row)
+            if not all(os.path.exists(path) for path in files):  # noqa: PTH110 - half the time of Path.exists
+                return None
+        return row
+
+    # Doing it ---------------------------------------------------------------------------------------------
+
+    def open_journals(self, stack: ExitStack) -> None:
+        if self._interrupted:
+            self._remove_partial_files()
+        for stage in self.requested:
+            self._journals[stage] = stack.enter_context(
+                StageJournal(self.store.stage_journal(self.lane, stage, self.batch))
+            )
+            self._touched[stage] = True
+
+    def execute(self, jobs: Sequence[_Job], workers: int, progress: Callable[[int, int], None] | None) -> None:
+        """Run the jobs in threads; images whose ROI begins with SAM 2 pass it in batches first."""
+        sam2 = self._load_sam2(jobs)
+        settings = StageSettings(self.store, self.configuration, self._reference, sam2.segment_one if sam2 else None)
+        with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="preprocess") as pool:
+            futures: list[Future[None]] = []
+            try:
+                for job, sam2_result in self._with_sam2_results(jobs, sam2, pool):
+                    futures.append(pool.submit(self._process, job, settings, sam2_result))
+                for done, future in enumerate(as_completed(futures), start=1):
+                    future.result()
+                    if progress is not None:
+                        progress(done, len(jobs))
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _with_sam2_results(
+        self, jobs: Sequence[_Job], sam2: Sam2Batches | None, pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[_Job, Pixels | str | None]]:
+        """Each job with SAM 2's result where the ROI chain begins with it.
+
+        Those images are decoded twice: keeping a batch of decoded images would cost more memory than SAM 2's forward
+        pass leaves time to save. While one batch is segmented, the pool works on the images before it.
+        """
+        roi = self.configuration.roi
+        with_sam2 = [
+            job
+            for job in jobs
+            if sam2 is not None
+            and "roi_masks" in job.stages
+            and roi.methods_for(job.image.dataset)[0] == "sam2_prompted"
+        ]
+        chosen = {job.image.image_id for job in with_sam2}
+        yield from ((job, None) for job in jobs if job.image.image_id not in chosen)
+        if sam2 is None:
+            return
+        for start in range(0, len(with_sam2), roi.sam2.batch_size):
+            chunk = with_sam2[start : start + roi.sam2.batch_size]
+            small = list(pool.map(self._small_image, chunk))
+            results = iter(sam2.segment([image for image in small if image is not None]))
+            for job, image in zip(chunk, small, strict=True):
+                yield job, None if image is None else next(results)
+
+    def _small_image(self, job: _Job) -> Pixels | None:
+        """The image at the ROI scale; None for an image that cannot be used, which its job will say."""
+        try:
+            raw = read_registered_image(self.store, job.image)
+        except (QuarantineError, OSError):
+            return None
+        return downscale_for_roi(raw, self.configuration.roi.downsample_max_side).copy()
+
+    def _load_sam2(self, jobs: Sequence[_Job]) -> Sam2Batches | None:
+        roi = self.configuration.roi
+        chains = {
+            chain
+            for job in jobs
+            if "roi_masks" in job.stages and "sam2_prompted" in (chain := roi.methods_for(job.image.dataset))
+        }
+        if not chains:
+            return None
+        return Sam2Batches.load(
+            roi.sam2, sam2_checkpoint_file(self.store, roi.sam2), required=("sam2_prompted",) in chains
+        )
+
+    def _process(self, job: _Job, settings: StageSettings, sam2_result: Pixels | str | None) -> None:
+        image = job.image
+        holding = {
+            stage: row
+            for stage in STAGES
+            if stage not in job.stages and (row := self._holding_row(image, stage, passing=True)) is not None
+        }
+        work = ImageStages(image, settings, holding, sam2_result)
+        for position, stage in enumerate(job.stages):
+            begun, written = time.perf_counter(), work.bytes_written
+            try:
+                if image.image_id in self._earlier[stage]:
+                    self._journals[stage].begin(image.image_id)
+                columns = work.run(stage)
+            except QuarantineError as error:
+                for later in job.stages[position:]:
+                    self._quarantine(image, later, error)
+                return
+            except Exception as error:
+                with self._outcome_lock:
+                    self.failures.append((image.image_id, error))
+                    for later in job.stages[position:]:
+                        self._outcomes[later].n_failed += 1
+                return
+            finally:
+                with self._outcome_lock:
+                    self._outcomes[stage].duration_s += time.perf_counter() - begun
+                    self._outcomes[stage].bytes_written += work.bytes_written - written
+            row = self._common_columns(image, stage) | columns
+            self._journals[stage].finish(image.image_id, row)
+            with self._outcome_lock:
+                self._rows[stage][image.image_id] = row
+                self._outcomes[stage].n_done += 1
+
+    def _quarantine(self, image: RegisteredImage, stage: PreprocessStage, error: QuarantineError) -> None:
+        row = self._quarantine_row(image, stage, error.reason, error.detail)
+        if error.reason not in _PASSING_REASONS:
+            earlier = self._earlier[stage].get(image.image_id, {})
+            sizes = {self.configuration.tiling.global_size}
+            if earlier.get("global_size"):
+                sizes.add(int(earlier["global_size"]))
+            remove_artefacts(self.store, artefact_key(image.image_id), stage, sizes)
+        self._journals[stage].finish(image.image_id, row)
+        with self._outcome_lock:
+            self._rows[stage][image.image_id] = row
+
+    def _quarantine_row(self, image: RegisteredImage, stage: PreprocessStage, reason: str, detail: str | None) -> Row:
+        return self._common_columns(image, stage) | {"quarantine_reason": reason, "quarantine_detail": detail}
+
+    def _common_columns(self, image: RegisteredImage, stage: PreprocessStage) -> Row:
+        return {
+            "image_id": image.image_id,
+            "key": artefact_key(image.image_id),
+            "dataset": image.dataset,
+            "content_hash": image.content_hash,
+            "fingerprint": self._fingerprints[image.dataset][stage],
+            "quarantine_reason": None,
+            "quarantine_detail": None,
+        }
+
+    # Inputs besides the images ----------------------------------------------------------------------------
+
+    def _read_reference(self) -> tuple[ReferenceColor | None, str | None]:
+        if self.configuration.normalize.method != "reinhard_lab_ref":
+            return None, None
+        reference = read_reference_color(self.store.reference_color_file())
+        return reference, repr(reference)
+
+    def _sam2_checkpoint_digest(self) -> str | None:
+        roi = self.configuration.roi
+        if all("sam2_prompted" not in roi.methods_for(image.dataset) for image in self.images):
+            return None
+        checkpoint = sam2_checkpoint_file(self.store, roi.sam2)
+        if not checkpoint.is_file():
+            return None
+        return blake3().update_mmap(checkpoint).hexdigest()
+
+    # Books ------------------------------------------------------------------------------------------------
+
+    def _remove_partial_files(self) -> None:
+        """Remove what a killed run of this batch left between writing and renaming."""
+        keys = [artefact_key(image.image_id) for image in self.images]
+        remove_partial_files(self.store, keys, self.configuration.tiling.global_size)
+        for stage in self.requested:
+            index = self.store.stage_index(self.lane, stage, self.batch)
+            for path in sorted(index.parent.glob(f".{index.name}.*{TEMPORARY_SUFFIX}")):
+                path.unlink(missing_ok=True)
+
+    def close_books(self) -> None:
+        """Write the indexes that changed and remove their journals."""
+        for stage in self.requested:
+            rows = self._rows[stage]
+            if not self._touched[stage] and self._earlier[stage] == rows:
+                continue
+            write_stage_index(self.store.stage_index(self.lane, stage, self.batch), stage, rows.values())
+            self.store.stage_journal(self.lane, stage, self.batch).unlink(missing_ok=True)
+
+    def outcome(self, duration_s: float) -> BatchOutcome:
+        for stage, outcome in self._outcomes.items():
+            rows = self._rows[stage].values()
+            reasons = Counter(row["quarantine_reason"] for row in rows if row["quarantine_reason"] is not None)
+            outcome.n_quarantined = dict(sorted(reasons.items()))
+            usable = [row for row in rows if row["quarantine_reason"] is None]
+            if stage == "roi_masks":
+                methods = Counter(row["method"] for row in usable if row["fallbacks"])
+                outcome.n_fallback = dict(sorted(methods.items()))
+            outcome.statistics = _statistics(stage, usable)
+        return BatchOutcome(self._outcomes, duration_s)
+
+
+_STATISTICS: dict[PreprocessStage, tuple[tuple[str, str, Callable[[list[float]], float]], ...]] = {
+    "roi_masks": (
+        ("roi_area_ratio_min", "area_ratio", min),
+        ("roi_area_ratio_mean", "area_ratio", fmean),
+        ("roi_border_touch_ratio_mean", "border_touch_ratio", fmean),
+        ("roi_border_touch_ratio_max", "border_touch_ratio", max),
+    ),
+    "normalized_crops": tuple((f"{column}_mean", column, fmean) for column in ("mean_r", "mean_g", "mean_b")),
+    "tiles": (
+        ("n_tiles", "n_tiles", sum),
+        ("reconstruction_abs_error_max", "reconstruction_abs_error", max),
+        ("reconstruction_abs_error_mean", "reconstruction_abs_error", fmean),
+        ("black_ratio_mean", "black_ratio", fmean),
+    ),
+}
+
+
+def _statistics(stage: PreprocessStage, rows: Sequence[Row]) -> dict[str, float]:
+    if not rows:
+        return {}
+    return {name: float(reduce([row[column] for row in rows])) for name, column, reduce in _STATISTICS[stage]}
+
+
+def _check_arguments(images: Sequence[RegisteredImage], stages: Collection[PreprocessStage], workers: int) -> None:
+    unknown = set(stages) - set(STAGES)
+    if unknown or not stages:
+        raise ValueError(f"expected stages out of {STAGES}, found {sorted(stages)}")
+    if workers < 1:
+        raise ValueError(f"expected at least one worker, found {workers}")
+    for key, count in Counter(artefact_key(image.image_id) for image in images).items():
+        if count > 1:
+            raise ValueError(f"{key}: {count} images of the batch share this artefact name; rename all but one")
+
+
+@contextmanager
+def _single_threaded_opencv() -> Iterator[None]:
+    """Keep OpenCV from starting threads of its own beside ours."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)

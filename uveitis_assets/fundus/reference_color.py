@@ -1,0 +1,151 @@
+"""Reference colours for Reinhard normalization: pooled RGB and LAB statistics of regular fundus photographs.
+
+It samples images and pixels with seeded generators, so that the same images give the same file. It normalizes nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from uveitis_assets.fundus.color import ReferenceColor, statistics_mask
+from uveitis_assets.fundus.image_stages import read_registered_image
+from uveitis_assets.fundus.landed import RegisteredImage
+from uveitis_assets.fundus.quarantine import QuarantineError
+from uveitis_assets.fundus.roi import downscale_for_roi
+from uveitis_assets.fundus.roi_threshold import threshold_retina_mask
+from uveitis_assets.storage import ArtefactStore, read_json
+
+# Dataset tags of regular fundus photographs.
+REGULAR_DATASETS = ("deepdrid_regular", "eyepacs", "fgadr")
+
+_KIND = "regular_fundus_color_reference"
+_ROI_METHOD = "threshold"
+_SEED = 42
+
+
+class ReferenceColorMissingError(FileNotFoundError):
+    """The file of reference colours is not there; the message says how to make it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceColorReport:
+    """Content of the reference file and the images that were sampled but could not be used, with their reasons."""
+
+    content: dict[str, Any]
+    skipped: tuple[tuple[str, str], ...]
+
+
+def build_reference_color(
+    store: ArtefactStore,
+    images: Sequence[RegisteredImage],
+    *,
+    per_dataset: int = 50,
+    max_images: int = 0,
+    downsample_max_side: int = 512,
+    pixels_per_image: int = 20000,
+    stats_erode_px: int = 4,
+    sat_threshold: int = 18,
+    workers: int = 1,
+) -> ReferenceColorReport:
+    """Pool pixels inside the eroded ROI of a sample of images and take their mean and standard deviation.
+
+    Args:
+        store: to read the images.
+        images: registered images of the regular datasets; quarantined ones are passed over.
+        per_dataset: images sampled of each dataset tag.
+        max_images: images altogether at most; 0 sets no limit.
+        downsample_max_side: longest side that the images are shrunk to first, px.
+        pixels_per_image: pixels sampled of each image.
+        stats_erode_px: erosion of the ROI, px of the shrunken image.
+        sat_threshold: of the threshold ROI method.
+        workers: threads that read images; the result does not depend on it.
+
+    Raises:
+        ValueError: no image gave a pixel.
+    """
+    sample = _sample_images(images, per_dataset, max_images)
+
+    def retina_pixels(image: RegisteredImage) -> NDArray[np.uint8] | str:
+        try:
+            small = downscale_for_roi(read_registered_image(store, image), downsample_max_side)
+        except QuarantineError as error:
+            return str(error)
+        mask = threshold_retina_mask(small, sat_threshold)
+        if cv2.countNonZero(mask) == 0:
+            return "roi_not_found: the threshold method found no retina"
+        return small[statistics_mask(small, mask, stats_erode_px) > 0]
+
+    generator = np.random.default_rng(_SEED)
+    pooled: list[NDArray[np.uint8]] = []
+    used: list[RegisteredImage] = []
+    skipped: list[tuple[str, str]] = []
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        for image, pixels in zip(sample, pool.map(retina_pixels, sample), strict=True):
+            if isinstance(pixels, str):
+                skipped.append((image.image_id, pixels))
+                continue
+            n_taken = min(pixels_per_image, len(pixels))
+            pooled.append(pixels[np.sort(generator.choice(len(pixels), n_taken, replace=False))])
+            used.append(image)
+    if not pooled:
+        raise ValueError(
+            f"reference_color: none of {len(sample)} sampled images could be used; register regular fundus images "
+            f"(datasets {', '.join(REGULAR_DATASETS)})" + "".join(f"\n{name}: {reason}" for name, reason in skipped)
+        )
+    rgb = np.concatenate(pooled)
+    lab = cv2.cvtColor(rgb[:, None, :], cv2.COLOR_RGB2LAB)[:, 0, :]
+    content = {
+        "kind": _KIND,
+        "datasets": sorted({image.dataset for image in used}),
+        "n_images_used": len(used),
+        "n_pixels": len(rgb),
+        "rgb_mean": rgb.mean(axis=0, dtype=np.float64).tolist(),
+        "rgb_std": rgb.std(axis=0, dtype=np.float64).tolist(),
+        "lab_mean": lab.mean(axis=0, dtype=np.float64).tolist(),
+        "lab_std": lab.std(axis=0, dtype=np.float64).tolist(),
+        "cfg": {"stats_erode_px": stats_erode_px, "roi_method": _ROI_METHOD},
+    }
+    return ReferenceColorReport(content, tuple(skipped))
+
+
+def read_reference_color(path: Path) -> ReferenceColor:
+    """Read a reference file, also one of the earlier scripts.
+
+    Raises:
+        ReferenceColorMissingError: there is none.
+        ValueError: it is not a reference file.
+    """
+    if not path.exists():
+        raise ReferenceColorMissingError(
+            f"{path}: no reference colours; materialize reference_color or choose another normalization method"
+        )
+    content = read_json(path)
+    try:
+        mean, std = (tuple(float(value) for value in content[name]) for name in ("lab_mean", "lab_std"))
+        if content["kind"] != _KIND or len(mean) != 3 or len(std) != 3 or not np.isfinite([*mean, *std]).all():
+            raise ValueError(f"kind {content['kind']}, lab_mean {mean}, lab_std {std}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected {_KIND} with lab_mean and lab_std, found {error}") from error
+    return ReferenceColor((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+
+
+def _sample_images(images: Sequence[RegisteredImage], per_dataset: int, max_images: int) -> list[RegisteredImage]:
+    """Sorted sample of the usable images, drawn from the sorted list so that the order of arrival does not matter."""
+    generator = random.Random(_SEED)  # noqa: S311 - a sample, not a secret
+    usable = sorted((image for image in images if image.quarantine_reason is None), key=lambda image: image.image_id)
+    chosen: list[RegisteredImage] = []
+    for dataset in sorted({image.dataset for image in usable}):
+        candidates = [image for image in usable if image.dataset == dataset]
+        chosen += generator.sample(candidates, min(per_dataset, len(candidates)))
+    if 0 < max_images < len(chosen):
+        chosen = generator.sample(chosen, max_images)
+    return sorted(chosen, key=lambda image: image.image_id)
