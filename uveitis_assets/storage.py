@@ -52,6 +52,10 @@ class ArtefactStore:
         """The lane's ledger: content hash, path, size, batch and raw patient id of every registered image."""
         return self.root / "ledger" / f"{lane}.parquet"
 
+    def landing_problems_file(self, lane: str) -> Path:
+        """What the last registration could not take from the landing folder, with raw file names."""
+        return self.root / "ledger" / f"{lane}.problems.json"
+
     def patient_key_file(self) -> Path:
         """Secret key of the patient pseudonyms; ``UVEITIS_PATIENT_KEY_FILE`` overrides the place."""
         override = os.environ.get("UVEITIS_PATIENT_KEY_FILE")
@@ -60,6 +64,14 @@ class ArtefactStore:
     def manifest_part(self, lane: str, batch: str) -> Path:
         """Manifest rows of one batch."""
         return self.root / "index" / lane / "manifest" / f"{batch}.parquet"
+
+    def manifest_parts(self, lane: str) -> list[Path]:
+        """Manifest parts that exist, sorted by batch."""
+        return sorted((self.root / "index" / lane / "manifest").glob("*.parquet"))
+
+    def lanes_with_manifests(self) -> list[str]:
+        """Lanes that have at least one manifest part, sorted."""
+        return sorted({part.parts[-3] for part in self.root.glob("index/*/manifest/*.parquet")})
 
     def manifest_export(self, lane: str, extension: str) -> Path:
         """Manifest of the whole lane: extension ``jsonl``, ``csv`` or ``parquet``."""
@@ -167,14 +179,14 @@ def resolve_inside(root: Path, name: str | Path) -> Path:
     return path
 
 
-def write_bytes(path: Path, data: bytes | bytearray | memoryview) -> None:
-    """Write a file atomically, making its folder; a reader never sees part of it."""
+def write_bytes(path: Path, data: bytes | bytearray | memoryview, *, mode: int = 0o644) -> None:
+    """Write a file atomically with the given permissions, making its folder; a reader never sees part of it."""
     temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)

@@ -71,42 +71,48 @@ def content_hash(data: bytes) -> str:
     return blake3(data).hexdigest()
 
 
-def read_landed_file(root: Path, relative_path: str) -> bytes:
+def read_landed_file(root: Path, relative_path: str, name: str | None = None) -> bytes:
     """Read one file below ``root``, following symlinks that stay below it.
 
     The opened file itself is checked, so that a link swapped between check and use gains nothing. Pipes and devices
     are refused without waiting for them.
 
+    Args:
+        root: folder that must not be left, the raw root.
+        relative_path: path below it (an absolute path below it works too).
+        name: what messages call the file; its path unless given.
+
     Raises:
         QuarantineError: ``missing``, ``broken_symlink``, ``escapes_root``, ``too_large`` or ``unreadable``.
     """
-    return read_landed_file_and_stat(root, relative_path)[0]
+    return read_landed_file_and_stat(root, relative_path, name)[0]
 
 
-def read_landed_file_and_stat(root: Path, relative_path: str) -> tuple[bytes, os.stat_result]:
+def read_landed_file_and_stat(root: Path, relative_path: str, name: str | None = None) -> tuple[bytes, os.stat_result]:
     """Read one file like `read_landed_file`; the second value is its state just before the read."""
     path = root / relative_path
+    name = name or relative_path
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise _open_failure(path, relative_path, error) from error
+        raise _open_failure(path, name, error) from error
     with os.fdopen(handle, "rb") as stream:
         state = os.fstat(handle)
         if not stat.S_ISREG(state.st_mode):
-            raise QuarantineError("unreadable", f"{relative_path}: expected a regular file; remove it")
+            raise QuarantineError("unreadable", f"{name}: expected a regular file; remove it")
         place = _place_of(handle, path)
         if not place.is_relative_to(os.path.realpath(root)):
             raise QuarantineError(
-                "escapes_root", f"{relative_path}: leads out of the raw folder; copy the file below it instead"
+                "escapes_root", f"{name}: leads out of the raw folder; copy the file below it instead"
             )
         if state.st_size > MAX_FILE_BYTES:
             raise QuarantineError(
-                "too_large", f"{relative_path}: expected at most {MAX_FILE_BYTES} bytes, found {state.st_size}"
+                "too_large", f"{name}: expected at most {MAX_FILE_BYTES} bytes, found {state.st_size}"
             )
         try:
             return stream.read(), state
         except OSError as error:
-            raise QuarantineError("unreadable", f"{relative_path}: {error.strerror}; check the disk") from error
+            raise QuarantineError("unreadable", f"{name}: {error.strerror}; check the disk") from error
 
 
 def _place_of(handle: int, path: Path) -> PurePath:
@@ -117,14 +123,14 @@ def _place_of(handle: int, path: Path) -> PurePath:
         return PurePath(os.path.realpath(path))
 
 
-def _open_failure(path: Path, relative_path: str, error: OSError) -> QuarantineError:
+def _open_failure(path: Path, name: str, error: OSError) -> QuarantineError:
     if error.errno == errno.ELOOP:
-        return QuarantineError("broken_symlink", f"{relative_path}: the symlink leads to itself; replace it")
+        return QuarantineError("broken_symlink", f"{name}: the symlink leads to itself; replace it")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         if path.is_symlink():
-            return QuarantineError("broken_symlink", f"{relative_path}: the symlink's target is gone; replace it")
-        return QuarantineError("missing", f"{relative_path}: no such file; restore it or register again")
-    return QuarantineError("unreadable", f"{relative_path}: {error.strerror}; make the file readable")
+            return QuarantineError("broken_symlink", f"{name}: the symlink's target is gone; replace it")
+        return QuarantineError("missing", f"{name}: no such file; restore it or register again")
+    return QuarantineError("unreadable", f"{name}: {error.strerror}; make the file readable")
 
 
 def read_header(data: bytes, name: str) -> ImageHeader:

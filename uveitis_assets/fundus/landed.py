@@ -20,7 +20,9 @@ class LandedImage:
     """An image file as its dataset's layout describes it.
 
     ``relative_path`` and ``label_paths`` are POSIX paths relative to the dataset's raw folder. ``patient`` is the
-    raw patient id: it stays in the ledger.
+    raw patient id: it stays in the ledger. ``patient_from_name`` says that it merely repeats the file's name, so that
+    a renamed file keeps the patient it had. ``identifier`` replaces the file's stem in the image id where the
+    dataset names its images itself.
     """
 
     relative_path: str
@@ -31,6 +33,8 @@ class LandedImage:
     label_paths: tuple[str, ...] = ()
     notes: str = ""
     official_split: Split | None = None
+    patient_from_name: bool = False
+    identifier: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,9 @@ class RegisteredImage:
     """A ledger entry as the preprocessing stages see it.
 
     ``path`` is the file's place now, ``content_hash`` the BLAKE3 hex digest of the bytes that were registered: other
-    bytes found there are reported, not used. ``quarantine_reason`` is None for usable images. No patient data.
+    bytes found there are reported, not used. ``quarantine_reason`` is None for usable images. ``name`` is what
+    messages call the image: its path below the dataset's raw folder or, where file names name patients, the image id
+    with the file's extension. No patient data besides ``path``.
     """
 
     image_id: str
@@ -64,3 +70,4 @@ class RegisteredImage:
     content_hash: str
     quarantine_reason: str | None = None
     quarantine_detail: str | None = None
+    name: str = ""

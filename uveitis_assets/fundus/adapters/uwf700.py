@@ -1,0 +1,62 @@
+"""UWF-700: ``Images/<Disease>/<stem>.jpg`` with box labels ``Labels/<Disease>/<stem>.txt``.
+
+A label belongs to the image of the same disease folder. A missing label file means unlabelled, an empty one means
+that the image was looked at and holds no lesion.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from unicodedata import normalize
+
+from uveitis_assets.fundus.configuration import DatasetConfiguration
+from uveitis_assets.fundus.eye import eye_from_name
+from uveitis_assets.fundus.image_file import is_image_name
+from uveitis_assets.fundus.landed import LandedImage, LandingProblem, LandingScan
+from uveitis_assets.fundus.landing_tree import LandingTree
+
+
+def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
+    """Read the layout; dataset tag ``uwf700``, patient the file's stem, notes ``disease=<folder>``."""
+    labels = {
+        normalize("NFC", str(PurePosixPath(file).relative_to("Labels").with_suffix(""))): file
+        for file in tree.below("Labels")
+        if file.lower().endswith(".txt") and PurePosixPath(file).name != "classes.txt"
+    }
+    unused = dict(labels)
+    images = []
+    for file in tree.below("Images"):
+        if not is_image_name(file):
+            continue
+        path = PurePosixPath(file)
+        key = normalize("NFC", str(path.relative_to("Images").with_suffix("")))
+        label = labels.get(key)
+        unused.pop(key, None)
+        disease = path.parts[1] if len(path.parts) > 2 else ""
+        images.append(
+            LandedImage(
+                relative_path=file,
+                dataset="uwf700",
+                patient=path.stem,
+                eye=eye_from_name(path.stem),
+                label_format="obb" if label else "none",
+                label_paths=(label,) if label else (),
+                notes=f"disease={disease}" if disease else "",
+                patient_from_name=True,
+            )
+        )
+    problems = []
+    if not images:
+        problems.append(
+            LandingProblem("Images", "no_images", "expected images in Images/<Disease>/, found none; land them there")
+        )
+    if unused:
+        problems.append(
+            LandingProblem(
+                "Labels",
+                "label_without_image",
+                f"{len(unused)} label files have no image of the same folder and stem, the first is "
+                f"{min(unused.values())}; land the images or mend the names",
+            )
+        )
+    return LandingScan(tuple(images), (*tree.problems, *problems))

@@ -1,0 +1,51 @@
+"""Pseudonyms of patients: a keyed hash that cannot be turned back without the installation's secret key.
+
+The key stands beside the ledger, readable by its owner only, and is made on first use. Losing it changes every
+pseudonym but no split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+
+from uveitis_assets.storage import ArtefactStore
+
+_KEY_BYTES = 32
+
+
+def patient_key(store: ArtefactStore) -> bytes:
+    """Read the secret key, making it first where there is none; processes racing for it agree on one.
+
+    Raises:
+        ValueError: the key file does not hold 64 hex digits.
+    """
+    path = store.patient_key_file()
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(handle, "w") as stream:
+                stream.write(secrets.token_hex(_KEY_BYTES) + "\n")
+            # A hard link is made only where no file is: unlike a rename it never replaces another process's key.
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink(missing_ok=True)
+    text = path.read_text().strip()
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != _KEY_BYTES:
+        raise ValueError(f"{path}: expected {2 * _KEY_BYTES} hex digits, found {len(text)} characters; restore the key")
+    return key
+
+
+def pseudonym(key: bytes, *parts: str, prefix: str = "p") -> str:
+    """Turn a patient (dataset tag, raw id) into ``p`` and 16 hex digits by keyed BLAKE2b."""
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8, key=key)
+    return prefix + digest.hexdigest()
