@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.sample.painting import Field, blur, smooth_noise, smoothstep
+from uveitis_assets.sample.painting import Field, blur, enlarge, smooth_noise, smoothstep
 from uveitis_assets.sample.vessels import draw_polyline
 
 REFERENCE_WIDTH = 3900
@@ -96,7 +96,7 @@ def _superellipse_level(
 
 def _aperture_level(rng: np.random.Generator, view: _View) -> Field:
     centre = (REFERENCE_WIDTH * rng.uniform(0.485, 0.515), view.full_height * rng.uniform(0.50, 0.55))
-    radii = (REFERENCE_WIDTH * rng.uniform(0.462, 0.492), view.full_height * rng.uniform(0.56, 0.64))
+    radii = (REFERENCE_WIDTH * rng.uniform(0.472, 0.5), view.full_height * rng.uniform(0.57, 0.68))
     power = rng.uniform(2.4, 3.1)
     if view.corrected:
         return _superellipse_level(view, centre, radii, power=power + 0.9, skew=rng.uniform(0.10, 0.17))
@@ -120,9 +120,10 @@ def _lid_levels(rng: np.random.Generator, view: _View) -> tuple[Field, Field, fl
         top -= view.full_height * 0.08
         bottom += view.full_height * 0.02
     wave = [blur(smooth_noise(rng, (1, width), max(width / 7.0, 2.0), octaves=3), 1.0) for _ in range(2)]
+    droop = rng.uniform(0.12, 0.35) if view.corrected else rng.uniform(0.22, 0.62)
     slope_upper, slope_lower = rng.normal(0, 0.05, 2) * view.full_height
     upper_edge = top + slope_upper * u + view.full_height * rng.uniform(0.10, 0.30) * u**2 + 16.0 * wave[0]
-    lower_edge = bottom + slope_lower * u - view.full_height * rng.uniform(0.15, 0.42) * u**2 + 18.0 * wave[1]
+    lower_edge = bottom + slope_lower * u - view.full_height * droop * u**2 + 18.0 * wave[1]
     upper, lower = (upper_edge - view.y).astype(np.float32), (view.y - lower_edge).astype(np.float32)
     return upper, lower, float(rng.uniform(15, 70)), float(rng.uniform(40, 130))
 
@@ -201,7 +202,7 @@ def _lash_shadows(rng: np.random.Generator, view: _View) -> Field:
 
 def _lid_hue(rng: np.random.Generator, brightness: float) -> Field:
     """Colour of lit skin: mostly yellow-green, sometimes orange or pinkish."""
-    palette = np.array([[205, 235, 8], [165, 225, 6], [235, 165, 12], [230, 190, 20], [225, 150, 90]], np.float32)
+    palette = np.array([[205, 235, 8], [165, 225, 6], [235, 165, 12], [230, 190, 20], [225, 150, 34]], np.float32)
     choice = palette[int(rng.choice(5, p=[0.4, 0.25, 0.15, 0.12, 0.08]))]
     return np.asarray(choice * rng.uniform(0.93, 1.07, 3) * brightness, np.float32)
 
@@ -210,9 +211,11 @@ def _skin(rng: np.random.Generator, view: _View, level: Field, hue: Field) -> Fi
     """Lit skin, darker towards the lid margin, with creases that run along it: (height, width, 3)."""
     depth = 0.5 + 0.5 * smoothstep(level, 0.0, float(rng.uniform(140, 420)))
     folds = smooth_noise(rng, view.shape, max(260 * view.scale, 2.0), octaves=3)
-    creases = smooth_noise(rng, view.shape, max(46 * view.scale, 1.5), octaves=3)
+    # Skin lines run across the lid: noise drawn out sideways.
+    narrow = (view.shape[0], max(view.shape[1] // 6, 2))
+    creases = enlarge(smooth_noise(rng, narrow, max(26 * view.scale, 1.5), octaves=3), view.shape)
     crease_band = np.sin(level / float(rng.uniform(60, 110)) + 1.8 * folds)
-    brightness = depth * (1.0 + 0.10 * folds + 0.05 * creases + 0.05 * crease_band)
+    brightness = depth * (1.0 + 0.05 * folds + 0.022 * creases + 0.03 * crease_band)
     colour = brightness[..., None] * hue
     # Shaded skin turns olive, overexposed skin yellow-green.
     colour[..., 0] *= 0.86 + 0.14 * depth
@@ -222,12 +225,13 @@ def _skin(rng: np.random.Generator, view: _View, level: Field, hue: Field) -> Fi
 def _skin_lashes(rng: np.random.Generator, view: _View, upper: Field) -> Field:
     """In-focus thin hairs lying on the upper lid: darkness (height, width) in 0..1."""
     visible = np.argwhere((upper > 40) & (upper < 500))
-    count = int(rng.integers(15, 70))
+    count = int(rng.integers(8, 45))
     if len(visible) < 50:
         return np.zeros(view.shape, np.float32)
     picked = visible[rng.integers(0, len(visible), count)]
     roots = picked[:, ::-1] / view.scale
-    headings = rng.normal(-0.2, 0.5, count) + np.where(rng.random(count) < 0.5, 0.0, np.pi)
+    across = (roots[:, 0] / REFERENCE_WIDTH - 0.5) * 1.4
+    headings = across + rng.normal(rng.uniform(-0.5, 0.1), 0.3, count)
     lengths, thickness = rng.uniform(60, 420, count), rng.uniform(4, 13, count)
     hairs = _streaks(rng, view, roots, headings=headings, lengths=lengths, thickness=thickness)
     hairs = blur(hairs, max(2.5 * view.scale, 0.4))
@@ -241,8 +245,11 @@ def _rim(rng: np.random.Generator, view: _View, outside: Field, hue: Field) -> t
     distance = outside * warp
     black = np.array([9.0, 13.0, 3.0], np.float32)
     plastic_gain = float(rng.uniform(0.25, 1.0)) * (0.45 if view.corrected else 1.0)
+    # The lamp lights the face rest from one upper side.
+    lamp = np.where(rng.random() < 0.75, view.x, REFERENCE_WIDTH - view.x) / REFERENCE_WIDTH
+    lamp_gain = plastic_gain * (0.12 + 0.88 * smoothstep(lamp + 0.55 * down, 0.75, 0.25))[..., None]
     plastic_shade = smoothstep(distance, float(rng.uniform(320, 520)), 60.0)[..., None]
-    plastic = np.array([8.0, 40.0, 4.0], np.float32) + plastic_gain * plastic_shade * np.array(
+    plastic = np.array([8.0, 40.0, 4.0], np.float32) + lamp_gain * plastic_shade * np.array(
         [25.0, 205.0, 14.0], np.float32
     )
     colour = np.broadcast_to(black, (*view.shape, 3)).copy()

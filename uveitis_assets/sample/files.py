@@ -28,7 +28,7 @@ OnWritten = Callable[[Path], None]
 """Called after each image with its path; from worker threads, one call at a time is not guaranteed."""
 
 UWF_FOLDER, FGADR_FOLDER = "uwf-700", "fgadr"
-UWF_JPEG_QUALITY = 90
+UWF_JPEG_QUALITY = 86
 LABELLED_DISEASE = "Uveitis"
 
 FORCED_CLASSES = (4, 7, 5, 2, 1, 18, 15, 10, 9, 16, 12, 3, 6, 14, 17, 8, 11, 20, 13, 19)

@@ -20,11 +20,10 @@ from uveitis_assets.sample.vessels import FOVEA, Placement, VesselBranch, draw_p
 
 BELOW_VESSELS, ON_RETINA, IN_VITREOUS = "below vessels", "on retina", "in vitreous"
 
-BLOOD = (0.45, 0.80, 0.70)
+BLOOD = (0.34, 0.80, 0.70)
 PIGMENT = (0.62, 0.62, 0.55)
-CREAM = (214.0, 200.0, 74.0)
-YELLOW = (214.0, 196.0, 48.0)
-WHITE_GREEN = (178.0, 196.0, 74.0)
+CREAM = (208.0, 188.0, 34.0)
+YELLOW = (214.0, 196.0, 26.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +119,10 @@ def _vitritis(rng: np.random.Generator, unit: float) -> Drawing:
     """2 hyalite: an out-of-focus veil with strands that washes out what lies behind."""
     length = _size(rng, 160, 380, 1100, unit)
     breadth = length * rng.uniform(0.5, 0.9)
-    veil = ragged_blob(rng, length, breadth, rng.uniform(0, np.pi), softness=0.7, raggedness=0.5, grain=0.5)
+    veil = ragged_blob(rng, length, breadth, rng.uniform(0, np.pi), softness=1.1, raggedness=0.5, grain=0.6)
     strands = smoothstep(np.abs(smooth_noise(rng, veil.shape, max(60 * unit, 2.0), octaves=2)), 0.5, 0.0)
-    alpha = veil * (0.48 + 0.30 * strands)
-    return Drawing(((IN_VITREOUS, Layer(alpha.astype(np.float32), (162.0, 172.0, 62.0))),))
+    alpha = veil * (0.34 + 0.16 * strands)
+    return Drawing(((IN_VITREOUS, Layer(alpha.astype(np.float32), (152.0, 160.0, 26.0))),))
 
 
 def _haemorrhage(rng: np.random.Generator, unit: float) -> Drawing:
@@ -163,8 +162,8 @@ def _choroidal_nodule(rng: np.random.Generator, unit: float) -> Drawing:
     moved = cast("Field", cv2.warpAffine(alpha, move, alpha.shape[::-1], flags=cv2.INTER_LINEAR))
     return Drawing(
         (
-            (BELOW_VESSELS, Layer(alpha * np.float32(0.78), (206.0, 158.0, 42.0))),
-            (BELOW_VESSELS, Layer(np.minimum(alpha, moved) * np.float32(0.35), (236.0, 212.0, 92.0))),
+            (BELOW_VESSELS, Layer(alpha * np.float32(0.78), (200.0, 152.0, 22.0))),
+            (BELOW_VESSELS, Layer(np.minimum(alpha, moved) * np.float32(0.35), (232.0, 206.0, 40.0))),
             (BELOW_VESSELS, Layer(_ring_of(alpha, moved) * np.float32(0.6), PIGMENT, absorbs=True)),
         )
     )
@@ -182,7 +181,7 @@ def _granuloma(rng: np.random.Generator, unit: float) -> Drawing:
     return Drawing(
         (
             (BELOW_VESSELS, Layer(pool * np.float32(0.10), (0.55, 0.75, 0.4), absorbs=True)),
-            (BELOW_VESSELS, Layer(core * np.float32(0.9), (226.0, 214.0, 118.0))),
+            (BELOW_VESSELS, Layer(core * np.float32(0.8), (200.0, 188.0, 36.0))),
         )
     )
 
@@ -209,7 +208,7 @@ def _laser_scars(rng: np.random.Generator, unit: float) -> Drawing:
             if rng.random() < pigmented:
                 centre = ragged_blob(rng, size * 0.55, size * 0.5, angle, softness=0.5, raggedness=0.3)
                 paste_maximum(dark, centre * np.float32(rng.uniform(0.6, 1.0)), x, y)
-    tint = (172.0, 170.0, 58.0) if rng.random() < 0.6 else (132.0, 156.0, 46.0)
+    tint = (166.0, 162.0, 24.0) if rng.random() < 0.6 else (124.0, 150.0, 18.0)
     return Drawing(
         (
             (BELOW_VESSELS, Layer(pale * np.float32(rng.uniform(0.5, 0.75)), tint)),
@@ -236,9 +235,9 @@ def _operculated_hole(rng: np.random.Generator, unit: float) -> Drawing:
     )
     return Drawing(
         (
-            (ON_RETINA, Layer(_ring_of(cuff, hole) * np.float32(0.5), (158.0, 170.0, 76.0))),
-            (ON_RETINA, Layer(hole * np.float32(0.85), (168.0, 44.0, 10.0))),
-            (IN_VITREOUS, Layer(lid * np.float32(0.75), (196.0, 192.0, 92.0))),
+            (ON_RETINA, Layer(_ring_of(cuff, hole) * np.float32(0.5), (152.0, 162.0, 24.0))),
+            (ON_RETINA, Layer(hole * np.float32(0.85), (150.0, 54.0, 8.0))),
+            (IN_VITREOUS, Layer(lid * np.float32(0.75), (190.0, 188.0, 40.0))),
         )
     )
 
@@ -256,12 +255,12 @@ def _vitreous_condensation(rng: np.random.Generator, unit: float) -> Drawing:
         path = np.cumsum(np.stack([np.cos(heading), np.sin(heading)], axis=1) * step, axis=0)
         path += np.array([side / 2, side / 2]) - path.mean(axis=0) + rng.normal(0, 0.06, 2) * length
         draw_polyline(plane, path, rng.uniform(8, 20) * unit * (1.1 - t), 255.0)
-    strands = blur(plane, max(9.0 * unit, 0.6)).astype(np.float32) / 255.0
+    strands = blur(plane, max(14.0 * unit, 0.6)).astype(np.float32) / 255.0
     clump = _centred(ragged_blob(rng, length * 0.45, length * 0.3, base, softness=0.8, raggedness=0.5), side)
-    alpha = np.clip(np.maximum(strands * 1.1, clump * 0.8), 0, 1).astype(np.float32)
+    alpha = np.clip(np.maximum(strands * 1.2, clump * 0.7), 0, 1).astype(np.float32)
     if rng.random() < 0.5:
         return Drawing(((IN_VITREOUS, Layer(alpha * np.float32(0.75), (0.55, 0.55, 0.4), absorbs=True)),))
-    return Drawing(((IN_VITREOUS, Layer(alpha * np.float32(0.75), (176.0, 190.0, 104.0))),))
+    return Drawing(((IN_VITREOUS, Layer(alpha * np.float32(0.6), (166.0, 182.0, 36.0))),))
 
 
 def _hard_exudates(rng: np.random.Generator, unit: float) -> Drawing:
@@ -271,14 +270,14 @@ def _hard_exudates(rng: np.random.Generator, unit: float) -> Drawing:
         rng, extent, int(rng.integers(9, 26)), (max(extent * 0.08, 2.2), max(extent * 0.24, 3.5)),
         flatten=rng.uniform(0.5, 0.9), softness=0.15, raggedness=0.4,
     )  # fmt: skip
-    return Drawing(((ON_RETINA, Layer(plane * np.float32(0.9), (238.0, 224.0, 66.0))),))
+    return Drawing(((ON_RETINA, Layer(plane * np.float32(0.9), (226.0, 216.0, 34.0))),))
 
 
 def _ischaemia(rng: np.random.Generator, unit: float) -> Drawing:
     """17 ischemie_retine: a dull, featureless dark sector."""
     length = _size(rng, 520, 760, 1150, unit)
     alpha = ragged_blob(
-        rng, length, length * rng.uniform(0.45, 0.65), rng.uniform(0, np.pi), softness=0.5, raggedness=0.3
+        rng, length, length * rng.uniform(0.45, 0.65), rng.uniform(0, np.pi), softness=0.9, raggedness=0.35
     )
     return Drawing(
         (
@@ -292,8 +291,8 @@ def _cotton_wool_spot(rng: np.random.Generator, unit: float) -> Drawing:
     """18 nodule_cotonneux: white feathered patch across the nerve fibres."""
     length = _size(rng, 85, 150, 380, unit)
     angle = rng.uniform(0, np.pi)
-    alpha = ragged_blob(rng, length, length * rng.uniform(0.5, 0.75), angle, softness=0.55, raggedness=0.55, grain=0.3)
-    return Drawing(((ON_RETINA, Layer(alpha * np.float32(rng.uniform(0.65, 0.85)), (200.0, 206.0, 112.0))),))
+    alpha = ragged_blob(rng, length, length * rng.uniform(0.5, 0.75), angle, softness=0.7, raggedness=0.5, grain=0.35)
+    return Drawing(((ON_RETINA, Layer(alpha * np.float32(rng.uniform(0.65, 0.85)), (186.0, 198.0, 44.0))),))
 
 
 def _weiss_ring(rng: np.random.Generator, unit: float) -> Drawing:
@@ -313,13 +312,13 @@ def _chorioretinal_scar(rng: np.random.Generator, unit: float) -> Drawing:
     """20 lesion_retine: large atrophic patch with sharp scalloped edge and clumped pigment."""
     length = _size(rng, 320, 520, 760, unit)
     angle = rng.uniform(0, np.pi)
-    alpha = ragged_blob(rng, length, length * rng.uniform(0.45, 0.7), angle, softness=0.12, raggedness=0.4, grain=0.3)
-    speckle = smoothstep(smooth_noise(rng, alpha.shape, max(38 * unit, 1.5), octaves=3), 0.45, 0.95)
+    alpha = ragged_blob(rng, length, length * rng.uniform(0.45, 0.7), angle, softness=0.25, raggedness=0.4, grain=0.4)
+    speckle = smoothstep(smooth_noise(rng, alpha.shape, max(38 * unit, 1.5), octaves=3), 0.35, 1.5)
     edge = smoothstep(alpha, 0.05, 0.5) * (1.0 - 0.75 * blur(alpha, max(26 * unit, 0.8)))
     return Drawing(
         (
-            (BELOW_VESSELS, Layer(alpha * np.float32(0.7), (206.0, 186.0, 70.0))),
-            (BELOW_VESSELS, Layer((alpha * speckle * 0.95).astype(np.float32), (0.8, 0.78, 0.6), absorbs=True)),
+            (BELOW_VESSELS, Layer(alpha * np.float32(0.7), (200.0, 178.0, 32.0))),
+            (BELOW_VESSELS, Layer((alpha * speckle * 0.85).astype(np.float32), (0.72, 0.72, 0.6), absorbs=True)),
             (BELOW_VESSELS, Layer((edge * alpha * 0.5).astype(np.float32), PIGMENT, absorbs=True)),
         )
     )
@@ -333,22 +332,23 @@ def _epiretinal_membrane(rng: np.random.Generator, scene: LesionScene) -> Drawin
     unit = scene.pixels_per_unit
     length = _size(rng, 380, 480, 620, unit)
     sheet = ragged_blob(
-        rng, length, length * rng.uniform(0.65, 0.85), rng.uniform(0, np.pi), softness=0.45, raggedness=0.25
+        rng, length, length * rng.uniform(0.65, 0.85), rng.uniform(0, np.pi), softness=0.8, raggedness=0.3
     )
     side = sheet.shape[0]
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) - side / 2.0
     angle = rng.uniform(0, np.pi)
     warp = smooth_noise(rng, (side, side), max(80 * unit, 2.0), octaves=2)
-    wrinkles = np.sin((x * np.cos(angle) + y * np.sin(angle)) / (7.5 * unit) + 2.2 * warp)
-    alpha = sheet * (0.42 + 0.22 * smoothstep(wrinkles, 0.2, 0.9))
+    wrinkles = np.sin((x * np.cos(angle) + y * np.sin(angle)) / (13.0 * unit) + 1.6 * warp)
+    shine = smoothstep(smooth_noise(rng, (side, side), max(110 * unit, 2.0), octaves=2), -0.4, 1.2)
+    alpha = sheet * (0.34 + (0.04 + 0.22 * shine) * smoothstep(wrinkles, 0.0, 0.95))
     centre = scene.placement.to_pixels(FOVEA[None] + rng.normal(0, 0.12, (1, 2)))[0]
-    return _around([(ON_RETINA, Layer(alpha.astype(np.float32), (158.0, 182.0, 66.0)))], *centre)
+    return _around([(ON_RETINA, Layer(alpha.astype(np.float32), (148.0, 176.0, 26.0)))], *centre)
 
 
 def _sheathed_vessel(rng: np.random.Generator, scene: LesionScene) -> Drawing | None:
     """4 vascularite: pale cuffs on both walls along a piece of vessel."""
     diameter, unit = scene.placement.disc_diameter, scene.pixels_per_unit
-    able = [branch for branch in scene.branches if len(branch.points) >= 20 and branch.widths[0] > 0.016]
+    able = [branch for branch in scene.branches if len(branch.points) >= 20 and branch.widths[0] > 0.026]
     if not able:
         return None
     branch = able[int(rng.integers(len(able)))]
@@ -367,11 +367,11 @@ def _sheathed_vessel(rng: np.random.Generator, scene: LesionScene) -> Drawing | 
     beads = np.repeat(rng.uniform(0.75, 1.2, steps // 4 + 1), 4)[:steps]
     draw_polyline(plane, local, cuff * np.convolve(np.pad(beads, 2, "edge"), np.full(5, 0.2), "valid"), 255.0)
     draw_polyline(core, local, widths, 255.0)
-    sheath = blur(plane, max(2.6 * unit, 0.5)).astype(np.float32) / 255.0
+    sheath = blur(plane, max(4.5 * unit, 0.6)).astype(np.float32) / 255.0
     column = blur(core, max(1.5 * unit, 0.4)).astype(np.float32) / 255.0
     patchy = 0.72 + 0.2 * np.clip(smooth_noise(rng, sheath.shape, max(36 * unit, 2.0), octaves=2), -1, 1)
-    alpha = sheath * patchy * (1.0 - 0.55 * column)
-    return Drawing(((ON_RETINA, Layer(alpha.astype(np.float32), (190.0, 200.0, 88.0))),), int(left), int(top))
+    alpha = 0.8 * sheath * patchy * (1.0 - 0.6 * column)
+    return Drawing(((ON_RETINA, Layer(alpha.astype(np.float32), (176.0, 188.0, 36.0))),), int(left), int(top))
 
 
 def _macular_oedema(rng: np.random.Generator, scene: LesionScene) -> Drawing:
@@ -392,8 +392,8 @@ def _macular_oedema(rng: np.random.Generator, scene: LesionScene) -> Drawing:
     centre = scene.placement.to_pixels(FOVEA[None])[0]
     return _around(
         [
-            (ON_RETINA, Layer(swelling * np.float32(0.5), (172.0, 164.0, 50.0))),
-            (ON_RETINA, Layer(cysts * np.float32(0.35), (0.4, 0.55, 0.3), absorbs=True)),
+            (ON_RETINA, Layer(swelling * np.float32(0.5), (166.0, 156.0, 22.0))),
+            (ON_RETINA, Layer(cysts * np.float32(0.22), (0.4, 0.55, 0.3), absorbs=True)),
         ],
         *centre,
     )
@@ -407,8 +407,8 @@ def _excavated_disc(rng: np.random.Generator, scene: LesionScene) -> Drawing:
     cup = _centred(ragged_blob(rng, size * 0.84, size * 0.78, 1.5, softness=0.2, raggedness=0.05), disc.shape[0])
     return _around(
         [
-            (BELOW_VESSELS, Layer(disc * np.float32(0.97), (216.0, 168.0, 46.0))),
-            (BELOW_VESSELS, Layer(cup * np.float32(0.9), (250.0, 244.0, 142.0))),
+            (BELOW_VESSELS, Layer(disc * np.float32(0.97), (216.0, 166.0, 24.0))),
+            (BELOW_VESSELS, Layer(cup * np.float32(0.9), (250.0, 242.0, 70.0))),
         ],
         scene.placement.disc_x,
         scene.placement.disc_y,
@@ -446,13 +446,13 @@ def _peripapillary_atrophy(rng: np.random.Generator, scene: LesionScene) -> Draw
         rng, diameter * rng.uniform(1.5, 1.8), diameter * rng.uniform(1.4, 1.6), 1.5, softness=0.15, raggedness=0.12
     )
     side = outer.shape[0]
-    inner = _centred(ragged_blob(rng, diameter * 1.12, diameter * 1.04, 1.5, softness=0.15, raggedness=0.04), side)
+    inner = _centred(ragged_blob(rng, diameter * 1.04, diameter * 0.98, 1.5, softness=0.15, raggedness=0.04), side)
     zone = _ring_of(outer, inner)
     pigment = smoothstep(outer, 0.05, 0.4) * smoothstep(outer, 0.98, 0.6)
     shift = scene.placement.temporal * diameter * 0.14
     return _around(
         [
-            (BELOW_VESSELS, Layer(zone * np.float32(0.72), (212.0, 186.0, 74.0))),
+            (BELOW_VESSELS, Layer(zone * np.float32(0.72), (206.0, 178.0, 32.0))),
             (BELOW_VESSELS, Layer(pigment * np.float32(0.6), PIGMENT, absorbs=True)),
         ],
         scene.placement.disc_x + shift,
@@ -469,10 +469,10 @@ def _papilloedema(rng: np.random.Generator, scene: LesionScene) -> Drawing:
     )
     side = swelling.shape[0]
     y, x = np.mgrid[0:side, 0:side].astype(np.float32) - side / 2.0
-    spokes = np.sin(np.arctan2(y, x) * 46 + 2.5 * smooth_noise(rng, (side, side), max(size / 3, 2.0), octaves=2))
-    alpha = swelling * (0.72 + 0.16 * spokes * smoothstep(np.hypot(x, y), size * 0.15, size * 0.4))
+    spokes = np.sin(np.arctan2(y, x) * 31 + 4.0 * smooth_noise(rng, (side, side), max(size / 3, 2.0), octaves=2))
+    alpha = swelling * (0.74 + 0.08 * spokes * smoothstep(np.hypot(x, y), size * 0.15, size * 0.4))
     return _around(
-        [(ON_RETINA, Layer(alpha.astype(np.float32), (218.0, 196.0, 74.0)))],
+        [(ON_RETINA, Layer(alpha.astype(np.float32), (204.0, 184.0, 28.0)))],
         scene.placement.disc_x,
         scene.placement.disc_y,
     )

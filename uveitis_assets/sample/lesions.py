@@ -144,23 +144,19 @@ def _place(rng: np.random.Generator, scene: LesionScene, free: NDArray[np.bool_]
 def _candidates(
     rng: np.random.Generator, scene: LesionScene, free: NDArray[np.bool_], class_id: int, drawing: Drawing
 ) -> list[tuple[int, int]]:
-    rows, columns = np.nonzero(free)
-    if not len(rows):
-        return []
+    """Patch corners (left, top) whose centre lies on free retina, most of them near the posterior pole."""
+    spread = (1.7 if class_id in {15, 18, 19} else 3.6) * scene.placement.disc_diameter
+    near = np.array([scene.placement.disc_x, scene.placement.disc_y]) + rng.normal(0, spread, (_PLACING_ATTEMPTS, 2))
+    far = rng.uniform((0, 0), (scene.width, scene.height), (_PLACING_ATTEMPTS, 2))
+    points = np.where(rng.random((_PLACING_ATTEMPTS, 1)) < 0.8, near, far)
     cell = scene.width / free.shape[1]
-    placement = scene.placement
-    distance = np.hypot((columns + 0.5) * cell - placement.disc_x, (rows + 0.5) * cell - placement.disc_y)
-    distance /= placement.disc_diameter
-    # Most lesions crowd within the arcades and the mid periphery; a few sit far out.
-    spread = 2.2 if class_id in {15, 18, 19} else 5.0
-    weight = np.exp(-np.square(distance / spread)) + 0.03
-    weight[distance < 0.9] = 0.0
-    if weight.sum() <= 0:
-        return []
-    picked = rng.choice(len(rows), size=_PLACING_ATTEMPTS, p=weight / weight.sum())
+    column, row = np.floor(points / cell).astype(int).T
+    inside = (column >= 0) & (row >= 0) & (column < free.shape[1]) & (row < free.shape[0])
+    inside[inside] = free[row[inside], column[inside]]
+    off_disc = np.hypot(*(points - [scene.placement.disc_x, scene.placement.disc_y]).T)
+    inside &= off_disc > 0.9 * scene.placement.disc_diameter
     height, width = drawing.layers[0][1].alpha.shape
-    x, y = (columns[picked] + 0.5) * cell - width / 2.0, (rows[picked] + 0.5) * cell - height / 2.0
-    return [(round(float(a)), round(float(b))) for a, b in zip(x, y, strict=True)]
+    return [(round(x - width / 2.0), round(y - height / 2.0)) for x, y in points[inside].tolist()]
 
 
 def _claim(scene: LesionScene, free: NDArray[np.bool_], corners: NDArray[np.float64]) -> bool:
@@ -168,10 +164,14 @@ def _claim(scene: LesionScene, free: NDArray[np.bool_], corners: NDArray[np.floa
     if corners.min() < 0 or corners[:, 0].max() > scene.width or corners[:, 1].max() > scene.height:
         return False
     cell = scene.width / free.shape[1]
-    area = np.zeros(free.shape, np.uint8)
-    cv2.fillConvexPoly(area, np.round(corners / cell - 0.5).astype(np.int32), 1)
+    grid = np.round(corners / cell - 0.5).astype(np.int32)
+    column, row = np.maximum(grid.min(axis=0), 0)
+    last_column, last_row = grid.max(axis=0)
+    window = free[row : last_row + 1, column : last_column + 1]
+    area = np.zeros(window.shape, np.uint8)
+    cv2.fillConvexPoly(area, grid - np.array([column, row], np.int32), 1)
     inside = area.astype(bool)
-    if not free[inside].all():
+    if not window[inside].all():
         return False
-    free[inside] = False
+    window[inside] = False
     return True

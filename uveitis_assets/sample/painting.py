@@ -42,8 +42,14 @@ def random_generator(*words: int) -> np.random.Generator:
 
 def smoothstep(value: NDArray[Any], low: float, high: float) -> Field:
     """Cubic ramp from 0 at ``low`` to 1 at ``high``; ``low`` may be the larger one."""
-    t = np.clip((value - low) / (high - low), 0.0, 1.0)
-    return (t * t * (3.0 - 2.0 * t)).astype(np.float32)
+    t = np.asarray(value, np.float32) - np.float32(low)
+    t *= np.float32(1.0 / (high - low))
+    np.clip(t, 0.0, 1.0, out=t)
+    ramp = t * -2.0
+    ramp += 3.0
+    ramp *= t
+    ramp *= t
+    return np.asarray(ramp, np.float32)
 
 
 def smooth_noise(
@@ -51,15 +57,28 @@ def smooth_noise(
 ) -> Field:
     """Value noise of about zero mean and unit spread: ``shape`` = (h, w) float32, features of ``cell`` pixels."""
     height, width = shape
+    # Coarse features need no fine grid: four pixels per finest feature are enough, the rest is interpolation.
+    finest = cell / 2.0 ** (octaves - 1)
+    shrink = min(int(finest // 4), height, width)
+    if shrink >= 2:
+        small = (-(-height // shrink), -(-width // shrink))
+        return enlarge(smooth_noise(rng, small, cell / shrink, octaves=octaves, persistence=persistence), shape)
     total = np.zeros((height, width), np.float32)
     power = 0.0
     for octave in range(octaves):
         size = max(cell / 2.0**octave, 1.0)
-        rows, columns = int(np.ceil(height / size)) + 4, int(np.ceil(width / size)) + 4
-        grid = rng.standard_normal((rows, columns), dtype=np.float32)
-        # A sub-cell shift keeps the lattice from lining up with the image's corner in every octave.
-        shift_x, shift_y = rng.uniform(1.0, 2.0, 2)
-        matrix = np.array([[1.0 / size, 0.0, shift_x], [0.0, 1.0 / size, shift_y]])
+        # Each octave's lattice is turned and shifted at random: aligned lattices give square blobs.
+        side = int(np.ceil(np.hypot(height, width) / size)) + 4
+        grid = rng.standard_normal((side, side), dtype=np.float32)
+        turn = rng.uniform(0, 2 * np.pi)
+        cos, sin = np.cos(turn) / size, np.sin(turn) / size
+        middle_x, middle_y = (side - 1) / 2.0 + rng.uniform(-0.5, 0.5, 2)
+        matrix = np.array(
+            [
+                [cos, -sin, middle_x - cos * width / 2.0 + sin * height / 2.0],
+                [sin, cos, middle_y - sin * width / 2.0 - cos * height / 2.0],
+            ]
+        )
         amplitude = persistence**octave
         total += amplitude * cv2.warpAffine(
             grid, matrix, (width, height), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
@@ -87,7 +106,7 @@ def ragged_blob(
     *,
     softness: float = 0.3,
     raggedness: float = 0.25,
-    grain: float = 0.35,
+    grain: float = 0.45,
 ) -> Field:
     """Alpha of an irregular oval on its own square patch.
 
@@ -100,7 +119,9 @@ def ragged_blob(
     Returns:
         (s, s) float32 in 0..1, the oval centred.
     """
-    side = max(int(np.ceil(max(length, breadth) * (1.15 + raggedness) + 4)), 5)
+    # The noise is clipped to 1.6, which bounds how far the outline reaches: the patch never cuts it off.
+    reach = 1.0 + softness / 2.0 + 0.96 * raggedness
+    side = max(int(np.ceil(max(length, breadth) * reach + 3)), 5)
     # Large soft shapes carry no detail worth computing at full size.
     shrink = max(1.0, side / 320.0)
     small = round(side / shrink)
@@ -110,9 +131,14 @@ def ragged_blob(
     across = (-x * np.sin(angle) + y * np.cos(angle)) / max(breadth / 2.0, 0.6)
     radius = np.sqrt(along**2 + across**2)
     if raggedness > 0:
-        noise = smooth_noise(rng, (small, small), max(grain * breadth / shrink, 1.5), octaves=3, persistence=0.55)
-        radius = radius + raggedness * 0.6 * noise
+        noise = smooth_noise(rng, (small, small), max(grain * breadth / shrink, 2.5), octaves=2, persistence=0.5)
+        radius = radius + raggedness * 0.6 * np.clip(noise, -1.6, 1.6)
     alpha = smoothstep(radius, 1.0 + softness / 2.0, 1.0 - softness / 2.0)
+    if small >= 12:
+        # No tissue is flat: the inside varies a little.
+        alpha = alpha * (
+            0.9 + 0.1 * np.clip(smooth_noise(rng, (small, small), max(small / 9.0, 2.0), octaves=2), -1, 1)
+        )
     if small != side:
         alpha = enlarge(alpha, (side, side))
     return alpha
@@ -157,18 +183,22 @@ def add_sensor_noise(
 ) -> None:
     """Add noise in place, independent per channel: white noise of spread ``fine`` and grain of ``coarse``.
 
-    One tile is drawn and repeated with a different shift in every row of tiles, which the eye does not notice and
-    which makes 12-megapixel images affordable.
+    One tile without seams is drawn and repeated, which the eye does not notice in noise and which makes
+    12-megapixel images affordable.
     """
+    height, width = canvas.shape[:2]
+    tile = min(tile, max(height, width))
     white = rng.standard_normal((tile, tile, RED_GREEN_BLUE), dtype=np.float32)
-    clump = blur(rng.standard_normal((tile, tile, RED_GREEN_BLUE), dtype=np.float32), grain)
+    border = int(np.ceil(4 * grain)) + 1
+    clump = np.pad(
+        rng.standard_normal((tile, tile, RED_GREEN_BLUE), dtype=np.float32), ((border,), (border,), (0,)), "wrap"
+    )
+    clump = blur(clump, grain)[border:-border, border:-border]
     clump *= np.float32(coarse / max(float(clump.std()), 1e-6))
     noise = np.clip(np.round(white * fine + clump), -127, 127).astype(np.int8)
-    height, width = canvas.shape[:2]
-    columns = width // tile + 2
+    columns = width // tile + 1
     for top in range(0, height, tile):
         rows = min(tile, height - top)
-        shift = int(rng.integers(tile))
-        strip = np.concatenate([noise[:rows]] * columns, axis=1)[:, shift : shift + width]
+        strip = np.concatenate([noise[:rows]] * columns, axis=1)[:, :width]
         region = canvas[top : top + rows]
         cv2.add(region, strip, dst=region, dtype=cv2.CV_8U)

@@ -244,7 +244,7 @@ def _hard_exudates(rng: np.random.Generator, scene: _Scene) -> None:
             angle = rng.uniform(0, 2 * np.pi)
             distance = radius * (rng.normal(1, 0.1) if ring else abs(rng.normal(0, 0.55)))
             size = float(np.clip(rng.lognormal(1.9, 0.55), 3, 30)) * unit
-            blob = ragged_blob(rng, max(size, 2.5), max(size * 0.7, 2.0), angle, softness=0.3, raggedness=0.45)
+            blob = ragged_blob(rng, max(size, 2.5), max(size * 0.7, 2.0), angle, softness=0.4, raggedness=0.3)
             x, y = centre[0] + distance * np.cos(angle), centre[1] + distance * np.sin(angle)
             paste_maximum(plane, blob * np.float32(rng.uniform(0.55, 0.9)), x, y)
 
@@ -343,10 +343,10 @@ def _new_vessels(rng: np.random.Generator, scene: _Scene) -> None:
 
 _LESIONS: tuple[tuple[str, float, Callable[[np.random.Generator, _Scene], None]], ...] = (
     ("HardExudate_Masks", 0.75, _hard_exudates),
-    ("SoftExudate_Masks", 0.45, _soft_exudates),
+    ("SoftExudate_Masks", 0.55, _soft_exudates),
     ("Hemohedge_Masks", 0.8, _haemorrhages),
     ("Microaneurysms_Masks", 0.85, _microaneurysms),
-    ("IRMA_Masks", 0.3, _microvascular_abnormalities),
-    ("Neovascularization_Masks", 0.2, _new_vessels),
+    ("IRMA_Masks", 0.4, _microvascular_abnormalities),
+    ("Neovascularization_Masks", 0.3, _new_vessels),
 )
 """Folder, share of images that show the class, and how it is drawn."""

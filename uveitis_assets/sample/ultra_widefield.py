@@ -38,7 +38,7 @@ from uveitis_assets.sample.vessels import FOVEA, Placement, VesselBranch, draw_v
 DISC_DIAMETER = 205.0
 """Optic disc diameter in reference pixels of a 3900 pixel wide image."""
 
-COARSE_WIDTH = 1000
+COARSE_WIDTH = 850
 OUTSIDE_LEVEL = 4
 
 VEIN_ABSORPTION = (0.42, 0.74, 0.6)
@@ -83,7 +83,7 @@ def render_ultra_widefield(
     """
     if width < 200 or height < 150:
         raise ValueError(f"ultra-widefield image: expected at least 200 x 150 pixels, found {width} x {height}")
-    coarse_width = min(width, COARSE_WIDTH)
+    coarse_width = min(width, int(np.clip(width * 0.5, 400, COARSE_WIDTH)))
     coarse_height = max(round(height * coarse_width / width), 8)
     scale = width / REFERENCE_WIDTH
     frame = draw_eye_frame(random_generator(seed, 1), coarse_height, coarse_width)
@@ -148,12 +148,12 @@ def _fundus_colour(rng: np.random.Generator, placement: Placement, height: int, 
     green_shift = float(rng.uniform(-0.55, 0.6))
     tone = smooth_noise(rng, (height, width), width / 4.5, octaves=3)
     periphery = smoothstep(from_fovea, 3.0, 9.0)
-    red = 118.0 - 22.0 * green_shift + 12.0 * tone + 14.0 * periphery
-    green = 84.0 + 26.0 * green_shift - 17.0 * tone + 20.0 * periphery * (0.6 + 0.5 * green_shift)
+    red = 120.0 - 20.0 * green_shift + 5.0 * tone + 14.0 * periphery
+    green = 86.0 + 24.0 * green_shift - 8.0 * tone + 20.0 * periphery * (0.6 + 0.5 * green_shift)
     # Reddish-brown clouds where the pigment shines through.
     cloud = smoothstep(smooth_noise(rng, (height, width), width / 7.0, octaves=3), 0.5, 1.8)
-    red -= 16.0 * cloud
-    green -= 42.0 * cloud
+    red -= 10.0 * cloud
+    green -= 16.0 * cloud
 
     strength = float(rng.uniform(0.25, 1.0))
     choroid = _choroidal_vessels(rng, ax, ay, from_disc)
@@ -181,6 +181,7 @@ def _fundus_colour(rng: np.random.Generator, placement: Placement, height: int, 
     red *= keep
     green *= 0.25 + 0.75 * keep
     glint = np.exp(-np.square(from_fovea / 0.045)) * float(rng.uniform(0, 60))
+    green = np.maximum(green, 0.44 * red)
     blue = 5.0 + 0.02 * green
     return np.stack([red + glint, green + glint, blue + 0.3 * glint], axis=-1).astype(np.float32)
 
@@ -190,19 +191,19 @@ def _choroidal_vessels(rng: np.random.Generator, ax: Field, ay: Field, from_disc
     height, width = ax.shape
     bend_x = smooth_noise(rng, (height, width), width / 9.0, octaves=3)
     bend_y = smooth_noise(rng, (height, width), width / 9.0, octaves=3)
-    px = ax - 0.7 + 0.42 * bend_x
-    py = ay + 0.42 * bend_y
+    px = ax - 0.7 + 0.20 * bend_x
+    py = ay + 0.20 * bend_y
     angle = np.arctan2(py, px) / (2.0 * np.pi) + 0.5
     radius = np.log1p(np.sqrt(px**2 + py**2))
     strands = np.zeros((height, width), np.float32)
-    for count, low, high in ((95, 0.0, 4.5), (190, 3.0, 30.0)):
-        # White noise, periodic in angle; bands where it crosses zero are the strands.
+    for count, low, high in ((140, 0.0, 4.5), (300, 3.0, 30.0)):
+        # White noise, periodic in angle and drawn out along the radius: its crests are the strands.
         grid = rng.standard_normal((16, count), dtype=np.float32)
         grid = np.concatenate([grid, grid[:, :4]], axis=1)
         map_x = (angle * count).astype(np.float32)
-        map_y = (1.0 + radius * 4.6).astype(np.float32)
+        map_y = (1.0 + radius * 3.0).astype(np.float32)
         sampled = cv2.remap(grid, map_x, map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
-        ridge = smoothstep(np.abs(sampled), 0.55, 0.08)
+        ridge = smoothstep(sampled, 0.15, 1.3)
         window = smoothstep(from_disc, low - 0.6, low + 1.0) * smoothstep(from_disc, high + 2.0, high)
         strands = np.maximum(strands, ridge * window)
     return np.asarray(strands, np.float32)

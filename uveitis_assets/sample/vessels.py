@@ -116,18 +116,19 @@ def _grow_tree(
         grown: list[int] = []
         for index in order:
             identity = len(branches) + 1
-            path = _free_part(
-                points[index],
-                owner,
-                identity=identity,
-                parent=int(seeds.parent[index]),
-                reach=reach,
-                generation=generation,
+            path = _smoothed(
+                _free_part(
+                    points[index],
+                    owner,
+                    identity=identity,
+                    parent=int(seeds.parent[index]),
+                    reach=reach,
+                    generation=generation,
+                )
             )
             if len(path) < 5:
                 continue
-            t = np.linspace(0.0, 1.0, len(path))
-            widths = np.maximum(seeds.width[index] * (1.0 - 0.62 * t), 0.005)
+            widths = _taper(float(seeds.width[index]), len(path), len(points[index]), generation)
             branches.append(VesselBranch(path, widths, is_vein, generation))
             grown.append(identity)
         if generation + 1 == generations:
@@ -139,13 +140,31 @@ def _grow_tree(
     return branches
 
 
+def _smoothed(path: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Round off the corners of a path; both ends stay."""
+    for _ in range(3):
+        if len(path) > 2:
+            path = np.concatenate([path[:1], (path[:-2] + 2.0 * path[1:-1] + path[2:]) / 4.0, path[-1:]])
+    return path
+
+
+def _taper(width: float, count: int, planned: int, generation: int) -> NDArray[np.float64]:
+    """Widths along a branch: trunks keep a third of theirs, side branches thin out to almost nothing."""
+    t = np.arange(count) / max(planned - 1, 1)
+    final = 0.35 if generation == 0 else 0.25
+    widths = width * (1.0 - (1.0 - final) * t**0.8)
+    # The last steps fade, also where a branch was cut short: no vessel ends bluntly.
+    fade = np.clip((count - np.arange(count)) / 14.0, 0.0, 1.0) if count < planned or generation else np.ones(count)
+    return np.maximum(widths * np.sqrt(fade), 0.004)
+
+
 def _trunks(rng: np.random.Generator, reach: float, is_vein: bool) -> _Seeds:
     """Four large vessels to the quadrants and a few small ones straight from the disc."""
-    angles = np.deg2rad([-72, 72, -128, 132]) + rng.normal(0, 0.10, 4) + (0.12 if is_vein else -0.05)
+    angles = np.deg2rad([-80, 80, -126, 130]) + rng.normal(0, 0.10, 4) + (0.12 if is_vein else -0.05)
     small_count = int(rng.integers(4, 7))
     small = np.deg2rad(rng.uniform(0, 360, small_count))
     angle = np.concatenate([angles, small])
-    base = (0.088 if is_vein else 0.066) * rng.uniform(0.9, 1.1)
+    base = (0.082 if is_vein else 0.062) * rng.uniform(0.9, 1.1)
     width = np.concatenate(
         [base * np.array([1.0, 1.0, 0.82, 0.82]) * rng.uniform(0.9, 1.1, 4), rng.uniform(0.018, 0.034, small_count)]
     )
@@ -163,26 +182,33 @@ def _walk(
     """Advance all branches of a generation together; headings follow a guide field plus coloured noise."""
     count = len(seeds.start)
     steps = np.minimum(np.ceil(seeds.length / STEP), np.ceil(2.2 * reach / STEP)).astype(int)
-    position, heading = seeds.start.copy(), seeds.heading.copy()
     # Small vessels wind more than trunks.
-    winding = tortuosity * np.clip(0.05 / np.maximum(seeds.width, 1e-3), 0.8, 1.9) ** 0.7
+    winding = tortuosity * np.clip(0.05 / np.maximum(seeds.width, 1e-3), 0.8, 1.7) ** 0.5
     bend = np.zeros(count)
+    x, y = seeds.start[:, 0].copy(), seeds.start[:, 1].copy()
+    heading = seeds.heading.copy()
     track = np.empty((int(steps.max()) + 1, count, 2))
-    track[0] = position
-    noise = rng.standard_normal((int(steps.max()), count))
-    pull = np.select([seeds.guide == _ARCADE, seeds.guide == _FOVEAL], [0.11, 0.07], 0.035)
+    track[0] = seeds.start
+    noise = winding * rng.standard_normal((int(steps.max()), count))
+    arcade, foveal = seeds.guide == _ARCADE, seeds.guide == _FOVEAL
+    pull = np.select([arcade, foveal], [0.15, 0.06], 0.028)
     for step in range(int(steps.max())):
-        x, y = position[:, 0], position[:, 1]
-        arcade = seeds.side * np.arctan2(openness, 2.0 * np.maximum(np.abs(y), 0.12))
-        radial = np.arctan2(y, x - 0.9)
-        foveal = np.arctan2(FOVEA[1] - y, FOVEA[0] - x)
-        wanted = np.select([seeds.guide == _ARCADE, seeds.guide == _FOVEAL], [arcade, foveal], radial)
-        turn = np.arctan2(np.sin(wanted - heading), np.cos(wanted - heading))
-        bend = 0.82 * bend + winding * noise[step]
-        # Mean reversion of the winding around the guide keeps vessels wavy but on course.
-        heading = heading + pull * turn + bend
-        position = position + STEP * np.stack([np.cos(heading), np.sin(heading)], axis=1)
-        track[step + 1] = position
+        wanted = np.arctan2(y, x - 0.9)
+        if foveal.any():
+            wanted[foveal] = np.arctan2(FOVEA[1] - y[foveal], FOVEA[0] - x[foveal])
+        if arcade.any():
+            # Arcades follow a parabola around the macula, then flatten towards the horizontal.
+            slope = np.arctan2(openness[arcade], 2.0 * np.maximum(np.abs(y[arcade]), 0.12))
+            slope -= 0.45 * np.clip((x[arcade] - 1.2) / 2.5, 0.0, 1.0)
+            wanted[arcade] = seeds.side[arcade] * slope
+        heading += pull * (np.remainder(wanted - heading + np.pi, 2.0 * np.pi) - np.pi)
+        # The winding swings around the course instead of adding up, so that no vessel curls into a loop.
+        bend = 0.86 * bend + noise[step]
+        course = heading + 3.4 * bend
+        x += STEP * np.cos(course)
+        y += STEP * np.sin(course)
+        track[step + 1, :, 0] = x
+        track[step + 1, :, 1] = y
     return [track[: steps[index] + 1, index] for index in range(count)]
 
 
@@ -217,22 +243,28 @@ def _children(
         position = 3 + int(rng.uniform(0.15, 0.9) / STEP * (1.0 if generation else 0.6))
         side = 1.0 if rng.random() < 0.5 else -1.0
         while position < count - 3:
-            width = float(branch.widths[position]) * rng.uniform(0.5, 0.82)
+            width = float(branch.widths[position]) * (
+                rng.uniform(0.45, 0.75) if rng.random() < 0.7 else rng.uniform(0.75, 0.92)
+            )
             if width < 0.0075:
                 break
             ahead = branch.points[position + 2] - branch.points[position - 2]
-            heading = float(np.arctan2(ahead[1], ahead[0])) + side * np.deg2rad(rng.uniform(28, 62))
             point = branch.points[position]
+            heading = float(np.arctan2(ahead[1], ahead[0])) + side * np.deg2rad(rng.uniform(26, 60))
+            outward = float(np.arctan2(point[1], point[0] - 0.9))
             to_fovea = FOVEA - point
             inward = np.cos(heading) * to_fovea[0] + np.sin(heading) * to_fovea[1] > 0
             distance = float(np.hypot(*to_fovea))
             guide = _FOVEAL if inward and distance < 2.7 and point[0] > 0.3 else _RADIAL
-            length = rng.uniform(45, 95) * width
+            side = -side if rng.random() < 0.75 else side
+            position += int(rng.uniform(0.5, 1.7) * (0.8 + 9.0 * width) / STEP)
+            # A branch that would have to turn round to reach the periphery is not one.
+            if guide == _RADIAL and np.cos(heading - outward) < 0.2:
+                continue
+            length = rng.uniform(60, 130) * width
             if guide == _FOVEAL:
                 length = min(length, distance * 1.1)
             rows.append((point[0], point[1], heading, width, length, guide, 1.0, identity))
-            side = -side if rng.random() < 0.75 else side
-            position += int(rng.uniform(0.45, 1.5) * (0.8 + 9.0 * width) / STEP)
     table = np.array(rows, np.float64).reshape(-1, 8)
     return _Seeds(
         table[:, 0:2],
