@@ -20,10 +20,10 @@ from uveitis_assets.fundus.landed import SPLITS, Split
 def hashed_splits(dataset: str, patient: str, configuration: SplitConfiguration) -> tuple[Split, ...]:
     """Side of a patient (raw id) in every fold, from BLAKE2b of seed, dataset tag and patient."""
     if _uniform("test", dataset, patient, configuration.seed) < configuration.test_ratio:
-        return ("test",) * configuration.folds
-    own_fold = int(_uniform("fold", dataset, patient, configuration.seed) * configuration.folds)
-    sides: list[Split] = ["train"] * configuration.folds
-    sides[own_fold] = "val"
+        sides: list[Split] = ["test"] * configuration.folds
+    else:
+        sides = ["train"] * configuration.folds
+        sides[int(_uniform("fold", dataset, patient, configuration.seed) * configuration.folds)] = "val"
     return tuple(sides)
 
 

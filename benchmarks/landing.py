@@ -1,0 +1,111 @@
+"""Landing benchmark: the unchanged-folder look, registration and export over many small files.
+
+Prints ratios measured in one run: `landing_fingerprint` over a bare recursive ``os.scandir`` (names only), file opens
+per newly registered file, and the seconds of register (first, unchanged), of all manifest parts, and of the export.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from uveitis_assets.fundus import image_file
+from uveitis_assets.fundus.configuration import DatasetConfiguration, SplitConfiguration
+from uveitis_assets.fundus.ledger import landing_fingerprint, register, registered_batches
+from uveitis_assets.fundus.manifest import build_manifest_part, export_manifest, write_splits_files
+from uveitis_assets.storage import ArtefactStore
+
+IMAGES_PER_FOLDER = 1000
+
+
+def write_small_images(folder: Path, n_images: int) -> None:
+    """Write distinct 64x64 JPEGs: one encoded picture with the running number in a comment segment."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((64, 64)).save(buffer, "JPEG")
+    picture = buffer.getvalue()
+    for number in range(n_images):
+        place = folder / f"{number // IMAGES_PER_FOLDER:04d}"
+        if number % IMAGES_PER_FOLDER == 0:
+            place.mkdir(parents=True)
+        comment = f"{number:08d}".encode()
+        segment = b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment
+        (place / f"image_{number:06d}.jpg").write_bytes(picture[:2] + segment + picture[2:])
+
+
+def bare_walk(folder: str) -> int:
+    """Count files by a recursive ``os.scandir`` that looks at names only."""
+    n_files, pending = 0, [folder]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                else:
+                    n_files += 1
+    return n_files
+
+
+def seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=int, default=100_000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        store = ArtefactStore(root=Path(temporary), raw=Path(temporary) / "raw")
+        folder = store.raw / "many"
+        write_small_images(folder, arguments.files)
+        dataset = DatasetConfiguration(name="many", layout="image_folder", folder="many")
+
+        opens = 0
+        real_open = os.open
+
+        def counting_open(*args: object, **kwargs: object) -> int:
+            nonlocal opens
+            opens += str(args[0]).endswith(".jpg")
+            return real_open(*args, **kwargs)  # type: ignore[arg-type]
+
+        image_file.os.open = counting_open  # type: ignore[attr-defined]
+        first = seconds(lambda: register(store, dataset))
+        image_file.os.open = real_open  # type: ignore[attr-defined]
+        unchanged = seconds(lambda: register(store, dataset))
+
+        bare, look, ticks = [], [], []
+        for tick in range(15):  # interleaved, so that both meet the same machine
+            bare.append(seconds(lambda: bare_walk(str(folder))))
+            look.append(seconds(lambda tick=tick: landing_fingerprint(store, dataset, tick)))
+            ticks.append(landing_fingerprint(store, dataset, tick))
+        assert len(set(ticks)) == 1, "the fingerprint of an unchanged folder changed"
+
+        batches = registered_batches(store, "many")
+        parts = seconds(lambda: [build_manifest_part(store, dataset, SplitConfiguration(), key) for key in batches])
+        export = seconds(lambda: export_manifest(store, dataset))
+        splits = seconds(lambda: write_splits_files(store, "stage0", 5))
+
+    print(f"files                                {arguments.files}")
+    print(f"bare scandir                         {1e3 * float(np.median(bare)):.1f} ms")
+    print(f"landing_fingerprint                  {1e3 * float(np.median(look)):.1f} ms")
+    print(f"landing_fingerprint / bare scandir   {float(np.median(look)) / float(np.median(bare)):.2f} (limit 3)")
+    print(f"register, all new                    {first:.1f} s")
+    print(f"opens per new file                   {opens / arguments.files:.3f}")
+    print(f"register, unchanged                  {unchanged:.1f} s")
+    print(f"manifest parts ({len(batches)} batches)          {parts:.1f} s")
+    print(f"manifest export                      {export:.1f} s")
+    print(f"splits files                         {splits:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
