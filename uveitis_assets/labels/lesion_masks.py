@@ -69,12 +69,9 @@ def read_mask(path: Path, name: str, raw_size: tuple[int, int]) -> NDArray[np.bo
         with Image.open(path) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise _bad(name, f"found {getattr(image, 'n_frames', 1)} frames, expected one")
-            width, height = image.size
-            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-            if orientation in {5, 6, 7, 8}:
-                width, height = height, width
-            if (width, height) != raw_size:
-                raise _bad(name, f"found {width}x{height} pixels, expected its image's {raw_size[0]}x{raw_size[1]}")
+            # Before any pixel is decoded: the size (either way round, EXIF comes after the pixels in PNG files).
+            if image.size not in {raw_size, raw_size[::-1]}:
+                raise _bad(name, _other_size(*image.size, raw_size))
             # 16-bit colour: Pillow would keep the high bytes only.
             deep = len(image.getbands()) > 1 and any(";16" in str(tile.args) for tile in image.tile)
             image.load()
@@ -84,6 +81,8 @@ def read_mask(path: Path, name: str, raw_size: tuple[int, int]) -> NDArray[np.bo
         if isinstance(error, QuarantineError):
             raise
         raise _bad(name, f"found {_reason(error)}, expected a mask image that can be decoded") from error
+    if levels.shape != raw_size[::-1]:
+        raise _bad(name, _other_size(levels.shape[1], levels.shape[0], raw_size))
     mask: NDArray[np.bool_] = levels >= 128 if lossy else levels > 0
     if alpha is not None:
         if not mask.any() and alpha.any() and not alpha.all():
@@ -91,8 +90,6 @@ def read_mask(path: Path, name: str, raw_size: tuple[int, int]) -> NDArray[np.bo
         mask &= alpha > 0
     if mask.all():
         raise _bad(name, "found every pixel marked as lesion, expected lesions on a black or transparent background")
-    if mask.shape != (raw_size[1], raw_size[0]):
-        raise _bad(name, f"found pixels of shape {mask.shape}, expected {(raw_size[1], raw_size[0])}")
     return mask
 
 
@@ -181,6 +178,10 @@ def _category_of(label_path: str, label_space: LabelSpace) -> int:
         return label_space.category_of(folders[-1] if folders else "")
     except UnknownClassError as error:
         raise _bad(label_path, f"{error} as the mask's folder") from error
+
+
+def _other_size(width: int, height: int, raw_size: tuple[int, int]) -> str:
+    return f"found {width}x{height} pixels, expected its image's {raw_size[0]}x{raw_size[1]}"
 
 
 def _reason(error: Exception) -> str:

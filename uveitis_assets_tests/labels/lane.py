@@ -133,7 +133,7 @@ class FakeLane:
         return path
 
     def finish(self) -> pl.DataFrame:
-        schema = {name: pl.String for name in ("image_id", "key", "content_hash", "quarantine_reason")}
+        schema = dict.fromkeys(("image_id", "key", "content_hash", "quarantine_reason"), pl.String)
         for batch, rows in self.index.items():
             path = self.store.stage_index(self.name, "tiles", batch)
             path.parent.mkdir(parents=True, exist_ok=True)
