@@ -63,7 +63,8 @@ class ImageHeader:
 
 def is_image_name(name: str) -> bool:
     """Say whether the file name carries one of the image extensions, in any case."""
-    return PurePath(name).suffix.lower() in FORMAT_BY_EXTENSION
+    dot = name.rfind(".")
+    return dot > 0 and name[dot:].lower() in FORMAT_BY_EXTENSION
 
 
 def content_hash(data: bytes) -> str:
@@ -96,10 +97,11 @@ def read_landed_file_and_stat(root: Path, relative_path: str, name: str | None =
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise _open_failure(path, name, error) from error
+    state = os.fstat(handle)
+    if not stat.S_ISREG(state.st_mode):
+        os.close(handle)
+        raise QuarantineError("unreadable", f"{name}: expected a regular file; remove it")
     with os.fdopen(handle, "rb") as stream:
-        state = os.fstat(handle)
-        if not stat.S_ISREG(state.st_mode):
-            raise QuarantineError("unreadable", f"{name}: expected a regular file; remove it")
         place = _place_of(handle, path)
         if not place.is_relative_to(os.path.realpath(root)):
             raise QuarantineError(

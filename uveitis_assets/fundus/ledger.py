@@ -601,6 +601,17 @@ def _patient(entry: LedgerEntry, image: LandedImage) -> str:
 def _described(entry: LedgerEntry, image: LandedImage, label_stamps: dict[str, str]) -> LedgerEntry:
     patient = _patient(entry, image)
     stamps = tuple(label_stamps.get(path, "") for path in image.label_paths)
+    said = (patient, image.eye, image.label_format, image.label_paths, image.notes, image.official_split, stamps)
+    if entry.label_fingerprint and said == (
+        entry.patient,
+        entry.eye,
+        entry.label_format,
+        entry.label_paths,
+        entry.notes,
+        entry.official_split,
+        entry.label_stamps,
+    ):
+        return entry
     hashes = [stamp.rpartition(":")[2] for stamp in stamps]
     description = [image.label_format, image.notes, image.eye, patient, image.official_split, *hashes]
     return dataclasses.replace(
