@@ -90,25 +90,33 @@ def drawn_box_mask(changed: np.ndarray) -> np.ndarray:
     return box_mask(corners, *changed.shape) | box_mask(corners[::-1], *changed.shape)
 
 
-@pytest.mark.parametrize("class_id", range(1, 21))
-def test_the_box_of_every_class_fits_the_pixels_the_lesion_changes(class_id: int) -> None:
+# Two classes of one place (the disc, the macula) cannot share an image.
+CLASS_GROUPS = [(1, 3, 8, 10), (5, 7, 12, 13), (9, 14, 16, 18), (4, 6, 15, 19), (2, 11), (17, 20)]
+
+
+def test_the_class_groups_name_every_class() -> None:
+    assert sorted(class_id for group in CLASS_GROUPS for class_id in group) == list(range(1, 21))
+
+
+@pytest.mark.parametrize("group", CLASS_GROUPS, ids=str)
+def test_boxes_of_every_class_fit_the_pixels_the_lesions_change(group: tuple[int, ...]) -> None:
     width, height = 720, 567
     for seed in range(60, 80):
-        sick = render_ultra_widefield(seed, width, height, classes=[class_id])
-        if sick.objects:
+        sick = render_ultra_widefield(seed, width, height, classes=group)
+        if {class_id for class_id, _ in sick.objects} == set(group):
             break
-    well = render_ultra_widefield(seed, width, height, classes=[class_id], draw_lesions=False)
-    assert sick.objects
+    else:
+        pytest.fail(f"no image out of 20 shows all of the classes {group}")
+    well = render_ultra_widefield(seed, width, height, classes=group, draw_lesions=False)
     assert well.objects == ()
     assert (well.retina_mask == sick.retina_mask).all()
     change = np.abs(sick.image_rgb.astype(np.float32) - well.image_rgb).max(axis=2)
     told = np.zeros((height, width), bool)
-    for object_class, corners in sick.objects:
-        assert object_class == class_id
-        near = box_mask(corners, height, width, grow=6)
+    for class_id, corners in sick.objects:
+        near = box_mask(corners, height, width, grow=3)
         changed = near & (change > 0.25 * np.percentile(change[near], 99))
         drawn, label = drawn_box_mask(changed), box_mask(corners, height, width)
-        assert (label & drawn).sum() > 0.6 * (label | drawn).sum()
+        assert (label & drawn).sum() > 0.6 * (label | drawn).sum(), class_id
         told |= box_mask(corners, height, width, grow=0.15 * np.linalg.norm(np.ptp(corners, axis=0)) + 3)
     # Nothing is drawn that no box tells of.
     assert change[~told].max() < 12

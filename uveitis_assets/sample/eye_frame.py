@@ -75,7 +75,7 @@ def draw_eye_frame(rng: np.random.Generator, height: int, width: int) -> EyeFram
         transmission *= 1.0 - alpha
     light *= 1.0 - _skin_lashes(rng, view, upper)[..., None]
 
-    rim_alpha, rim_colour = _rim(rng, view, -aperture, hue)
+    rim_alpha, rim_colour = _rim(rng, view, -aperture, _lid_hue(rng, float(rng.uniform(0.45, 1.0))))
     light = light * (1.0 - rim_alpha[..., None]) + rim_colour * rim_alpha[..., None]
     transmission *= 1.0 - rim_alpha
     hull = _hull_level(rng, view) if view.corrected else np.full((height, width), 100.0, np.float32)
@@ -96,11 +96,11 @@ def _superellipse_level(
 
 def _aperture_level(rng: np.random.Generator, view: _View) -> Field:
     centre = (REFERENCE_WIDTH * rng.uniform(0.485, 0.515), view.full_height * rng.uniform(0.50, 0.55))
-    radii = (REFERENCE_WIDTH * rng.uniform(0.472, 0.5), view.full_height * rng.uniform(0.57, 0.68))
-    power = rng.uniform(2.4, 3.1)
     if view.corrected:
-        return _superellipse_level(view, centre, radii, power=power + 0.9, skew=rng.uniform(0.10, 0.17))
-    return _superellipse_level(view, centre, radii, power=power, skew=rng.uniform(0.0, 0.07))
+        radii = (REFERENCE_WIDTH * rng.uniform(0.432, 0.458), view.full_height * rng.uniform(0.62, 0.75))
+        return _superellipse_level(view, centre, radii, power=rng.uniform(3.0, 3.8), skew=rng.uniform(0.13, 0.20))
+    radii = (REFERENCE_WIDTH * rng.uniform(0.475, 0.5), view.full_height * rng.uniform(0.62, 0.80))
+    return _superellipse_level(view, centre, radii, power=rng.uniform(2.2, 2.8), skew=rng.uniform(0.0, 0.06))
 
 
 def _hull_level(rng: np.random.Generator, view: _View) -> Field:
@@ -135,7 +135,7 @@ def _illumination(rng: np.random.Generator, view: _View, retina_level: Field) ->
     edge = 1.0 - rng.uniform(0.25, 0.55) * np.exp(-np.maximum(retina_level, 0.0) / rng.uniform(60, 190))
     if view.corrected:
         edge = 0.5 + 0.5 * edge
-    patches = 1.0 + 0.07 * smooth_noise(rng, view.shape, view.shape[1] / 4.0, octaves=2)
+    patches = 1.0 + 0.10 * smooth_noise(rng, view.shape, view.shape[1] / 4.0, octaves=2)
     return np.clip(fall_off * edge * patches, 0.06, 1.0).astype(np.float32)
 
 
@@ -181,7 +181,7 @@ def _lash_shadows(rng: np.random.Generator, view: _View) -> Field:
     passed = np.ones(view.shape, np.float32)
     for left in (True, False):
         for _ in range(2):
-            count = int(rng.integers(0, 15))
+            count = int(rng.integers(0, 18))
             if not count:
                 continue
             along = rng.uniform(0, 1, count)
@@ -192,8 +192,8 @@ def _lash_shadows(rng: np.random.Generator, view: _View) -> Field:
             fan = rng.uniform(-0.15, 0.25, count) - 0.55 * (along - 0.45)
             headings = -fan if left else np.pi + fan
             lengths = rng.uniform(250, 900, count) * rng.uniform(0.5, 1.0)
-            spread = float(rng.uniform(7, 22))
-            thickness = rng.uniform(22, 60, count) + 0.8 * spread
+            spread = float(rng.uniform(9, 30))
+            thickness = rng.uniform(20, 60, count) + 1.1 * spread
             shadow = _streaks(rng, view, roots, headings=headings, lengths=lengths, thickness=thickness)
             shadow = blur(shadow, max(spread * view.scale, 0.4))
             passed *= 1.0 - float(rng.uniform(0.55, 0.92)) * shadow
@@ -255,7 +255,7 @@ def _rim(rng: np.random.Generator, view: _View, outside: Field, hue: Field) -> t
     colour = np.broadcast_to(black, (*view.shape, 3)).copy()
     # A crescent of lit skin shows between the aperture and the rim, on one or both sides.
     tall = np.clip(np.sin(np.pi * np.clip((down - rng.uniform(-0.05, 0.1)) / rng.uniform(0.75, 1.0), 0, 1)), 0, 1)
-    left_width, right_width = rng.uniform(0, 150), rng.uniform(0, 150)
+    left_width, right_width = rng.uniform(0, 190, 2)
     band = np.where(view.x < REFERENCE_WIDTH / 2, left_width, right_width) * tall * (1.0 if view.corrected else 0.9)
     gap = 8.0 if view.corrected else float(rng.uniform(25, 80))
     stripe = 0.85 + 0.15 * np.sin(distance / rng.uniform(9, 16))

@@ -121,8 +121,8 @@ def _vitritis(rng: np.random.Generator, unit: float) -> Drawing:
     breadth = length * rng.uniform(0.5, 0.9)
     veil = ragged_blob(rng, length, breadth, rng.uniform(0, np.pi), softness=1.1, raggedness=0.5, grain=0.6)
     strands = smoothstep(np.abs(smooth_noise(rng, veil.shape, max(60 * unit, 2.0), octaves=2)), 0.5, 0.0)
-    alpha = veil * (0.34 + 0.16 * strands)
-    return Drawing(((IN_VITREOUS, Layer(alpha.astype(np.float32), (152.0, 160.0, 26.0))),))
+    alpha = veil * (0.46 + 0.20 * strands)
+    return Drawing(((IN_VITREOUS, Layer(alpha.astype(np.float32), (176.0, 182.0, 40.0))),))
 
 
 def _haemorrhage(rng: np.random.Generator, unit: float) -> Drawing:
@@ -154,7 +154,7 @@ def _choroidal_nodule(rng: np.random.Generator, unit: float) -> Drawing:
     """7 nodule_choroidien: round yellow-orange elevation, lit on one side, shaded on the other."""
     length = _size(rng, 66, 120, 330, unit)
     alpha = ragged_blob(
-        rng, length, length * rng.uniform(0.7, 0.98), rng.uniform(0, np.pi), softness=0.45, raggedness=0.1
+        rng, length, length * rng.uniform(0.7, 0.98), rng.uniform(0, np.pi), softness=0.75, raggedness=0.15
     )
     shift = length * 0.12
     direction = rng.uniform(0, 2 * np.pi)
@@ -162,7 +162,7 @@ def _choroidal_nodule(rng: np.random.Generator, unit: float) -> Drawing:
     moved = cast("Field", cv2.warpAffine(alpha, move, alpha.shape[::-1], flags=cv2.INTER_LINEAR))
     return Drawing(
         (
-            (BELOW_VESSELS, Layer(alpha * np.float32(0.78), (200.0, 152.0, 22.0))),
+            (BELOW_VESSELS, Layer(alpha * np.float32(0.7), (200.0, 152.0, 22.0))),
             (BELOW_VESSELS, Layer(np.minimum(alpha, moved) * np.float32(0.35), (232.0, 206.0, 40.0))),
             (BELOW_VESSELS, Layer(_ring_of(alpha, moved) * np.float32(0.6), PIGMENT, absorbs=True)),
         )
@@ -370,8 +370,8 @@ def _sheathed_vessel(rng: np.random.Generator, scene: LesionScene) -> Drawing | 
     sheath = blur(plane, max(4.5 * unit, 0.6)).astype(np.float32) / 255.0
     column = blur(core, max(1.5 * unit, 0.4)).astype(np.float32) / 255.0
     patchy = 0.72 + 0.2 * np.clip(smooth_noise(rng, sheath.shape, max(36 * unit, 2.0), octaves=2), -1, 1)
-    alpha = 0.8 * sheath * patchy * (1.0 - 0.6 * column)
-    return Drawing(((ON_RETINA, Layer(alpha.astype(np.float32), (176.0, 188.0, 36.0))),), int(left), int(top))
+    alpha = 0.92 * sheath * patchy * (1.0 - 0.6 * column)
+    return Drawing(((ON_RETINA, Layer(alpha.astype(np.float32), (190.0, 200.0, 44.0))),), int(left), int(top))
 
 
 def _macular_oedema(rng: np.random.Generator, scene: LesionScene) -> Drawing:

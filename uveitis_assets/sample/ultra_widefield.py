@@ -145,24 +145,27 @@ def _fundus_colour(rng: np.random.Generator, placement: Placement, height: int, 
     from_disc = np.sqrt(ax**2 + ay**2)
     from_fovea = np.sqrt((ax - FOVEA[0]) ** 2 + (ay - FOVEA[1]) ** 2)
 
-    green_shift = float(rng.uniform(-0.55, 0.6))
+    green_shift = float(rng.uniform(-0.5, 1.0))
     tone = smooth_noise(rng, (height, width), width / 4.5, octaves=3)
     periphery = smoothstep(from_fovea, 3.0, 9.0)
-    red = 120.0 - 20.0 * green_shift + 5.0 * tone + 14.0 * periphery
-    green = 86.0 + 24.0 * green_shift - 8.0 * tone + 20.0 * periphery * (0.6 + 0.5 * green_shift)
+    # Green light is scattered most in the mid periphery; farther out the choroid shines yellow-orange.
+    middle = np.exp(-np.square((from_fovea - float(rng.uniform(3.2, 5.0))) / 2.2)) * (0.75 + 0.5 * tone)
+    ring = float(rng.uniform(0.0, 1.0)) * middle
+    red = 118.0 - 16.0 * green_shift + 7.0 * tone + 24.0 * periphery - 14.0 * ring
+    green = 84.0 + 22.0 * green_shift - 9.0 * tone + 18.0 * periphery * (0.6 + 0.4 * green_shift) + 26.0 * ring
     # Reddish-brown clouds where the pigment shines through.
     cloud = smoothstep(smooth_noise(rng, (height, width), width / 7.0, octaves=3), 0.5, 1.8)
     red -= 10.0 * cloud
     green -= 16.0 * cloud
 
-    strength = float(rng.uniform(0.25, 1.0))
+    strength = float(rng.uniform(0.3, 1.15))
     choroid = _choroidal_vessels(rng, ax, ay, from_disc)
     visible = smoothstep(
-        smooth_noise(rng, (height, width), width / 6.0, octaves=2) + 0.9 * (from_fovea / 5.0 - 0.8), 0, 1.1
+        smooth_noise(rng, (height, width), width / 6.0, octaves=2) + 0.9 * (from_fovea / 5.0 - 0.55), 0, 1.1
     )
-    visible *= smoothstep(from_fovea, 1.3, 3.2) * strength
-    red += visible * (58.0 * choroid - 10.0)
-    green += visible * (14.0 * choroid - 14.0)
+    visible *= smoothstep(from_fovea, 1.2, 2.8) * strength
+    red += visible * (56.0 * choroid - 16.0)
+    green += visible * (10.0 * choroid - 14.0)
 
     mottle = smooth_noise(rng, (height, width), 5.0, octaves=3, persistence=0.8)
     red += 3.5 * mottle
@@ -196,14 +199,14 @@ def _choroidal_vessels(rng: np.random.Generator, ax: Field, ay: Field, from_disc
     angle = np.arctan2(py, px) / (2.0 * np.pi) + 0.5
     radius = np.log1p(np.sqrt(px**2 + py**2))
     strands = np.zeros((height, width), np.float32)
-    for count, low, high in ((140, 0.0, 4.5), (300, 3.0, 30.0)):
+    for count, low, high in ((210, 0.0, 3.5), (430, 2.5, 30.0)):
         # White noise, periodic in angle and drawn out along the radius: its crests are the strands.
         grid = rng.standard_normal((16, count), dtype=np.float32)
         grid = np.concatenate([grid, grid[:, :4]], axis=1)
         map_x = (angle * count).astype(np.float32)
-        map_y = (1.0 + radius * 3.0).astype(np.float32)
+        map_y = (1.0 + radius * 2.6).astype(np.float32)
         sampled = cv2.remap(grid, map_x, map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
-        ridge = smoothstep(sampled, 0.15, 1.3)
+        ridge = smoothstep(sampled, -0.1, 1.2)
         window = smoothstep(from_disc, low - 0.6, low + 1.0) * smoothstep(from_disc, high + 2.0, high)
         strands = np.maximum(strands, ridge * window)
     return np.asarray(strands, np.float32)
@@ -240,7 +243,7 @@ def _put_frame_in_front(canvas: Canvas, frame: EyeFrame, rng: np.random.Generato
     """Multiply by the passed light and add lids and rim, in place."""
     height, width = canvas.shape[:2]
     # Exposure and the balance of the two lasers differ from image to image; a gain above 1 needs head-room.
-    exposure = float(rng.uniform(0.8, 1.25))
+    exposure = float(rng.uniform(0.9, 1.35))
     gains = exposure * np.array([rng.uniform(0.9, 1.1), rng.uniform(0.85, 1.12), 1.0])
     passed = _enlarge(frame.transmission * 255.0, width, height)
     table = np.stack([np.arange(256) * gain / 1.5 for gain in gains], axis=-1)

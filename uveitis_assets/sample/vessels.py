@@ -151,8 +151,8 @@ def _smoothed(path: NDArray[np.float64]) -> NDArray[np.float64]:
 def _taper(width: float, count: int, planned: int, generation: int) -> NDArray[np.float64]:
     """Widths along a branch: trunks keep a third of theirs, side branches thin out to almost nothing."""
     t = np.arange(count) / max(planned - 1, 1)
-    final = 0.35 if generation == 0 else 0.25
-    widths = width * (1.0 - (1.0 - final) * t**0.8)
+    final = 0.28 if generation == 0 else 0.22
+    widths = width * (1.0 - (1.0 - final) * t**0.6)
     # The last steps fade, also where a branch was cut short: no vessel ends bluntly.
     fade = np.clip((count - np.arange(count)) / 14.0, 0.0, 1.0) if count < planned or generation else np.ones(count)
     return np.maximum(widths * np.sqrt(fade), 0.004)
