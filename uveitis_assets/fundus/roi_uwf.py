@@ -41,6 +41,7 @@ class UwfRetinaParameters:
     """
 
     frame_exit_reward: float = 3.0  # evidence granted to an outline that the frame cuts, in nats
+    largest_evidence: float = 3.5  # what one change point may say, in nats
     corner_discount: float = 0.5  # share of that reward lost at the frame's corners
     crossing_cost: float = 17.0  # per nat of crossed change point and per half-frame
     darkening_weight: float = 0.5  # crossing cost of edges that darken outwards: lash shadows and vignetting do
@@ -59,6 +60,8 @@ _RADIUS_STEP = 0.01
 _N_RADII = 145  # reaches just past the frame's corner, 1.41
 _SMALLEST_RADIUS = 0.45  # nearer outlines are refused: the optic disc and haemorrhages have sharp edges too
 _CENTRE_RADIUS = 0.55  # what lies within is taken as fundus when the image's own scales are measured
+_ISLAND_RADIUS = 0.8  # a haemorrhage to be filled in ends before it
+_ISLAND_BRIGHTNESS = 0.5  # times the fundus (75th percentile) within that radius
 _WINDOW = 3  # radial samples on either side of a change point
 _GAP = 1  # samples left out in between: the border itself is blurred
 _TANGENTIAL_WINDOW = 5  # directions pooled; suppresses lashes and vessels, which run across the outline
@@ -114,14 +117,17 @@ def uwf_retina_mask(image_rgb: NDArray[np.uint8], parameters: UwfRetinaParameter
 
 def _content_box(image: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
     """Rows and columns (top, bottom, left, right; ends exclusive) left after black padding is trimmed."""
-    brightest = image.max(axis=2)
+    stride = max(1, max(image.shape[:2]) // 1024)  # large originals: a sample of the pixels is enough
+    brightest = image[::stride, ::stride].max(axis=2)
     threshold = max(_DARKEST_CONTENT, 0.06 * float(np.percentile(brightest, 90)))
     lit = brightest > threshold
     rows = np.flatnonzero(lit.mean(axis=1) > 0.05)
     columns = np.flatnonzero(lit.mean(axis=0) > 0.05)
     if len(rows) < 8 or len(columns) < 8:
         return None
-    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    height, width = image.shape[:2]
+    bottom, right = min(height, (int(rows[-1]) + 1) * stride), min(width, (int(columns[-1]) + 1) * stride)
+    return int(rows[0]) * stride, bottom, int(columns[0]) * stride, right
 
 
 def _to_polar(image: NDArray[np.uint8]) -> _PolarImage:
@@ -129,11 +135,13 @@ def _to_polar(image: NDArray[np.uint8]) -> _PolarImage:
     height, width = (max(16, round(side * scale)) for side in image.shape[:2])
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     small = cv2.resize(image, (width, height), interpolation=interpolation).astype(np.float32)
+    y, x = np.ogrid[:height, :width]
+    distance = np.hypot((x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1)
+    small = _fill_dark_islands(small, distance)
     # Blue is left out: the instrument has a red and a green laser, what is in blue comes from the file's encoding.
     red, green = small[..., 0], small[..., 1]
     brightness = (red + green) / 2
-    y, x = np.ogrid[:height, :width]
-    central = np.hypot((x + 0.5) / width * 2 - 1, (y + 0.5) / height * 2 - 1) < _CENTRE_RADIUS
+    central = distance < _CENTRE_RADIUS
     # The offset keeps sensor noise of dark parts out of the logarithms.
     offset = 0.08 * float(np.median(brightness[central])) + 1
 
@@ -156,6 +164,32 @@ def _to_polar(image: NDArray[np.uint8]) -> _PolarImage:
     )
 
 
+def _fill_dark_islands(image: Floats, distance: NDArray[np.float64]) -> Floats:
+    """Replace large haemorrhages by what surrounds them, so that their edges are not taken for the retina's.
+
+    An island is dark and lies wholly within the field; lash shadows and the rim reach its border.
+    """
+    brightness = (image[..., 0] + image[..., 1]) / 2
+    reference = np.percentile(brightness[distance < _ISLAND_RADIUS], 75)
+    dark = (brightness < _ISLAND_BRIGHTNESS * reference).astype(np.uint8)
+    dark = cv2.morphologyEx(dark, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))  # vessels and lashes are thinner
+    n_labels, labels = cv2.connectedComponents(dark)
+    if n_labels == 1:
+        return image
+    reaches_out = np.zeros(n_labels, bool)
+    reaches_out[np.unique(labels[distance >= _ISLAND_RADIUS])] = True
+    reaches_out[0] = True
+    if reaches_out.all():
+        return image
+    island = cv2.dilate((~reaches_out[labels]).astype(np.uint8), np.ones((9, 9), np.uint8))
+    height, width = island.shape
+    coarse = (max(1, width // 4), max(1, height // 4))
+    coarse_image = cv2.resize(image, coarse, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    coarse_island = (cv2.resize(island.astype(np.float32), coarse, interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
+    filled = cv2.resize(cv2.inpaint(coarse_image, coarse_island, 3, cv2.INPAINT_TELEA), (width, height))
+    return np.where(island[..., None] > 0, filled, image).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class _ChangePoints:
     """Likelihood ratio of a change at each polar sample, and whether the image brightens outwards there."""
@@ -168,7 +202,9 @@ def _change_points(polar: _PolarImage, weights: UwfRetinaParameters) -> _ChangeP
     brightness, brightness_step = _change_point(polar.brightness, weights.brightness_floor)
     red_green, red_green_step = _change_point(polar.red_green, weights.red_green_floor)
     red_green = red_green * np.where(red_green_step < 0, 1, np.float32(weights.reddening_weight))
-    return _ChangePoints(total=brightness + red_green, brightens=brightness_step > 0)
+    # It saturates: the rim's edge is stronger than the lid's, not more credible.
+    total = np.minimum(brightness + red_green, np.float32(weights.largest_evidence))
+    return _ChangePoints(total=total, brightens=brightness_step > 0)
 
 
 def _change_point(values: Floats, floor: float) -> tuple[Floats, Floats]:
