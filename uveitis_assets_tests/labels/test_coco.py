@@ -281,7 +281,8 @@ def test_only_labelled_images_enter_and_an_empty_label_is_a_negative(store: Arte
     lane.add("graded", FRAMES, [], label_format="grade")
     lane.add("lost", FRAMES, ["lost.txt"])
     lane.add("broken", FRAMES, [lane.write_label("broken.txt", SQUARE.format(4) + "4 nan")])
-    lane.add("outside", FRAMES, ["../../../etc/passwd"])
+    (store.raw / "elsewhere.txt").write_text(SQUARE.format(4))
+    lane.add("outside", FRAMES, ["../elsewhere.txt"])
     lane.add("quarantined", FRAMES, [lane.write_label("q.txt", SQUARE.format(4))], quarantine_reason="truncated")
     lane.add("validation", FRAMES, [lane.write_label("v.txt", SQUARE.format(4))], split="val")
     summary = build(lane)
@@ -295,7 +296,7 @@ def test_only_labelled_images_enter_and_an_empty_label_is_a_negative(store: Arte
     details = [bad.detail for bad in summary.bad_labels]
     assert details[0] == "broken.txt:2: found 2 values, expected 9: class x1 y1 x2 y2 x3 y3 x4 y4"
     assert "lost.txt" in details[1]
-    assert "etc/passwd" in details[2]
+    assert "../elsewhere.txt: expected a path below" in details[2]
     assert summary.n_annotations == 1
 
 
