@@ -139,7 +139,7 @@ def write_many_small(
     workers: int | None = None,
     on_written: OnWritten | None = None,
 ) -> list[Path]:
-    """Write many small, distinct JPEG fundus images for benchmarks, about 0.2 ms of one core each.
+    """Write many small, distinct JPEG fundus images for benchmarks, about half a millisecond of one core each.
 
     Layout: ``<root>/<thousands>/<patient>_<left|right>.jpg``, two eyes per patient. Each image is a different cut,
     turn and exposure of a few rendered eyes, with its own haemorrhages and noise.

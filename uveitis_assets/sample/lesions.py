@@ -1,7 +1,7 @@
 """Places lesions on an ultra-widefield retina and derives each one's oriented box from what was drawn.
 
-The appearance of every class stands in ``lesion_catalogue``; here are the choice of classes, the search for free
-and visible retina, and the smallest rotated rectangle around the drawn support.
+How each class looks stands in ``scattered_lesions`` and ``anchored_lesions``; here are the choice of classes, the
+search for free and visible retina, and the smallest rotated rectangle around the drawn support.
 """
 
 from __future__ import annotations
@@ -13,27 +13,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.sample.lesion_catalogue import (
-    ANCHORED,
-    BELOW_VESSELS,
-    IN_VITREOUS,
-    ON_RETINA,
-    SCATTERED,
-    Drawing,
-    LesionScene,
-)
+from uveitis_assets.sample.anchored_lesions import ANCHORED
+from uveitis_assets.sample.lesion_drawing import Drawing, LesionScene
 from uveitis_assets.sample.painting import Layer
-
-__all__ = [
-    "BELOW_VESSELS",
-    "CLASS_FREQUENCY",
-    "IN_VITREOUS",
-    "ON_RETINA",
-    "LesionScene",
-    "PlacedLesion",
-    "place_lesions",
-    "smallest_rotated_box",
-]
+from uveitis_assets.sample.scattered_lesions import SCATTERED
 
 CLASS_FREQUENCY = {
     4: 60, 7: 25, 5: 25, 2: 20, 1: 22, 16: 13, 9: 10, 10: 8, 18: 8, 15: 7, 3: 7, 12: 5, 6: 5, 8: 4, 14: 4, 17: 4,

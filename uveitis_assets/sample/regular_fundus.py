@@ -270,11 +270,11 @@ def _haemorrhages(rng: np.random.Generator, scene: _Scene) -> None:
             blob = ragged_blob(rng, size, size * rng.uniform(0.6, 0.95), angle, softness=0.4, raggedness=0.45)
             paste_maximum(plane, blob * np.float32(rng.uniform(0.6, 0.95)), x, y)
             continue
-        for _ in range(int(rng.integers(3, 7))):
-            offset = rng.normal(0, 0.14, 2) * size
+        for _ in range(int(rng.integers(5, 10))):
+            offset = rng.normal(0, 0.11, 2) * size
             streak = ragged_blob(
-                rng, size * rng.uniform(0.7, 1.3), size * rng.uniform(0.12, 0.25), angle + rng.normal(0, 0.1),
-                softness=0.7, raggedness=0.4,
+                rng, size * rng.uniform(0.7, 1.3), size * rng.uniform(0.16, 0.32), angle + rng.normal(0, 0.1),
+                softness=0.9, raggedness=0.4,
             )  # fmt: skip
             paste_maximum(plane, streak * np.float32(rng.uniform(0.6, 0.9)), x + offset[0], y + offset[1])
 

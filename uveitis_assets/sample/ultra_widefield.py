@@ -14,14 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uveitis_assets.sample.eye_frame import REFERENCE_WIDTH, EyeFrame, draw_eye_frame
-from uveitis_assets.sample.lesions import (
-    BELOW_VESSELS,
-    IN_VITREOUS,
-    ON_RETINA,
-    LesionScene,
-    PlacedLesion,
-    place_lesions,
-)
+from uveitis_assets.sample.lesion_drawing import BELOW_VESSELS, IN_VITREOUS, ON_RETINA, LesionScene
+from uveitis_assets.sample.lesions import PlacedLesion, place_lesions
 from uveitis_assets.sample.optic_disc import paint_optic_disc
 from uveitis_assets.sample.painting import (
     Canvas,
