@@ -172,8 +172,8 @@ def _fill_dark_islands(image: Floats, distance: NDArray[np.float64]) -> Floats:
     brightness = (image[..., 0] + image[..., 1]) / 2
     reference = np.percentile(brightness[distance < _ISLAND_RADIUS], 75)
     dark = (brightness < _ISLAND_BRIGHTNESS * reference).astype(np.uint8)
-    dark = cv2.morphologyEx(dark, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))  # vessels and lashes are thinner
-    n_labels, labels = cv2.connectedComponents(dark)
+    # Opened, because vessels and lashes are thinner than the islands meant here.
+    n_labels, labels = cv2.connectedComponents(cv2.morphologyEx(dark, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8)))
     if n_labels == 1:
         return image
     reaches_out = np.zeros(n_labels, bool)
