@@ -369,7 +369,10 @@ class _Registration:
     def _is_out_of_sight(self, path: str) -> bool:
         """Say whether a file's folder could not be listed: a disk that is not mounted takes no image away."""
         return any(
-            (problem.path == "." and problem.reason in ("missing_folder", "unreadable"))
+            (
+                problem.path in (".", self.dataset.folder)
+                and problem.reason in ("missing_folder", "unreadable", "escapes_root")
+            )
             or (problem.reason == "unreadable" and problem.path.endswith("/") and path.startswith(problem.path))
             for problem in self.problems
         )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 
 from uveitis_assets.fundus.configuration import DatasetConfiguration
 from uveitis_assets.fundus.landed import LandingProblem, LandingScan
 from uveitis_assets.fundus.landing_tree import list_landing_tree
 from uveitis_assets.storage import ArtefactStore, PathEscapesRootError
+
+_UNREAD_EXTENSIONS = (".gif", ".webp", ".dcm", ".jp2", ".heic", ".heif", ".avif", ".psd")
 
 
 def scan_landing_folder(dataset: DatasetConfiguration, store: ArtefactStore) -> LandingScan:
@@ -20,5 +23,11 @@ def scan_landing_folder(dataset: DatasetConfiguration, store: ArtefactStore) -> 
     except PathEscapesRootError as error:
         return LandingScan((), (LandingProblem(dataset.folder, "escapes_root", str(error)),))
     adapter = import_module(f"{__name__}.{dataset.layout}")
-    scan: LandingScan = adapter.scan(dataset, list_landing_tree(folder, store.raw))
+    tree = list_landing_tree(folder, store.raw)
+    scan: LandingScan = adapter.scan(dataset, tree)
+    unread = [file for file in tree.files if file.lower().endswith(_UNREAD_EXTENSIONS)]
+    if unread:
+        kinds = ", ".join(sorted({"." + file.rpartition(".")[2].lower() for file in unread}))
+        detail = f"{len(unread)} files of the types {kinds} are not read; convert them to PNG or JPEG"
+        return replace(scan, problems=(*scan.problems, LandingProblem(".", "unsupported_file_type", detail)))
     return scan

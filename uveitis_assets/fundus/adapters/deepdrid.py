@@ -32,31 +32,31 @@ _OPTIONAL_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class _Subset:
-    """A folder of the dataset: how its name starts, its CSV, its tag and its side of the official split."""
+    """A folder of the dataset: start of its name, its CSV, its kind of photograph, its official split."""
 
     folder_start: str
     csv_name: str
-    dataset: str
+    kind: str
     split: Split
     is_graded: bool
 
 
 _SUBSETS = (
-    _Subset("regular-fundus-training", "regular-fundus-training.csv", "deepdrid_regular", "train", True),
-    _Subset("regular-fundus-validation", "regular-fundus-validation.csv", "deepdrid_regular", "val", True),
-    _Subset("online-challenge1", "challenge1_upload.csv", "deepdrid_regular", "test", False),
-    _Subset("challenge1_upload", "challenge1_upload.csv", "deepdrid_regular", "test", False),
-    _Subset("ultra-widefield-training", "ultra-widefield-training.csv", "deepdrid_uwf", "train", True),
-    _Subset("ultra-widefield-validation", "ultra-widefield-validation.csv", "deepdrid_uwf", "val", True),
-    _Subset("online-challenge3", "challenge3_upload.csv", "deepdrid_uwf", "test", False),
-    _Subset("challenge3_upload", "challenge3_upload.csv", "deepdrid_uwf", "test", False),
+    _Subset("regular-fundus-training", "regular-fundus-training.csv", "regular", "train", True),
+    _Subset("regular-fundus-validation", "regular-fundus-validation.csv", "regular", "val", True),
+    _Subset("online-challenge1", "challenge1_upload.csv", "regular", "test", False),
+    _Subset("challenge1_upload", "challenge1_upload.csv", "regular", "test", False),
+    _Subset("ultra-widefield-training", "ultra-widefield-training.csv", "uwf", "train", True),
+    _Subset("ultra-widefield-validation", "ultra-widefield-validation.csv", "uwf", "val", True),
+    _Subset("online-challenge3", "challenge3_upload.csv", "uwf", "test", False),
+    _Subset("challenge3_upload", "challenge3_upload.csv", "uwf", "test", False),
 )
 
 
 def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
-    """Read all subsets; tags ``deepdrid_regular`` and ``deepdrid_uwf``, notes ``grade=k``, official splits.
+    """Read all subsets with grades (notes ``grade=k``) and official splits.
 
-    An image without a row lands unlabelled, with its patient and eye from the file name.
+    Dataset tags are ``<lane>_regular`` and ``<lane>_uwf``; the lane is normally called ``deepdrid``. An image without a row lands unlabelled, with its patient and eye from the file name.
     """
     files_by_folder: dict[str, list[str]] = {}
     for file in tree.files:
@@ -68,7 +68,7 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
     for folder, files in sorted(files_by_folder.items()):
         subset = _subset_of(PurePosixPath(folder).name)
         if subset is not None:
-            found, found_problems = _scan_subset(tree, subset, folder, files)
+            found, found_problems = _scan_subset(tree, dataset.name, subset, folder, files)
             images.extend(found)
             problems.extend(found_problems)
     if not images:
@@ -91,7 +91,7 @@ def _subset_folder(file: str) -> str | None:
 
 
 def _scan_subset(
-    tree: LandingTree, subset: _Subset, folder: str, files: list[str]
+    tree: LandingTree, lane: str, subset: _Subset, folder: str, files: list[str]
 ) -> tuple[list[LandedImage], list[LandingProblem]]:
     image_files = [file for file in files if is_image_name(file)]
     csv = next((file for file in files if PurePosixPath(file).name.lower() == subset.csv_name), None)
@@ -117,7 +117,7 @@ def _scan_subset(
         images.append(
             LandedImage(
                 relative_path=file,
-                dataset=subset.dataset,
+                dataset=f"{lane}_{subset.kind}",
                 patient=(row.cells.get("patient_id", "") if row else "") or identifier.split("_", 1)[0],
                 eye=eye,
                 label_format="none" if grade is None else "grade",

@@ -16,7 +16,7 @@ _CSV = "trainLabels.csv"
 
 
 def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
-    """Read the layout; dataset tag ``eyepacs``, patient the stem before ``_``, notes ``grade=k``."""
+    """Read the layout; dataset tag the lane's name, patient the stem before ``_``, notes ``grade=k``."""
     problems = list(tree.problems)
     rows, csv_problems = read_landing_csv(tree, _CSV, ("image", "level"))
     problems.extend(csv_problems)
@@ -39,7 +39,7 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
         images.append(
             LandedImage(
                 relative_path=file,
-                dataset="eyepacs",
+                dataset=dataset.name,
                 patient=stem.split("_", 1)[0],
                 eye=eye_from_name(stem),
                 label_format="none" if grade is None else "grade",

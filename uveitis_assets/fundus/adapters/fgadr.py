@@ -19,7 +19,7 @@ _IMAGES = "Original_Images"
 
 
 def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
-    """Read the layout; dataset tag ``fgadr``, patient the file's stem, notes ``mask_count=N``."""
+    """Read the layout; dataset tag the lane's name, patient the file's stem, notes ``mask_count=N``."""
     mask_folders = sorted({file.split("/", 1)[0] for file in tree.files if file.split("/", 1)[0].endswith("_Masks")})
     masks_by_name: dict[str, dict[str, str]] = {}
     masks_by_stem: dict[str, dict[str, str]] = {}
@@ -45,7 +45,7 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
         images.append(
             LandedImage(
                 relative_path=file,
-                dataset="fgadr",
+                dataset=dataset.name,
                 patient=stem,
                 eye=eye_from_name(stem),
                 label_format="mask" if masks else "none",

@@ -17,7 +17,7 @@ from uveitis_assets.fundus.landing_tree import LandingTree
 
 
 def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
-    """Read the layout; dataset tag ``uwf700``, patient the file's stem, notes ``disease=<folder>``."""
+    """Read the layout; dataset tag the lane's name, patient the file's stem, notes ``disease=<folder>``."""
     labels = {
         normalize("NFC", str(PurePosixPath(file).relative_to("Labels").with_suffix(""))): file
         for file in tree.below("Labels")
@@ -36,7 +36,7 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
         images.append(
             LandedImage(
                 relative_path=file,
-                dataset="uwf700",
+                dataset=dataset.name,
                 patient=path.stem,
                 eye=eye_from_name(path.stem),
                 label_format="obb" if label else "none",

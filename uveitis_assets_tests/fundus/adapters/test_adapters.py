@@ -63,7 +63,7 @@ def test_uwf700_labels_belong_to_the_image_of_the_same_disease_folder(store):
     ]
     assert [image.label_format for image in result.images] == ["obb", "none", "obb"]
     assert [image.notes for image in result.images] == ["disease=DR", "disease=Normal", "disease=Uveitis"]
-    assert {(image.dataset, image.patient, image.eye) for image in result.images} == {("uwf700", "001_left", "L")}
+    assert {(image.dataset, image.patient, image.eye) for image in result.images} == {("lane", "001_left", "L")}
     assert result.problems == ()
 
 
@@ -166,17 +166,17 @@ def test_deepdrid_as_published(store):
         for image in result.images
     }
     assert facts == {
-        ("deepdrid_regular", "1_l1"): ("1", "L", "grade=3", "train"),
-        ("deepdrid_regular", "1_r1"): ("1", "R", "grade=4", "train"),
-        ("deepdrid_regular", "56_r3"): ("56", "R", "grade=1", "train"),
-        ("deepdrid_regular", "265_l1"): ("265", "L", "grade=2", "val"),
-        ("deepdrid_regular", "347_l1"): ("347", "L", "", "test"),
-        ("deepdrid_uwf", "121_l3"): ("121", "L", "grade=2", "train"),
-        ("deepdrid_uwf", "1_r1"): ("1", "R", "grade=5", "train"),
+        ("lane_regular", "1_l1"): ("1", "L", "grade=3", "train"),
+        ("lane_regular", "1_r1"): ("1", "R", "grade=4", "train"),
+        ("lane_regular", "56_r3"): ("56", "R", "grade=1", "train"),
+        ("lane_regular", "265_l1"): ("265", "L", "grade=2", "val"),
+        ("lane_regular", "347_l1"): ("347", "L", "", "test"),
+        ("lane_uwf", "121_l3"): ("121", "L", "grade=2", "train"),
+        ("lane_uwf", "1_r1"): ("1", "R", "grade=5", "train"),
     }
     by_id = {(image.dataset, image.identifier): image for image in result.images}
-    assert by_id["deepdrid_regular", "347_l1"].label_format == "none"
-    assert by_id["deepdrid_uwf", "121_l3"].label_format == "grade"
+    assert by_id["lane_regular", "347_l1"].label_format == "none"
+    assert by_id["lane_uwf", "121_l3"].label_format == "grade"
 
 
 def test_deepdrid_images_land_without_csv_row_or_columns(store):
@@ -282,3 +282,18 @@ def test_image_folder_with_missing_csv_columns_still_lands(store):
     assert len(result.images) == 1
     assert reasons(result) == ["missing_columns"]
     assert "found image, eye" in result.problems[0].detail
+
+
+def test_image_types_that_are_not_read_are_reported(store):
+    place(store, "a.jpg", "b.dcm", "c/d.GIF", "notes.txt")
+    result = scan(store, "image_folder")
+    assert [image.relative_path for image in result.images] == ["a.jpg"]
+    assert reasons(result) == ["unsupported_file_type"]
+    assert "2 files of the types .dcm, .gif" in result.problems[0].detail
+
+
+def test_lanes_of_one_layout_have_tags_of_their_own(store):
+    place(store, "Images/DR/a.jpg")
+    for name in ("uwf700", "uwf_clinic"):
+        dataset = DatasetConfiguration(name=name, layout="uwf700", folder="ds")
+        assert scan_landing_folder(dataset, store).images[0].dataset == name

@@ -1,0 +1,398 @@
+"""The manifest: earlier columns, honest rows, no raw patient id outside the ledger."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import polars as pl
+import pytest
+
+from uveitis_assets.fundus import image_file
+from uveitis_assets.fundus.configuration import DatasetConfiguration, SplitConfiguration
+from uveitis_assets.fundus.ledger import register, registered_batches
+from uveitis_assets.fundus.manifest import (
+    build_manifest_part,
+    export_manifest,
+    read_manifest,
+    write_splits_files,
+)
+from uveitis_assets.fundus.pseudonym import patient_key, pseudonym
+from uveitis_assets_tests.fundus.landing_samples import jpeg, land
+
+EARLIER_COLUMNS = [
+    "image_id", "filepath", "dataset", "split", "eye", "labels_path", "label_format", "width", "height", "patient_id",
+    "notes",
+]  # fmt: skip
+
+
+def lane(layout="image_folder", name="lane", folder="ds", batch_size=4, **options):
+    return DatasetConfiguration(name=name, layout=layout, folder=folder, batch_size=batch_size, **options)
+
+
+def build(store, dataset, splits=None, batches=None):
+    register(store, dataset)
+    splits = splits or SplitConfiguration()
+    return [
+        build_manifest_part(store, dataset, splits, batch)
+        for batch in batches or registered_batches(store, dataset.name)
+    ]
+
+
+def rows(store, name="lane"):
+    return {row["image_id"]: row for row in read_manifest(store, name).iter_rows(named=True)}
+
+
+def test_rows_of_the_uwf_layout(store):
+    land(store, "Images/Uveitis/001_left.jpg", jpeg(1, size=(80, 40)))
+    land(
+        store,
+        "Images/DR/002.jpg",
+        jpeg(2, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
+    )
+    land(store, "Images/DR/bad.jpg", b"")
+    land(store, "Labels/Uveitis/001_left.txt", b"1 0 0 1 0 1 1 0 1\n")
+    summary = build(store, lane("uwf700"))[0]
+    found = rows(store)
+    first = found["lane::001_left"]
+    assert first["filepath"] == "raw/ds/Images/Uveitis/001_left.jpg"
+    assert first["labels_path"] == "raw/ds/Labels/Uveitis/001_left.txt"
+    assert (first["dataset"], first["eye"], first["label_format"], first["notes"]) == (
+        "lane",
+        "L",
+        "obb",
+        "disease=Uveitis",
+    )
+    assert (first["width"], first["height"]) == (80, 40)
+    assert (found["lane::002"]["width"], found["lane::002"]["height"]) == (48, 64)
+    assert first["patient_id"] == pseudonym(patient_key(store), "lane", "001_left")
+    assert found["lane::bad"]["quarantine_reason"] == "empty_file"
+    assert (summary.n_images, summary.n_usable, summary.quarantine_reasons) == (3, 2, {"empty_file": 1})
+    assert summary.label_formats == {"none": 1, "obb": 1}
+    assert summary.eyes == {"L": 1, "unknown": 1}
+    assert sum(summary.splits.values()) == 2
+
+
+def test_several_masks_are_joined_by_semicolons(store, real_data):
+    shutil.copytree(real_data / "idrid_fgadr_layout", store.raw / "ds")
+    build(store, lane("fgadr", batch_size=100))
+    row = rows(store)["lane::IDRiD_03"]
+    assert row["labels_path"] == ";".join(row["label_paths"])
+    assert row["label_paths"] == [
+        f"raw/ds/{lesion}_Masks/IDRiD_03.png"
+        for lesion in ("HardExudate", "Hemohedge", "Microaneurysms", "SoftExudate")
+    ]
+    assert (row["width"], row["height"]) == (4288, 2848)
+
+
+def test_paths_outside_the_data_folder_are_absolute(tmp_path):
+    from uveitis_assets.storage import ArtefactStore
+
+    store = ArtefactStore(root=tmp_path / "data", raw=tmp_path / "raw")
+    land(store, "a.jpg")
+    build(store, lane())
+    assert rows(store)["lane::a"]["filepath"] == str(tmp_path / "raw" / "ds" / "a.jpg")
+
+
+def test_building_opens_no_image(store, monkeypatch):
+    land(store, "a.jpg")
+    register(store, lane())
+    monkeypatch.setattr(image_file, "read_landed_file_and_stat", None)
+    monkeypatch.setattr(image_file.cv2, "imdecode", None)
+    assert build_manifest_part(store, lane(), SplitConfiguration(), "b00001").n_usable == 1
+
+
+def test_files_that_vanish_or_change_after_registering_are_reported(store):
+    vanished, changed = land(store, "a.jpg"), land(store, "b.jpg")
+    land(store, "c.jpg")
+    register(store, lane())
+    vanished.unlink()
+    changed.write_bytes(jpeg(9) + b" ")
+    summary = build_manifest_part(store, lane(), SplitConfiguration(), "b00001")
+    assert summary.quarantine_reasons == {"changed_since_registration": 1, "missing": 1}
+    assert summary.n_usable == 1
+    assert rows(store)["lane::b"]["quarantine_detail"].startswith("b.jpg: expected ")
+
+
+def test_an_unknown_batch_and_an_unregistered_lane_are_errors(store):
+    with pytest.raises(ValueError, match="register the dataset first"):
+        build_manifest_part(store, lane(), SplitConfiguration(), "b00001")
+    land(store, "a.jpg")
+    register(store, lane())
+    with pytest.raises(ValueError, match="no batch b00009"):
+        build_manifest_part(store, lane(), SplitConfiguration(), "b00009")
+
+
+def test_a_changed_image_is_one_row_of_the_latest_batch(store):
+    path = land(store, "a.jpg")
+    build(store, lane())
+    path.write_bytes(jpeg(5, size=(128, 96)))
+    register(store, lane())
+    build_manifest_part(store, lane(), SplitConfiguration(), "b00002")  # b00001 is not rebuilt yet
+    assert [(row["batch"], row["width"]) for row in rows(store).values()] == [("b00002", 128)]
+    assert build_manifest_part(store, lane(), SplitConfiguration(), "b00001").n_images == 0
+    assert len(rows(store)) == 1
+
+
+def test_equal_input_gives_equal_bytes(store):
+    for number in range(6):
+        land(store, f"{number}.jpg")
+    build(store, lane())
+    export_manifest(store, lane())
+    files = [
+        *store.manifest_parts("lane"),
+        *(store.manifest_export("lane", kind) for kind in ("jsonl", "csv", "parquet")),
+    ]
+    before = [file.read_bytes() for file in files]
+    build(store, lane())
+    export_manifest(store, lane())
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_exports_have_the_earlier_columns_first_in_all_three_formats(store):
+    land(store, 'a, "b".jpg')
+    land(store, "é_left.jpg")
+    land(store, "zero.jpg", b"")
+    build(store, lane())
+    export_manifest(store, lane())
+    columns = [*EARLIER_COLUMNS, "content_hash", "quarantine_reason"]
+    lines = store.manifest_export("lane", "jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [list(record) for record in records] == [columns] * 3
+    assert [record["image_id"] for record in records] == ['lane::a, "b"', "lane::zero", "lane::é_left"]
+    assert [record["eye"] for record in records] == [None, None, "L"]
+    with store.manifest_export("lane", "csv").open(newline="", encoding="utf-8") as stream:
+        table = list(csv.DictReader(stream))
+    assert list(table[0]) == columns
+    assert [row["image_id"] for row in table] == [record["image_id"] for record in records]
+    assert [row["quarantine_reason"] for row in table] == ["", "empty_file", ""]
+    assert pl.read_parquet(store.manifest_export("lane", "parquet")).to_dicts() == records
+
+
+def splits_of(store, name="stage0", fold=0):
+    return json.loads(store.splits_file(name, fold).read_text())
+
+
+def test_splits_files_hold_all_lanes_of_the_name_without_quarantined_images(store):
+    for number in range(12):
+        land(store, f"{number}.jpg", folder="one")
+        land(store, f"{number}.jpg", folder="two")
+    land(store, "bad.jpg", b"", folder="one")
+    land(store, "other.jpg", folder="three")
+    for name in ("one", "two"):
+        build(store, lane(name=name, folder=name))
+    build(store, lane(name="three", folder="three"), SplitConfiguration(name="stage9"))
+    paths = write_splits_files(store, "stage0", 5)
+    assert [path.name for path in paths] == [f"stage0_{fold}.json" for fold in range(5)]
+    for fold in range(5):
+        value = splits_of(store, fold=fold)
+        assert list(value) == ["train", "val", "test"]
+        everything = sorted(value["train"] + value["val"] + value["test"])
+        assert everything == sorted(f"{name}::{number}" for name in ("one", "two") for number in range(12))
+        sides = {image_id: split for split, ids in value.items() for image_id in ids}
+        for name in ("one", "two"):
+            for image_id, row in rows(store, name).items():
+                if row["quarantine_reason"] is None:
+                    assert row["fold_splits"][fold] == sides[image_id]
+    assert {row["split"] for row in rows(store, "one").values()} <= {"train", "val", "test"}
+
+
+def test_fewer_folds_than_asked_are_an_error_that_names_the_lane(store):
+    land(store, "a.jpg")
+    build(store, lane(), SplitConfiguration(folds=2))
+    with pytest.raises(ValueError, match="lane/manifest: expected 5 folds of stage0"):
+        write_splits_files(store, "stage0", 5)
+
+
+def test_nothing_moves_when_images_land(store):
+    for number in range(40):
+        land(store, f"{number:03d}.jpg", jpeg(number))
+    build(store, lane())
+    write_splits_files(store, "stage0", 5)
+    before = [splits_of(store, fold=fold) for fold in range(5)]
+    for number in range(40, 120):
+        land(store, f"new/{number:03d}.jpg", jpeg(number))
+    land(store, "000 copy.jpg", jpeg(0))
+    build(store, lane())
+    write_splits_files(store, "stage0", 5)
+    for fold in range(5):
+        after = splits_of(store, fold=fold)
+        for split in ("train", "val", "test"):
+            assert set(before[fold][split]) <= set(after[split])
+
+
+def test_patients_are_on_one_side_in_every_fold(store):
+    table = ["image,patient"]
+    for number in range(60):
+        land(store, f"{number:03d}.jpg", jpeg(number))
+        table.append(f"{number:03d}.jpg,patient {number % 17}")
+    land(store, "meta.csv", "\n".join(table).encode())
+    build(store, lane(image_folder={"csv": "meta.csv", "patient_column": "patient"}))
+    for fold in range(5):
+        sides = {}
+        for row in rows(store).values():
+            sides.setdefault(row["patient_id"], set()).add(row["fold_splits"][fold])
+        assert len(sides) == 17
+        assert all(len(side) == 1 for side in sides.values())
+
+
+def test_copies_are_on_the_side_of_the_first(store):
+    for number in range(30):
+        land(store, f"{number:03d}.jpg", jpeg(number))
+        land(store, f"z{number:03d}.jpg", jpeg(number))
+    summary = build(store, lane(batch_size=100))[0]
+    assert summary.n_duplicates == 30
+    found = rows(store)
+    for number in range(30):
+        assert found[f"lane::{number:03d}"]["fold_splits"] == found[f"lane::z{number:03d}"]["fold_splits"]
+        assert found[f"lane::z{number:03d}"]["duplicate_of"] == f"lane::{number:03d}"
+
+
+def test_pinned_patients_keep_their_side_and_new_images_join_them(store):
+    table = ["image,patient"]
+    for number in range(40):
+        land(store, f"{number:03d}.jpg", jpeg(number))
+        table.append(f"{number:03d}.jpg,P{number % 20}")
+    land(store, "meta.csv", "\n".join(table).encode())
+    # Only one image of each of ten patients is pinned; P3 is pinned twice, to two sides.
+    old = {
+        "train": [f"lane::{number:03d}" for number in range(5)],
+        "val": [f"lane::{number:03d}" for number in (5, 6, 23)],
+        "test": [f"lane::{number:03d}" for number in (7, 8, 9)],
+    }
+    (store.root / "splits").mkdir()
+    (store.root / "splits" / "old_0.json").write_text(json.dumps(old))
+    dataset = lane(image_folder={"csv": "meta.csv", "patient_column": "patient"}, batch_size=100)
+    splits = SplitConfiguration(pinned="splits/old_0.json")
+    summary = build(store, dataset, splits)[0]
+    found = rows(store)
+    sides = {patient: found[f"lane::{patient:03d}"]["split"] for patient in range(20)}
+    assert [sides[patient] for patient in range(10)] == ["train"] * 3 + ["val"] + ["train"] + ["val"] * 2 + ["test"] * 3
+    for patient in range(20):
+        assert found[f"lane::{patient + 20:03d}"]["fold_splits"] == found[f"lane::{patient:03d}"]["fold_splits"]
+    assert len(summary.problems) == 1
+    assert "lane::003" in summary.problems[0]
+
+
+def test_official_splits_reach_the_manifest(store):
+    for subset, patient in (("training", 1), ("validation", 2)):
+        land(store, f"ultra-widefield-{subset}/Images/{patient}/{patient}_l1.jpg")
+    land(store, "Challenge3_upload/Images/3/3_r1.jpg")
+    build(store, lane("deepdrid"))
+    assert {key: row["fold_splits"] for key, row in rows(store).items()} == {
+        "lane_uwf::1_l1": ["train"] * 5,
+        "lane_uwf::2_l1": ["val"] * 5,
+        "lane_uwf::3_r1": ["test"] * 5,
+    }
+
+
+def written_bytes(store, *, with_ledger):
+    ledger = store.ledger_file("lane").parent
+    for path in sorted(store.root.rglob("*")):
+        inside = path.is_relative_to(ledger)
+        if path.is_file() and not path.is_relative_to(store.raw) and inside == with_ledger:
+            yield path, path.read_bytes()
+            if path.suffix == ".parquet":  # compressed pages would hide a name
+                yield path, repr(pl.read_parquet(path).to_dicts()).encode()
+
+
+def test_raw_patient_ids_and_private_file_names_stay_in_the_ledger(store):
+    secrets = ["Doe-Jane-1971", "Roe-John-1980", "PATIENT-4711", "PATIENT-4712"]
+    land(store, "Doe-Jane-1971/scan_Doe-Jane-1971_left.jpg", jpeg(1))
+    land(store, "Roe-John-1980.jpg", jpeg(2))
+    land(store, "Roe-John-1980-copy.jpg", jpeg(2))
+    land(store, "Roe-John-1980-cut.jpg", jpeg(3)[:-99])
+    (store.raw / "ds" / "Doe-Jane-1971" / "Roe-John-1980.jpg").symlink_to("nowhere")
+    (store.raw / "ds" / "Roe-John-1980-loop").symlink_to(".")
+    land(
+        store,
+        "meta.csv",
+        b"image,patient,grade\nscan_Doe-Jane-1971_left.jpg,PATIENT-4711,2\nRoe-John-1980.jpg,PATIENT-4712,bad\n"
+        b"Doe-Jane-1971-lost.jpg,PATIENT-4711,1\nPATIENT-4711\n",
+    )
+    options = {"csv": "meta.csv", "patient_column": "patient", "grade_column": "grade", "identify_by_content": True}
+    dataset = lane(image_folder=options, batch_size=100)
+    report = register(store, dataset)
+    summaries = build(store, dataset)
+    (store.raw / "ds" / "Roe-John-1980.jpg").unlink()
+    summaries += [build_manifest_part(store, dataset, SplitConfiguration(), "b00001")]
+    summaries += [export_manifest(store, dataset)]
+    write_splits_files(store, "stage0", 5)
+    for secret in secrets:
+        for path, data in written_bytes(store, with_ledger=False):
+            assert secret.encode() not in data, path
+        assert secret not in repr(report)
+        assert secret not in repr(summaries)
+        assert any(secret.encode() in data for _, data in written_bytes(store, with_ledger=True))
+    assert summaries[-2].quarantine_reasons == {"broken_symlink": 1, "missing": 1, "truncated": 1}
+    assert len(report.problems) >= 4
+
+
+def test_raw_patient_ids_of_a_csv_stay_in_the_ledger_without_hidden_names_too(store):
+    land(store, "a.jpg")
+    land(store, "b.jpg", b"")
+    land(store, "meta.csv", b"image,patient\na.jpg,PATIENT-4711\nb.jpg,PATIENT-4712\nb.jpg,PATIENT-4712\n")
+    dataset = lane(image_folder={"csv": "meta.csv", "patient_column": "patient"})
+    report = register(store, dataset)
+    summaries = build(store, dataset)
+    export_manifest(store, dataset)
+    write_splits_files(store, "stage0", 5)
+    assert b"PATIENT-47" in b"".join(data for _, data in written_bytes(store, with_ledger=True))
+    assert b"PATIENT-47" not in b"".join(data for _, data in written_bytes(store, with_ledger=False))
+    assert "PATIENT-47" not in repr((report, summaries))
+
+
+def test_three_processes_build_the_same_splits(store):
+    for number in range(25):
+        land(store, f"{number:03d}.jpg", jpeg(number))
+    register(store, lane(batch_size=100))
+    code = (
+        "from pathlib import Path\n"
+        "from uveitis_assets.storage import ArtefactStore\n"
+        "from uveitis_assets.fundus.configuration import DatasetConfiguration, SplitConfiguration\n"
+        "from uveitis_assets.fundus.manifest import build_manifest_part, read_manifest\n"
+        f"store = ArtefactStore(Path({str(store.root)!r}), Path({str(store.raw)!r}))\n"
+        "dataset = DatasetConfiguration(name='lane', layout='image_folder', folder='ds', batch_size=100)\n"
+        "build_manifest_part(store, dataset, SplitConfiguration(), 'b00001')\n"
+        "print(read_manifest(store, 'lane')['fold_splits'].to_list())\n"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "2")
+    }
+    assert len(outputs) == 1
+
+
+def test_lanes_exporting_at_the_same_time_write_whole_files(store):
+    for name in ("one", "two"):
+        for number in range(30):
+            land(store, f"{number}.jpg", jpeg(number), folder=name)
+        build(store, lane(name=name, folder=name))
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from uveitis_assets.storage import ArtefactStore\n"
+        "from uveitis_assets.fundus.configuration import DatasetConfiguration\n"
+        "from uveitis_assets.fundus.manifest import export_manifest, write_splits_files\n"
+        f"store = ArtefactStore(Path({str(store.root)!r}), Path({str(store.raw)!r}))\n"
+        "for _ in range(10):\n"
+        "    export_manifest(store, DatasetConfiguration(name=sys.argv[1], layout='image_folder', folder='x'))\n"
+        "    write_splits_files(store, 'stage0', 5)\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, name]) for name in ("one", "two")]
+    while any(process.poll() is None for process in processes):
+        for fold in range(5):
+            if store.splits_file("stage0", fold).exists():
+                assert sum(len(ids) for ids in splits_of(store, fold=fold).values()) == 60
+        time.sleep(0.01)
+    assert [process.returncode for process in processes] == [0, 0]
+    assert len(store.manifest_export("one", "jsonl").read_text().splitlines()) == 30
