@@ -284,8 +284,8 @@ def load_sam2_segmenter(
     Args:
         configuration: Settings of the method.
         checkpoint: The file, ``{"model": state_dict}``. It is read with ``weights_only``: no code in it runs.
-        precision: ``auto`` is bfloat16 autocast on CUDA and float32 on the CPU: how much bfloat16 gains there depends
-            on the processor (AMX or not), and masks should not.
+        precision: ``auto`` is bfloat16 autocast on CUDA and float32 on the CPU. There bfloat16 takes half the time on
+            a processor with AMX, but twice with plain AVX-512 and seven times with AVX2 (benchmarks/sam2_roi.py).
 
     Raises:
         Sam2UnavailableError: torch or sam2 is not installed; the device is absent; the model configuration or the
