@@ -9,7 +9,7 @@ no checks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
@@ -25,6 +25,7 @@ from uveitis_assets.fundus.geometry import ImageFrames
 from uveitis_assets.fundus.landed import Split
 from uveitis_assets.fundus.quarantine import QuarantineError
 from uveitis_assets.labels.class_map import ClassMap, LabelSpace
+from uveitis_assets.labels.coco_file import CocoFile
 from uveitis_assets.labels.lesion_masks import read_lesion_masks
 from uveitis_assets.labels.lesions import Lesions, join_lesions
 from uveitis_assets.labels.oriented_boxes import read_oriented_boxes
@@ -38,7 +39,8 @@ from uveitis_assets.storage import (
     write_json,
 )
 
-Coco = dict[str, Any]
+# Lesions of this many images per thread wait for the writer at most.
+IMAGES_PER_WORKER = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,54 +147,48 @@ def build_coco_split(
     labelled = [row for row in usable if row["label_format"] == labels.format]
     preprocessed = _preprocessed_hashes(store, lane, labelled)
 
-    images: list[_LabelledImage] = []
+    growing = _CocoFiles(store, label_space, labels)
     bad_labels: list[BadLabel] = []
-    not_preprocessed: list[str] = []
+    not_preprocessed = [row["image_id"] for row in labelled if preprocessed.get(row["image_id"]) != row["content_hash"]]
     patients: set[str] = set()
     read = partial(_read_image, store, raw_folder, labels, label_space)
     ready = [row for row in labelled if preprocessed.get(row["image_id"]) == row["content_hash"]]
-    not_preprocessed += [
-        row["image_id"] for row in labelled if preprocessed.get(row["image_id"]) != row["content_hash"]
-    ]
     for row, result in zip(ready, _map_in_order(read, ready, workers), strict=True):
         if isinstance(result, _LabelledImage):
-            images.append(result)
+            growing.add(result)
             patients.add(row["patient_id"])
         elif isinstance(result, BadLabel):
             bad_labels.append(result)
         else:
             not_preprocessed.append(row["image_id"])
+    growing.images.write(store.coco_file(lane, split, fold, tiles=False))
+    growing.tiles.write(store.coco_file(lane, split, fold, tiles=True))
 
-    kept = _Annotations(store, label_space, labels)
-    for image in images:
-        kept.add(image)
-    write_json(store.coco_file(lane, split, fold, tiles=False), kept.global_coco, indent=None)
-    write_json(store.coco_file(lane, split, fold, tiles=True), kept.tiles_coco, indent=None)
-
-    class_counts = _class_counts(kept.global_coco, label_space)
+    class_counts = {key: growing.images.annotations_per_category[key] for key in label_space.kept}
+    tile_class_counts = {key: growing.tiles.annotations_per_category[key] for key in label_space.kept}
     return CocoSplitSummary(
         lane=lane,
         fold=fold,
         split=split,
-        n_images=len(images),
-        n_negatives=kept.n_negatives,
+        n_images=growing.images.n_images,
+        n_negatives=growing.n_negatives,
         n_patients=len(patients),
-        n_annotations=len(kept.global_coco["annotations"]),
-        n_tiles=len(kept.tiles_coco["images"]),
-        n_empty_tiles=kept.n_empty_tiles,
-        n_tile_annotations=len(kept.tiles_coco["annotations"]),
-        n_kept_by_ratio=kept.kept_by["ratio"],
-        n_kept_large=kept.kept_by["cover"],
-        n_kept_best_tile=kept.kept_by["best"],
+        n_annotations=growing.images.n_annotations,
+        n_tiles=growing.tiles.n_images,
+        n_empty_tiles=growing.n_empty_tiles,
+        n_tile_annotations=growing.tiles.n_annotations,
+        n_kept_by_ratio=growing.kept_by["ratio"],
+        n_kept_large=growing.kept_by["cover"],
+        n_kept_best_tile=growing.kept_by["best"],
         n_unlabelled=len(usable) - len(labelled),
         n_quarantined_images=len(rows) - len(usable),
-        n_other_classes=kept.n_other_classes,
-        n_out_of_roi=kept.n_out_of_roi,
-        n_outside_image=kept.n_outside_image,
+        n_other_classes=growing.n_other_classes,
+        n_out_of_roi=growing.n_out_of_roi,
+        n_outside_image=growing.n_outside_image,
         class_counts=class_counts,
-        tile_class_counts=_class_counts(kept.tiles_coco, label_space),
-        avg_box_area=_avg_box_area(kept.global_coco),
-        tile_avg_box_area=_avg_box_area(kept.tiles_coco),
+        tile_class_counts=tile_class_counts,
+        avg_box_area=growing.images.avg_box_area,
+        tile_avg_box_area=growing.tiles.avg_box_area,
         missing_classes=tuple(name for key, name in label_space.reachable.items() if class_counts[key] == 0),
         bad_labels=tuple(bad_labels),
         not_preprocessed=tuple(sorted(not_preprocessed)),
@@ -227,15 +223,15 @@ def write_coco_summary(store: ArtefactStore, summary: CocoSplitSummary) -> Path:
     return path
 
 
-class _Annotations:
-    """The two COCO files while they grow, image by image."""
+class _CocoFiles:
+    """The two COCO files of a split while they grow, image by image."""
 
     def __init__(self, store: ArtefactStore, label_space: LabelSpace, labels: LabelConfiguration) -> None:
         self.store = store
         self.labels = labels
         self.kept_ids = np.array(list(label_space.kept), dtype=np.int64)
-        self.global_coco = _empty_coco(label_space)
-        self.tiles_coco = _empty_coco(label_space)
+        self.images = CocoFile(label_space.coco_categories())
+        self.tiles = CocoFile(label_space.coco_categories())
         self.kept_by: Counter[str] = Counter()
         self.n_negatives = 0
         self.n_empty_tiles = 0
@@ -258,7 +254,7 @@ class _Annotations:
         self.n_negatives += not placed
         file_name = self.store.name_of(self.store.global_image(key, size))
         entry = {"file_name": file_name, "width": size, "height": size, "image_id": image.image_id}
-        _append(self.global_coco, entry, placed, kept, wanted)
+        _append(self.images, entry, placed, kept, wanted)
 
         in_tiles = place_in_tiles(
             kept,
@@ -278,25 +274,22 @@ class _Annotations:
             }
             self.n_empty_tiles += not placed_in_tile
             self.kept_by.update(lesion.kept_by for lesion in placed_in_tile)
-            _append(self.tiles_coco, tile_entry, placed_in_tile, kept, wanted)
+            _append(self.tiles, tile_entry, placed_in_tile, kept, wanted)
 
 
 def _append(
-    coco: Coco,
+    file: CocoFile,
     entry: Mapping[str, Any],
     placed: Iterable[PlacedLesion],
     lesions: Lesions,
     positions: NDArray[np.int64],
 ) -> None:
     """Add one image entry and its annotations; ``positions`` are those of the lesions in the image's label."""
-    image_number = len(coco["images"]) + 1
-    coco["images"].append({"id": image_number, **entry})
-    annotations = coco["annotations"]
+    image_number = file.add_image(entry)
     for lesion in placed:
         x0, y0, x1, y1 = lesion.box
-        annotations.append(
+        file.add_annotation(
             {
-                "id": len(annotations) + 1,
                 "image_id": image_number,
                 "category_id": int(lesions.category_ids[lesion.lesion]),
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
@@ -307,10 +300,6 @@ def _append(
                 "lesion_id": int(positions[lesion.lesion]) + 1,
             }
         )
-
-
-def _empty_coco(label_space: LabelSpace) -> Coco:
-    return {"images": [], "annotations": [], "categories": label_space.coco_categories()}
 
 
 def _rows_of_split(manifest: pl.DataFrame, lane: str, fold: int, split: Split) -> list[dict[str, Any]]:
@@ -384,11 +373,14 @@ def _map_in_order(
     function: Callable[[Mapping[str, Any]], _LabelledImage | BadLabel | None],
     rows: list[dict[str, Any]],
     workers: int,
-) -> list[_LabelledImage | BadLabel | None]:
+) -> Iterator[_LabelledImage | BadLabel | None]:
+    """Results in the order of the rows; threads stay at most a few images per worker ahead of the consumer."""
     if workers <= 1:
-        return [function(row) for row in rows]
+        yield from map(function, rows)
+        return
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(function, rows))
+        for start in range(0, len(rows), IMAGES_PER_WORKER * workers):
+            yield from pool.map(function, rows[start : start + IMAGES_PER_WORKER * workers])
 
 
 def _count_out_of_roi(lesions: Lesions, frames: ImageFrames) -> int:
@@ -396,13 +388,3 @@ def _count_out_of_roi(lesions: Lesions, frames: ImageFrames) -> int:
     x0, y0, x1, y1 = frames.crop_box
     inside = (centres >= (x0, y0)).all(axis=1) & (centres <= (x1, y1)).all(axis=1)
     return int((~inside).sum())
-
-
-def _class_counts(coco: Coco, label_space: LabelSpace) -> dict[int, int]:
-    counts = Counter(annotation["category_id"] for annotation in coco["annotations"])
-    return {category_id: counts[category_id] for category_id in label_space.kept}
-
-
-def _avg_box_area(coco: Coco) -> float:
-    areas = [annotation["area"] for annotation in coco["annotations"]]
-    return float(np.mean(areas)) if areas else 0.0

@@ -60,6 +60,8 @@ def join_lesions(parts: Sequence[Lesions]) -> Lesions:
 
 def only_areas(outline: shapely.Geometry) -> list[shapely.Polygon]:
     """Polygons of an outline; points and lines that touching shapes leave behind are left out."""
+    if isinstance(outline, shapely.Polygon):
+        return [outline] if outline.area > 0 else []
     return [
         part
         for part in shapely.get_parts(shapely.get_parts(outline))
