@@ -56,7 +56,8 @@ _SUBSETS = (
 def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
     """Read all subsets with grades (notes ``grade=k``) and official splits.
 
-    Dataset tags are ``<lane>_regular`` and ``<lane>_uwf``; the lane is normally called ``deepdrid``. An image without a row lands unlabelled, with its patient and eye from the file name.
+    Dataset tags are ``<lane>_regular`` and ``<lane>_uwf``; the lane is normally called ``deepdrid``. An image
+    without a row lands unlabelled, with its patient and eye from the file name.
     """
     files_by_folder: dict[str, list[str]] = {}
     for file in tree.files:
