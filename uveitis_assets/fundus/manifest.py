@@ -2,7 +2,8 @@
 
 Rows come from the ledger alone; of each file only existence and size are checked again. Raw patient ids stay in the
 ledger: here they are pseudonyms, and where file names name patients (``identify_by_content``) ``filepath``,
-``labels_path``, ``label_paths`` and ``relative_path`` are empty.
+``labels_path``, ``label_paths`` and ``relative_path`` are empty. ``filepath`` and ``labels_path`` (several joined by
+``;``) are written as every path in artefacts; ``relative_path`` and ``label_paths`` start at the dataset's raw folder.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def build_manifest_part(
             reason, detail = _changed_since(path, member["size"], name)
         owner = (member["split_dataset"], member["split_patient"])
         sides = patient_splits(*owner, splits, member["patient_official_split"], pinned.get(owner, ()))
-        label_paths = [] if hides_names else [store.name_of(folder / label) for label in member["label_paths"]]
+        label_paths = [] if hides_names else member["label_paths"]
         rows.append(
             {
                 "image_id": member["image_id"],
@@ -106,7 +107,7 @@ def build_manifest_part(
                 "dataset": member["dataset"],
                 "split": sides[0],
                 "eye": member["eye"],
-                "labels_path": ";".join(label_paths),
+                "labels_path": ";".join(store.name_of(folder / label) for label in label_paths),
                 "label_format": member["label_format"],
                 "width": member["width"],
                 "height": member["height"],

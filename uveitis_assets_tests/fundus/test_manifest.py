@@ -80,10 +80,9 @@ def test_several_masks_are_joined_by_semicolons(store, real_data):
     shutil.copytree(real_data / "idrid_fgadr_layout", store.raw / "ds")
     build(store, lane("fgadr", batch_size=100))
     row = rows(store)["lane::IDRiD_03"]
-    assert row["labels_path"] == ";".join(row["label_paths"])
+    assert row["labels_path"] == ";".join(f"raw/ds/{path}" for path in row["label_paths"])
     assert row["label_paths"] == [
-        f"raw/ds/{lesion}_Masks/IDRiD_03.png"
-        for lesion in ("HardExudate", "Hemohedge", "Microaneurysms", "SoftExudate")
+        f"{lesion}_Masks/IDRiD_03.png" for lesion in ("HardExudate", "Hemohedge", "Microaneurysms", "SoftExudate")
     ]
     assert (row["width"], row["height"]) == (4288, 2848)
 
