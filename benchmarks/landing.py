@@ -7,7 +7,6 @@ per newly registered file, and the seconds of register (first, unchanged), of al
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import tempfile
 import time
@@ -15,30 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from uveitis_assets.fundus import image_file
 from uveitis_assets.fundus.configuration import DatasetConfiguration, SplitConfiguration
 from uveitis_assets.fundus.ledger import landing_fingerprint, register, registered_batches
 from uveitis_assets.fundus.manifest import build_manifest_part, export_manifest, write_splits_files
+from uveitis_assets.sample import write_many_small
 from uveitis_assets.storage import ArtefactStore
-
-IMAGES_PER_FOLDER = 1000
-
-
-def write_small_images(folder: Path, n_images: int) -> None:
-    """Write distinct 64x64 JPEGs: one encoded picture with the running number in a comment segment."""
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((64, 64)).save(buffer, "JPEG")
-    picture = buffer.getvalue()
-    for number in range(n_images):
-        place = folder / f"{number // IMAGES_PER_FOLDER:04d}"
-        if number % IMAGES_PER_FOLDER == 0:
-            place.mkdir(parents=True)
-        comment = f"{number:08d}".encode()
-        segment = b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment
-        (place / f"image_{number:06d}.jpg").write_bytes(picture[:2] + segment + picture[2:])
 
 
 def bare_walk(folder: str) -> int:
@@ -67,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         store = ArtefactStore(root=Path(temporary), raw=Path(temporary) / "raw")
         folder = store.raw / "many"
-        write_small_images(folder, arguments.files)
+        write_many_small(folder, arguments.files)
         dataset = DatasetConfiguration(name="many", layout="image_folder", folder="many")
 
         opens = 0
