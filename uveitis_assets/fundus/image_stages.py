@@ -280,7 +280,7 @@ def read_registered_image(store: ArtefactStore, image: RegisteredImage) -> Pixel
     """
     inside = image.path.is_relative_to(store.raw)
     relative = image.path.relative_to(store.raw).as_posix() if inside else image.path.as_posix()
-    name = image.image_id + image.path.suffix
+    name = image.name or image.image_id + image.path.suffix
     data = read_landed_file(store.raw, relative, name)
     found = content_hash(data)
     if found != image.content_hash:

@@ -33,6 +33,7 @@ from uveitis_assets.fundus.image_stages import (
     required_files,
 )
 from uveitis_assets.fundus.landed import RegisteredImage
+from uveitis_assets.fundus.memory_allocator import reused_buffers
 from uveitis_assets.fundus.quarantine import QuarantineError
 from uveitis_assets.fundus.reference_color import read_reference_color
 from uveitis_assets.fundus.roi import downscale_for_roi
@@ -135,7 +136,12 @@ def preprocess_batch(  # noqa: PLR0917 - the batch, then what to do with it
     requested = tuple(stage for stage in STAGES if stage in stages)
     _check_arguments(images, stages, workers)
     started = time.perf_counter()
-    with store.lock(f"{lane}.{batch}.preprocess"), _single_threaded_opencv(), ExitStack() as stack:
+    with (
+        store.lock(f"{lane}.{batch}.preprocess"),
+        reused_buffers(),
+        _single_threaded_opencv(),
+        ExitStack() as stack,
+    ):
         run = _BatchRun(
             store,
             lane=lane,

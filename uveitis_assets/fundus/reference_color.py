@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.fundus.color import ReferenceColor, statistics_mask
+from uveitis_assets.fundus.color import ReferenceColor, erode_mask
 from uveitis_assets.fundus.image_stages import read_registered_image
 from uveitis_assets.fundus.landed import RegisteredImage
 from uveitis_assets.fundus.quarantine import QuarantineError
@@ -82,7 +82,9 @@ def build_reference_color(
         mask = threshold_retina_mask(small, sat_threshold)
         if cv2.countNonZero(mask) == 0:
             return "roi_not_found: the threshold method found no retina"
-        return small[statistics_mask(small, mask, stats_erode_px) > 0]
+        pixels = small[erode_mask(mask, stats_erode_px) > 0]
+        lit = pixels.any(axis=1)
+        return pixels[lit] if lit.any() else pixels
 
     generator = np.random.default_rng(_SEED)
     pooled: list[NDArray[np.uint8]] = []

@@ -59,16 +59,18 @@ def _starts(length: int, tile_size: int, stride: int) -> list[int]:
 
 
 def padded_canvas(frames: ImageFrames) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Black square that the global image is made from, and the view of it that the crop belongs into.
+    """Square with a black margin that the global image is made from, and the view that the crop belongs into.
 
-    Rendering the normalized crop into the view saves a copy of the image.
+    Rendering the normalized crop into the view, whose pixels are not set yet, saves a copy of the image.
 
     Returns:
         (side, side, 3) uint8 and its (crop height, crop width, 3) view.
     """
     side = frames.padded_side
-    canvas = np.zeros((side, side, 3), dtype=np.uint8)
     (pad_x, pad_y), (width, height) = frames.pad_xy, frames.crop_size
+    canvas = np.empty((side, side, 3), dtype=np.uint8)
+    canvas[:pad_y] = canvas[pad_y + height :] = 0
+    canvas[:, :pad_x] = canvas[:, pad_x + width :] = 0
     return canvas, canvas[pad_y : pad_y + height, pad_x : pad_x + width]
 
 
