@@ -45,9 +45,11 @@ State = Literal["live", "gone", "superseded"]
 # The file could not be read, so that its content is unknown: tried again at every registration.
 _UNREAD_REASONS = frozenset({"missing", "broken_symlink", "escapes_root", "unreadable"})
 _READ_THREADS = 8
-_ROW_GROUP = 4096
+_ROW_GROUP = 2048
 _MAX_STEM_BYTES = 150
-_STATS_PER_TICK = 4096
+_ROWS_PER_TICK = 4096
+_FEWEST_ROWS_PER_TICK = 256
+_TICKS_PER_ROUND = 24
 
 _SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "image_id": pl.String,
@@ -672,10 +674,10 @@ def landing_fingerprint(store: ArtefactStore, dataset: DatasetConfiguration, tic
 
     Every call sees names and folder times: files that land, vanish, are renamed, or replaced by a rename, and changed
     CSV files. Files rewritten in place are found by comparing size and times with the ledger, which costs five times
-    the listing: each call does so for one slice of at most ~4096 files, chosen by ``tick``. A caller that counts
-    ``tick`` up by one each time notices an in-place change after at most (files / 4096) calls, e.g. 100,000 images
-    without label files at one call every 30 s: 13 minutes. While a noticed in-place change is not registered, the
-    value changes back on calls that look elsewhere.
+    the listing: each call does so for one slice of the ledger, chosen by ``tick``. A caller that counts ``tick`` up by
+    one each time notices an in-place change after at most max(24, images / 4096) calls, at once below 256 images: with
+    one call every 30 s after 12 minutes, or 13 for 100,000 images. While a noticed in-place change is not registered,
+    the value changes back on calls that look elsewhere.
     """
     digest = hashlib.blake2b(digest_size=16)
     problems: list[LandingProblem] = []
@@ -703,10 +705,10 @@ def _rewritten_in_place(store: ArtefactStore, lane: str, folder: str, tick: int)
     n_rows = metadata.select(pl.len()).collect().item()
     if not n_rows:
         return []
-    # Whole row groups are read: a slice is one of them.
-    n_slices = -(-n_rows // _ROW_GROUP)
+    n_slices = max(min(_TICKS_PER_ROUND, -(-n_rows // _FEWEST_ROWS_PER_TICK)), -(-n_rows // _ROWS_PER_TICK))
+    slice_rows = -(-n_rows // n_slices)
     rows = (
-        metadata.slice(tick % n_slices * _ROW_GROUP, _ROW_GROUP)
+        metadata.slice(tick % n_slices * slice_rows, slice_rows)
         .filter((pl.col("state") == "live") & (pl.col("content_hash") != ""))
         .select("relative_path", "size", "mtime_ns", "ctime_ns", "label_paths", "label_stamps")
         .collect()

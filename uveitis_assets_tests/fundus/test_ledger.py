@@ -608,7 +608,7 @@ def test_the_fingerprint_notices_and_settles_after_registering(landed, act):
 
 
 def test_an_in_place_change_is_noticed_within_one_round_of_slices(store, monkeypatch):
-    monkeypatch.setattr(ledger, "_ROW_GROUP", 4)
+    monkeypatch.setattr(ledger, "_FEWEST_ROWS_PER_TICK", 4)
     for number in range(10):
         land(store, f"{number}.jpg")
     register(store, lane())
