@@ -10,10 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 _KERNEL_PX = 11
+# Below this the saturation of a pixel is the sensor's or the JPEG's noise: without it the black surround of DRIVE and
+# IDRiD counts as retina (IoU with DRIVE's field-of-view masks 0.91 instead of 0.998).
+_DARKEST_VALUE = 21
 
 
 def threshold_retina_mask(image_rgb: NDArray[np.uint8], sat_threshold: int = 18) -> NDArray[np.uint8]:
     """Mark pixels whose saturation exceeds a threshold or whose grey value exceeds Otsu's; keep the largest blob.
+
+    Then opened, closed, reduced to the largest 8-connected component and closed again (11 px ellipse). As the earlier
+    scripts did, but that the saturation of nearly black pixels, which is noise, does not count.
 
     Args:
         image_rgb: (H, W, 3) uint8 RGB, downscaled (kernels are in its pixels).
@@ -22,8 +28,8 @@ def threshold_retina_mask(image_rgb: NDArray[np.uint8], sat_threshold: int = 18)
     Returns:
         (H, W) uint8 mask, 0 or 255; all zero when nothing is left.
     """
-    saturation = cv2.extractChannel(cv2.cvtColor(image_rgb, cv2.COLOR_RGB2HSV), 1)
-    _, saturated = cv2.threshold(saturation, sat_threshold, 255, cv2.THRESH_BINARY)
+    hsv = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2HSV)
+    saturated = cv2.inRange(hsv, (0.0, sat_threshold + 1.0, _DARKEST_VALUE), (255.0, 255.0, 255.0))
     _, bright = cv2.threshold(cv2.cvtColor(image_rgb, cv2.COLOR_RGB2GRAY), 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     mask = cv2.bitwise_or(saturated, bright)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_KERNEL_PX, _KERNEL_PX))
@@ -38,5 +44,7 @@ def _largest_component(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8, ltype=cv2.CV_32S)
     if count <= 1:
         return np.zeros_like(mask)
+    if count == 2:
+        return mask
     largest = 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA]))
     return np.where(labels == largest, np.uint8(255), np.uint8(0))
