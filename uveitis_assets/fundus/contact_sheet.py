@@ -118,7 +118,7 @@ def _roi_cell(store: ArtefactStore, image: RegisteredImage, row: Row) -> Pixels:
     height, width = picture.shape[:2]
     small = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(small, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(picture, contours, -1, _ORANGE if row["fallbacks"] else _GREEN, 1)
+    cv2.drawContours(picture, contours, -1, _ORANGE if row["fallbacks"] else _GREEN, 2)
     caption = f"{row['method']} {row['area_ratio']:.2f} {row['key']}"
     return _with_caption(_centred(picture), caption)
 

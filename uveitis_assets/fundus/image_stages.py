@@ -315,7 +315,7 @@ def required_files(
             ]
 
 
-def remove_artefacts(store: ArtefactStore, key: str, stage: PreprocessStage, global_sizes: set[int]) -> None:
+def remove_artefacts(store: ArtefactStore, key: str, stage: PreprocessStage, global_size: int) -> None:
     """Remove all of a stage's files of one image, so that none outlives the image's quarantine."""
     match stage:
         case "roi_masks":
@@ -328,7 +328,7 @@ def remove_artefacts(store: ArtefactStore, key: str, stage: PreprocessStage, glo
                 store.normalization_metadata(key),
             ]
         case "tiles":
-            paths = [store.tiles_metadata(key), *(store.global_image(key, size) for size in sorted(global_sizes))]
+            paths = [store.tiles_metadata(key), store.global_image(key, global_size)]
             shutil.rmtree(tile_folder(store, key), ignore_errors=True)
     for path in paths:
         path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ work happens outside the interpreter lock. It decodes nothing: any PNG reader do
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 from isal import isal_zlib
@@ -20,66 +21,7 @@ _FILTER_UP = 2
 # A block of filtered rows stays in the core's cache between numpy and ISA-L.
 _BLOCK_BYTES = 1 << 19
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_COLOR_TYPES = {1: 0, 3: 2}
-
-
-class PngEncoder:
-    """Encoder that takes an image's rows from top to bottom; one per image and thread.
-
-    Args:
-        width: pixels of a row.
-        height: rows that will be added altogether.
-        channels: 1 (grey) or 3 (RGB).
-    """
-
-    def __init__(self, width: int, height: int, channels: int) -> None:
-        if channels not in _COLOR_TYPES:
-            raise ValueError(f"expected 1 or 3 channels, found {channels}")
-        if width < 1 or height < 1:
-            raise ValueError(f"expected at least one pixel, found {width}x{height}")
-        self._row_bytes = width * channels
-        self._rows_left = height
-        header = struct.pack(">IIBBBBB", width, height, 8, _COLOR_TYPES[channels], 0, 0, 0)
-        self._parts = [_SIGNATURE + _chunk(b"IHDR", header)]
-        self._block_rows = max(1, min(height, _BLOCK_BYTES // (self._row_bytes + 1)))
-        self._block = np.empty((self._block_rows, self._row_bytes + 1), dtype=np.uint8)
-        self._block[:, 0] = _FILTER_UP
-        self._above = np.zeros(self._row_bytes, dtype=np.uint8)
-        self._deflate = isal_zlib.compressobj(_DEFLATE_LEVEL)
-        self._compressed: list[bytes] = []
-
-    def add_rows(self, rows: NDArray[np.uint8]) -> None:
-        """Add the next rows: (n, width, 3) RGB or (n, width), uint8; pixels of a row adjacent in memory."""
-        flat = rows.reshape(len(rows), -1)
-        if flat.dtype != np.uint8 or flat.shape[1] != self._row_bytes:
-            raise ValueError(f"expected rows of {self._row_bytes} bytes (uint8), found {flat.shape[1]} {flat.dtype}")
-        if len(flat) > self._rows_left:
-            raise ValueError(f"expected at most {self._rows_left} more rows, found {len(flat)}")
-        self._rows_left -= len(flat)
-        for start in range(0, len(flat), self._block_rows):
-            part = flat[start : start + self._block_rows]
-            block = self._block[: len(part)]
-            above = self._above if start == 0 else flat[start - 1]
-            np.subtract(part[0], above, out=block[0, 1:])
-            np.subtract(part[1:], part[:-1], out=block[1:, 1:])
-            self._compressed.append(self._deflate.compress(block))
-        if len(flat):
-            self._above[:] = flat[-1]
-
-    def finish(self) -> bytes:
-        """Return the PNG file's bytes."""
-        if self._rows_left:
-            raise ValueError(f"expected {self._rows_left} more rows before the end of the image")
-        self._compressed.append(self._deflate.flush())
-        checksum = isal_zlib.crc32(b"IDAT")
-        for part in self._compressed:
-            checksum = isal_zlib.crc32(part, checksum)
-        size = sum(map(len, self._compressed))
-        self._parts.append(struct.pack(">I4s", size, b"IDAT"))
-        self._parts.extend(self._compressed)
-        self._parts.append(struct.pack(">I", checksum) + _chunk(b"IEND", b""))
-        self._compressed = []
-        return b"".join(self._parts)
+_GREY, _RGB = 0, 2
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
@@ -89,13 +31,44 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
         image: (H, W, 3) RGB or (H, W) grey, uint8; a view into a larger image is fine.
 
     Raises:
-        ValueError: another shape or dtype.
+        ValueError: another shape or dtype, or no pixels.
     """
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+    if image.dtype != np.uint8 or image.shape[2:] not in ((), (3,)) or image.ndim < 2 or image.size == 0:
         raise ValueError(f"expected uint8 of shape (H, W, 3) or (H, W), found {image.dtype} {image.shape}")
-    encoder = PngEncoder(image.shape[1], image.shape[0], 1 if image.ndim == 2 else 3)
-    encoder.add_rows(image)
-    return encoder.finish()
+    height, width = image.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 8, _GREY if image.ndim == 2 else _RGB, 0, 0, 0)
+    deflate = isal_zlib.compressobj(_DEFLATE_LEVEL)
+    compressed = [deflate.compress(block) for block in _filtered_blocks(image.reshape(height, -1))]
+    compressed.append(deflate.flush())
+    checksum = isal_zlib.crc32(b"IDAT")
+    for part in compressed:
+        checksum = isal_zlib.crc32(part, checksum)
+    return b"".join(
+        [
+            _SIGNATURE,
+            _chunk(b"IHDR", header),
+            struct.pack(">I4s", sum(map(len, compressed)), b"IDAT"),
+            *compressed,
+            struct.pack(">I", checksum),
+            _chunk(b"IEND", b""),
+        ]
+    )
+
+
+def _filtered_blocks(rows: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """Rows (H, bytes of a row) through the UP filter, each behind its filter byte; one buffer serves all blocks."""
+    n_rows = max(1, min(len(rows), _BLOCK_BYTES // (rows.shape[1] + 1)))
+    buffer = np.empty((n_rows, rows.shape[1] + 1), dtype=np.uint8)
+    buffer[:, 0] = _FILTER_UP
+    for start in range(0, len(rows), n_rows):
+        part = rows[start : start + n_rows]
+        block = buffer[: len(part)]
+        if start == 0:
+            block[0, 1:] = part[0]
+        else:
+            np.subtract(part[0], rows[start - 1], out=block[0, 1:])
+        np.subtract(part[1:], part[:-1], out=block[1:, 1:])
+        yield block
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

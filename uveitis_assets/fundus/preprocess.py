@@ -151,6 +151,7 @@ def preprocess_batch(  # noqa: PLR0917 - the batch, then what to do with it
             requested=requested,
             code_version=code_version,
         )
+        run.remove_partial_files()
         jobs = run.jobs()
         if jobs:
             run.open_journals(stack)
@@ -208,9 +209,9 @@ class _BatchRun:
             )
             for dataset in sorted({image.dataset for image in images})
         }
-        self._interrupted = any(store.stage_journal(lane, stage, batch).exists() for stage in requested)
         self._earlier = {stage: self._earlier_rows(stage) for stage in STAGES}
         self._rows: dict[PreprocessStage, dict[str, Row]] = {stage: {} for stage in requested}
+        # Stages with a journal: one that a killed run left, or ours.
         self._touched = {stage: store.stage_journal(lane, stage, batch).exists() for stage in requested}
 
     # What has to be done ----------------------------------------------------------------------------------
@@ -264,8 +265,6 @@ class _BatchRun:
     # Doing it ---------------------------------------------------------------------------------------------
 
     def open_journals(self, stack: ExitStack) -> None:
-        if self._interrupted:
-            self._remove_partial_files()
         for stage in self.requested:
             self._journals[stage] = stack.enter_context(
                 StageJournal(self.store.stage_journal(self.lane, stage, self.batch))
@@ -348,11 +347,11 @@ class _BatchRun:
         for position, stage in enumerate(job.stages):
             begun, written = time.perf_counter(), work.bytes_written
             try:
-                if image.image_id in self._earlier[stage]:
-                    self._journals[stage].begin(image.image_id)
+                self._invalidate(image, stage)
                 columns = work.run(stage)
             except QuarantineError as error:
                 for later in job.stages[position:]:
+                    self._invalidate(image, later)
                     self._quarantine(image, later, error)
                 return
             except Exception as error:
@@ -371,14 +370,20 @@ class _BatchRun:
                 self._rows[stage][image.image_id] = row
                 self._outcomes[stage].n_done += 1
 
+    def _invalidate(self, image: RegisteredImage, stage: PreprocessStage) -> None:
+        """Take back what the books say about the image's stage, before its files are overwritten."""
+        earlier = self._earlier[stage].get(image.image_id)
+        if earlier is None:
+            return
+        former_size = earlier.get("global_size")
+        if former_size is not None and former_size != self.configuration.tiling.global_size:
+            self.store.global_image(artefact_key(image.image_id), former_size).unlink(missing_ok=True)
+        self._journals[stage].begin(image.image_id)
+
     def _quarantine(self, image: RegisteredImage, stage: PreprocessStage, error: QuarantineError) -> None:
         row = self._quarantine_row(image, stage, error.reason, error.detail)
         if error.reason not in _PASSING_REASONS:
-            earlier = self._earlier[stage].get(image.image_id, {})
-            sizes = {self.configuration.tiling.global_size}
-            if earlier.get("global_size"):
-                sizes.add(int(earlier["global_size"]))
-            remove_artefacts(self.store, artefact_key(image.image_id), stage, sizes)
+            remove_artefacts(self.store, artefact_key(image.image_id), stage, self.configuration.tiling.global_size)
         self._journals[stage].finish(image.image_id, row)
         with self._outcome_lock:
             self._rows[stage][image.image_id] = row
@@ -416,8 +421,10 @@ class _BatchRun:
 
     # Books ------------------------------------------------------------------------------------------------
 
-    def _remove_partial_files(self) -> None:
-        """Remove what a killed run of this batch left between writing and renaming."""
+    def remove_partial_files(self) -> None:
+        """Remove what a killed run of this batch left between writing and renaming; its journal tells of it."""
+        if not any(self._touched.values()):
+            return
         keys = [artefact_key(image.image_id) for image in self.images]
         remove_partial_files(self.store, keys, self.configuration.tiling.global_size)
         for stage in self.requested:

@@ -1,0 +1,49 @@
+"""LAB conversion through tables."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from uveitis_assets.fundus.lab import LabConverter
+
+
+@pytest.fixture(scope="module")
+def converters() -> tuple[LabConverter, LabConverter]:
+    """With tables and without."""
+    with_tables, without = LabConverter(0), LabConverter(10**12)
+    with_tables.announce(1)
+    return with_tables, without
+
+
+def test_tables_give_what_opencv_gives_for_every_kind_of_colour(
+    converters: tuple[LabConverter, LabConverter],
+) -> None:
+    colors = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    colors[:16, :16] = np.stack(np.meshgrid(*[np.linspace(0, 255, 16).astype(np.uint8)] * 2), -1)[..., [0, 1, 1]]
+    colors[20, 0], colors[20, 1], colors[20, 2] = (0, 0, 0), (255, 255, 255), (0, 0, 255)
+    for converter in converters:
+        lab = np.empty((300, 400, 4), dtype=np.uint8)
+        converter.to_lab(colors, lab)
+        np.testing.assert_array_equal(lab[..., :3], cv2.cvtColor(colors, cv2.COLOR_RGB2LAB))
+        rgb = np.empty_like(colors)
+        converter.to_rgb(np.dstack([colors, np.full((300, 400), 9, dtype=np.uint8)]), rgb)
+        np.testing.assert_array_equal(rgb, cv2.cvtColor(colors, cv2.COLOR_LAB2RGB))
+
+
+def test_results_are_written_into_views(converters: tuple[LabConverter, LabConverter]) -> None:
+    colors = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    for converter in converters:
+        canvas = np.zeros((40, 50, 3), dtype=np.uint8)
+        converter.to_rgb(np.dstack([colors, colors[..., 0]]), canvas[10:30, 10:40])
+        np.testing.assert_array_equal(canvas[10:30, 10:40], cv2.cvtColor(colors, cv2.COLOR_LAB2RGB))
+        assert not canvas[:10].any()
+
+
+def test_tables_are_made_only_after_enough_pixels() -> None:
+    converter = LabConverter(1000)
+    converter.announce(1000)
+    assert converter._tables is None
+    converter.announce(1)
+    assert converter._tables is not None

@@ -1,0 +1,55 @@
+"""Threshold ROI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from scipy import ndimage
+
+from uveitis_assets.fundus.roi_threshold import threshold_retina_mask
+from uveitis_assets_tests.fundus.preprocess_inputs import fundus_picture, read_rgb
+
+
+def test_the_masks_of_drive_agree_with_its_field_of_view_masks(real_data: Path) -> None:
+    ious = {}
+    for path in sorted((real_data / "drive" / "images").iterdir()):
+        truth = cv2.imread(str(real_data / "drive" / "fov_masks" / f"{path.stem}_mask.png"), cv2.IMREAD_GRAYSCALE)
+        assert truth is not None
+        mask = threshold_retina_mask(read_rgb(path)) > 0
+        ious[path.stem] = np.count_nonzero(mask & (truth > 0)) / np.count_nonzero(mask | (truth > 0))
+    assert len(ious) == 10
+    assert min(ious.values()) >= 0.985, ious
+
+
+def test_the_mask_is_one_blob_of_zero_and_255_around_the_disc() -> None:
+    picture = fundus_picture(0)
+    picture[2:12, 2:12] = (200, 120, 60)
+    mask = threshold_retina_mask(picture)
+    assert set(np.unique(mask)) == {0, 255}
+    assert ndimage.label(mask, np.ones((3, 3)))[1] == 1
+    truth = np.zeros_like(mask)
+    cv2.ellipse(truth, (120, 100), (100, 90), 0, 0, 360, 255, -1)
+    overlap = np.count_nonzero(mask & truth) / np.count_nonzero(mask | truth)
+    assert overlap > 0.97
+
+
+def test_coloured_noise_in_a_black_surround_is_no_retina() -> None:
+    picture = fundus_picture(1)
+    noise = np.random.default_rng(0).integers(0, 15, picture.shape, dtype=np.uint8)
+    dark = picture.sum(axis=2) == 0
+    clean = threshold_retina_mask(picture)
+    picture[dark] = noise[dark]
+    noisy = threshold_retina_mask(picture)
+    assert np.count_nonzero(noisy != clean) < 0.01 * clean.size
+
+
+def test_a_higher_saturation_threshold_never_adds_pixels_of_a_dim_image() -> None:
+    picture = (fundus_picture(2) * 0.6).astype(np.uint8)
+    areas = [np.count_nonzero(threshold_retina_mask(picture, threshold)) for threshold in (0, 18, 120, 255)]
+    assert areas == sorted(areas, reverse=True)
+
+
+def test_a_black_image_gives_an_empty_mask() -> None:
+    assert not threshold_retina_mask(np.zeros((60, 80, 3), dtype=np.uint8)).any()

@@ -1,0 +1,96 @@
+"""Books of a preprocessing stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from uveitis_assets.fundus.stage_index import (
+    STAGE_SCHEMAS,
+    StageJournal,
+    read_stage_index,
+    read_stage_journal,
+    write_stage_index,
+)
+
+
+def row(image_id: str, **columns: Any) -> dict[str, Any]:
+    return {
+        "image_id": image_id,
+        "key": image_id.replace("::", "__"),
+        "dataset": "x",
+        "content_hash": "00",
+        "fingerprint": "11",
+        "quarantine_reason": None,
+        "quarantine_detail": None,
+        "method": "threshold",
+        "fallbacks": ["uwf: too small, 0.01"],
+        "area_ratio": 1 / 3,
+        "border_touch_ratio": 0.1 + 0.2,
+        "width": 3900,
+        "height": 3072,
+    } | columns
+
+
+def test_rows_come_back_unchanged_and_in_the_order_of_their_ids(tmp_path: Path) -> None:
+    rows = [row("x::b"), row("x::a", area_ratio=1e-17), row("x::é, 1")]
+    write_stage_index(tmp_path / "b1.parquet", "roi_masks", rows)
+    back = read_stage_index(tmp_path / "b1.parquet")
+    assert list(back) == ["x::a", "x::b", "x::é, 1"]
+    assert [back[one["image_id"]] for one in rows] == rows
+
+
+def test_equal_rows_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
+    rows = [row(f"x::{number:03d}") for number in range(300)]
+    write_stage_index(tmp_path / "one.parquet", "roi_masks", rows)
+    write_stage_index(tmp_path / "two.parquet", "roi_masks", reversed(rows))
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
+
+
+def test_a_batch_of_quarantined_images_has_all_columns(tmp_path: Path) -> None:
+    quarantined = {
+        name: value
+        for name, value in row("x::a", quarantine_reason="missing", quarantine_detail="gone").items()
+        if name not in ("method", "fallbacks", "area_ratio", "border_touch_ratio", "width", "height")
+    }
+    for stage, schema in STAGE_SCHEMAS.items():
+        write_stage_index(tmp_path / f"{stage}.parquet", stage, [quarantined])
+        assert pl.read_parquet(tmp_path / f"{stage}.parquet").schema == schema
+        back = read_stage_index(tmp_path / f"{stage}.parquet")["x::a"]
+        assert back["quarantine_reason"] == "missing"
+
+
+def test_an_absent_index_and_journal_are_empty(tmp_path: Path) -> None:
+    assert read_stage_index(tmp_path / "none.parquet") == {}
+    assert read_stage_journal(tmp_path / "none.journal") == {}
+
+
+def test_a_file_that_is_no_index_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "b1.parquet"
+    path.write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(ValueError, match=r"b1\.parquet: expected a stage index"):
+        read_stage_index(path)
+
+
+def test_the_journals_last_word_on_an_image_counts(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "b1.journal"
+    with StageJournal(path) as journal:
+        journal.finish("x::a", row("x::a"))
+        journal.finish("x::b", row("x::b", area_ratio=0.1))
+        journal.begin("x::a")
+        journal.finish("x::b", row("x::b", area_ratio=0.1 + 0.2))
+    assert read_stage_journal(path) == {"x::a": None, "x::b": row("x::b", area_ratio=0.30000000000000004)}
+
+
+def test_a_torn_line_costs_only_itself_even_when_the_journal_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "b1.journal"
+    with StageJournal(path) as journal:
+        journal.finish("x::a", row("x::a"))
+    with path.open("ab") as stream:
+        stream.write(b'{"image_id": "x::b", "row": {"met')
+    with StageJournal(path) as journal:
+        journal.finish("x::c", row("x::c"))
+    assert list(read_stage_journal(path)) == ["x::a", "x::c"]
