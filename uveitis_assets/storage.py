@@ -87,6 +87,10 @@ class ArtefactStore:
         """Parquet index of one batch of ``roi_masks``, ``normalized_crops`` or ``tiles``."""
         return self.root / "index" / lane / stage / f"{batch}.parquet"
 
+    def indexed_batches(self, lane: str, stage: str) -> list[str]:
+        """Batches that have an index of the stage, sorted."""
+        return sorted(path.stem for path in self.stage_index(lane, stage, "any").parent.glob("[!.]*.parquet"))
+
     def stage_journal(self, lane: str, stage: str, batch: str) -> Path:
         """Lines of finished images of a batch that is being materialized; removed when its index is written."""
         return self.root / "index" / lane / stage / f"{batch}.journal"

@@ -201,3 +201,53 @@ class DatasetConfiguration(Configuration):
         if self.layout != "image_folder" and self.image_folder != ImageFolderConfiguration():
             raise ValueError(f"image_folder options need `layout: image_folder`, found layout {self.layout}")
         return self
+
+
+class AutomationConfiguration(Configuration):
+    """What runs by itself while a daemon is up."""
+
+    landing_sensor: Literal["running", "stopped"] = Field("running", description="State the landing sensor starts in")
+    landing_interval_s: int = Field(30, ge=1, le=86400, description="Seconds between looks at the landing folder")
+    labels_sensor: Literal["running", "stopped"] = Field("running", description="State the labels sensor starts in")
+    labels_interval_s: int = Field(30, ge=1, le=86400, description="Seconds between comparisons of tiles and labels")
+    fill_schedule: Literal["running", "stopped"] = Field("running", description="State the nightly schedule starts in")
+    fill_cron: str = Field("0 2 * * *", description="When missing partitions are filled, cron syntax")
+    timezone: str = Field("UTC", description="Time zone of fill_cron")
+    max_batches_per_run: int = Field(16, ge=1, le=500, description="Longest partition range of one automatic run")
+
+
+class LaneConfiguration(DatasetConfiguration):
+    """A fundus lane: the attributes of a defs.yaml."""
+
+    description: str = Field("", description="One sentence about the dataset, shown in the UI")
+    owners: tuple[str, ...] = Field(("team:imaging",), description="E-mail addresses or team:<name>")
+    roi: RoiConfiguration = RoiConfiguration()
+    normalize: NormalizationConfiguration = NormalizationConfiguration()
+    tiling: TilingConfiguration = TilingConfiguration()
+    verify: VerificationConfiguration = VerificationConfiguration()
+    persist: tuple[PersistedImage, ...] = PreprocessConfiguration.model_fields["persist"].default
+    splits: SplitConfiguration = SplitConfiguration()
+    labels: LabelConfiguration = LabelConfiguration()
+    automation: AutomationConfiguration = AutomationConfiguration()
+
+    @property
+    def preprocess(self) -> PreprocessConfiguration:
+        """The part that the preprocessing stages see."""
+        return PreprocessConfiguration(
+            roi=self.roi, normalize=self.normalize, tiling=self.tiling, verify=self.verify, persist=self.persist
+        )
+
+
+class ReferenceColorConfiguration(Configuration):
+    """Which regular fundus images give the reference colours of Reinhard normalization."""
+
+    lanes: tuple[str, ...] = Field(("deepdrid", "eyepacs", "fgadr"), min_length=1, description="Lanes to sample")
+    datasets: tuple[str, ...] = Field(
+        ("deepdrid_regular", "eyepacs", "fgadr"), min_length=1, description="Dataset tags to sample"
+    )
+    owners: tuple[str, ...] = ("team:imaging",)
+    per_dataset: int = Field(50, ge=1, description="Images sampled of each dataset tag")
+    max_images: int = Field(0, ge=0, description="Images altogether at most; 0 sets no limit")
+    downsample_max_side: int = Field(512, ge=64, le=4096, description="Longest side that images are shrunk to, px")
+    pixels_per_image: int = Field(20000, ge=100, description="Pixels sampled of each image")
+    stats_erode_px: int = Field(4, ge=0, le=256)

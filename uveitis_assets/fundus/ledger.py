@@ -12,7 +12,9 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -45,6 +47,7 @@ State = Literal["live", "gone", "superseded"]
 # The file could not be read, so that its content is unknown: tried again at every registration.
 _UNREAD_REASONS = frozenset({"missing", "broken_symlink", "escapes_root", "unreadable"})
 _READ_THREADS = 8
+_READ_CHUNK = 256
 _ROW_GROUP = 2048
 _MAX_STEM_BYTES = 150
 _ROWS_PER_TICK = 4096
@@ -137,6 +140,7 @@ class RegistrationReport:
     gone: tuple[str, ...] = ()
     returned: tuple[str, ...] = ()
     duplicates: tuple[str, ...] = ()
+    n_deferred: int = 0
     new_batches: tuple[str, ...] = ()
     touched_batches: tuple[str, ...] = ()
     quarantined: dict[str, str] = field(default_factory=dict)
@@ -157,14 +161,17 @@ class _Content:
     quarantine_detail: str | None = None
 
 
-def register(store: ArtefactStore, dataset: DatasetConfiguration) -> RegistrationReport:
+def register(
+    store: ArtefactStore, dataset: DatasetConfiguration, *, time_budget_s: float | None = None
+) -> RegistrationReport:
     """Compare the landing folder with the ledger, read what is new or may have changed, and write the ledger.
 
     Idempotent, atomic and serialized between processes. New entries, sorted by path, fill new batches of at most
-    ``dataset.batch_size``; existing batches keep their members. Every new file is opened once.
+    ``dataset.batch_size``; existing batches keep their members. Every new file is opened once. After
+    ``time_budget_s`` no further file is read: ``n_deferred`` of the report counts those left for the next call.
     """
     with store.lock(f"{dataset.name}.register"):
-        registration = _Registration(store, dataset, read_ledger(store, dataset.name))
+        registration = _Registration(store, dataset, read_ledger(store, dataset.name), time_budget_s)
         report = registration.run()
         _write_ledger(store, dataset.name, registration.entries, registration.loaded)
         _write_problems(store, dataset.name, registration.problems)
@@ -228,8 +235,16 @@ def message_name(dataset: DatasetConfiguration, image_id: str, relative_path: st
 class _Registration:
     """One registration at work: the entries, and what is noticed about them."""
 
-    def __init__(self, store: ArtefactStore, dataset: DatasetConfiguration, loaded: list[LedgerEntry]) -> None:
+    def __init__(
+        self,
+        store: ArtefactStore,
+        dataset: DatasetConfiguration,
+        loaded: list[LedgerEntry],
+        time_budget_s: float | None = None,
+    ) -> None:
         self.store = store
+        self.deadline = math.inf if time_budget_s is None else time.monotonic() + time_budget_s
+        self.n_deferred = 0
         self.dataset = dataset
         self.loaded = loaded
         self.entries = list(loaded)
@@ -278,8 +293,15 @@ class _Registration:
                 if _stamp(f"{folder}/{path}") == (entry.size, entry.mtime_ns, entry.ctime_ns):
                     continue
             to_read.append(path)
+        contents: dict[str, _Content] = {}
         with ThreadPoolExecutor(_READ_THREADS) as pool:
-            return dict(zip(to_read, pool.map(self._read_content, to_read), strict=True))
+            for start in range(0, len(to_read), _READ_CHUNK):
+                if start and time.monotonic() > self.deadline:
+                    self.n_deferred = len(to_read) - start
+                    break
+                chunk = to_read[start : start + _READ_CHUNK]
+                contents.update(zip(chunk, pool.map(self._read_content, chunk), strict=True))
+        return contents
 
     def _read_content(self, path: str) -> _Content:
         name = path if not self.by_content else "image" + PurePosixPath(path).suffix
@@ -574,6 +596,7 @@ class _Registration:
         return RegistrationReport(
             n_images=len(live),
             n_unchanged=sum(entry.image_id not in seen for entry in live),
+            n_deferred=self.n_deferred,
             new_batches=tuple(new_batches),
             touched_batches=tuple(sorted(self.touched.difference(new_batches))),
             quarantined={entry.image_id: entry.quarantine_reason for entry in live if entry.quarantine_reason},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -128,13 +128,13 @@ def check_images_disjoint(cocos: Mapping[Split, Mapping[str, Any]]) -> list[Find
     )
 
 
-def check_coco(store: ArtefactStore, coco: Mapping[str, Any]) -> list[Finding]:
-    """All checks of one file."""
+def check_coco(store: ArtefactStore, coco: Mapping[str, Any], *, images_written: bool = True) -> list[Finding]:
+    """All checks of one file; ``images_written`` is false where the lane does not persist the images it names."""
     return [
         *check_ids(coco),
         *check_boxes(coco),
         *check_oriented_boxes(coco),
-        *check_image_files(store, coco),
+        *(check_image_files(store, coco) if images_written else ()),
     ]
 
 
@@ -144,8 +144,21 @@ def check_fold(
     fold: int,
     manifest: pl.DataFrame,
     splits: Iterable[Split] = SPLITS,
+    *,
+    persisted: Collection[str] = ("global", "tiles"),
+    reachable: Mapping[int, str] | None = None,
 ) -> list[Finding]:
-    """All checks of one lane and fold over the splits whose COCO files exist; messages start with the file's name."""
+    """All checks of one lane and fold over the splits whose COCO files exist; messages start with the file's name.
+
+    Args:
+        store: where the COCO files lie.
+        lane: the lane's name.
+        fold: the fold's number.
+        manifest: all rows of the lane.
+        splits: which splits are looked at.
+        persisted: which images the lane writes.
+        reachable: the categories that the lane's labels can name; None: all of the COCO file.
+    """
     findings = check_patients_disjoint(manifest, fold)
     cocos: dict[Split, Mapping[str, Any]] = {}
     names: dict[int, str] = {}
@@ -156,13 +169,17 @@ def check_fold(
                 findings.append(Finding("WARN", f"{store.name_of(path)}: not written yet"))
                 continue
             coco = read_json(path)
-            found = check_coco(store, coco)
+            found = check_coco(store, coco, images_written=("tiles" if tiles else "global") in persisted)
             findings += [Finding(one.severity, f"{store.name_of(path)}: {one.message}") for one in found]
             if not tiles:
                 cocos[split] = coco
                 names |= {category["id"]: category["name"] for category in coco["categories"]}
     counts = {split: Counter(entry["category_id"] for entry in coco["annotations"]) for split, coco in cocos.items()}
-    return [*findings, *check_images_disjoint(cocos), *check_classes_present(counts, names)]
+    return [
+        *findings,
+        *check_images_disjoint(cocos),
+        *check_classes_present(counts, names if reachable is None else reachable),
+    ]
 
 
 def _finding(severity: Severity, what: str, cases: Sequence[object], *, limit: int = EXAMPLES) -> list[Finding]:

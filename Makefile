@@ -1,0 +1,54 @@
+# Everything runs from a fresh clone with Python 3.11 and make; `make help` lists the targets.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
+export UVEITIS_DATA ?= $(CURDIR)/data
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo dev test lint format bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed ## Make .venv with everything in it (part of all other targets)
+
+# torch comes first: sam2 has no wheel and builds against the torch that is there.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch torchvision setuptools wheel
+	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation sam2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
+	mkdir -p $(@D)
+	cp $< $@
+
+demo: install $(DAGSTER_HOME)/dagster.yaml ## Run the lanes on sample images, from manifest to COCO labels
+	$(BIN)/uveitis-assets demo
+
+dev: install $(DAGSTER_HOME)/dagster.yaml ## Open the UI and the daemon on http://127.0.0.1:3000
+	$(BIN)/dagster dev --host 127.0.0.1 --port 3000
+
+test: install ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: install ## Lint, check formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## Measure speed, memory and ROI accuracy
+	$(BIN)/python benchmarks/preprocessing.py
+	$(BIN)/python benchmarks/landing.py
+	$(BIN)/python benchmarks/definitions.py
+	$(BIN)/python benchmarks/roi_accuracy.py
+
+clean: ## Remove the virtual environment and the caches; data and DAGSTER_HOME stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

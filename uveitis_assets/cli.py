@@ -1,0 +1,214 @@
+"""The verbs that Dagster lacks: register landed images, run the demo.
+
+Everything else is Dagster's own command line (``dagster asset materialize``, ``dagster dev``). Both verbs need
+DAGSTER_HOME, because partition keys live in the instance's database.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from uveitis_assets.fundus.configuration import LaneConfiguration
+    from uveitis_assets.fundus.ledger import RegistrationReport
+    from uveitis_assets.storage import ArtefactStore
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Retinal-imaging data assets on Dagster.")
+console = Console()
+_LISTED = 10
+_DEMO_LANES = ("uwf700", "fgadr")
+
+
+@app.callback()
+def main() -> None:
+    """Retinal-imaging data assets on Dagster."""
+
+
+@app.command()
+def register(
+    lanes: Annotated[list[str] | None, typer.Argument(help="Lanes to register; none: all whose folder exists")] = None,
+) -> None:
+    """Find new images, assign them to batches in the ledger and add the partition keys. Idempotent."""
+    from uveitis_assets.components.lanes import load_lanes
+    from uveitis_assets.storage import ArtefactStore
+
+    configured = load_lanes()
+    unknown = sorted(set(lanes or ()) - set(configured))
+    if unknown:
+        _fail(f"found no lane {', '.join(unknown)}; expected one of {', '.join(configured)}")
+    store = ArtefactStore.from_environment()
+    chosen = lanes or [name for name, lane in configured.items() if store.raw_folder(lane.folder).is_dir()]
+    if not chosen:
+        _fail(f"{store.raw}: found none of the lanes' folders; land images there or set UVEITIS_RAW")
+    with _instance() as instance:
+        for name in chosen:
+            lane = configured[name]
+            if not store.raw_folder(lane.folder).is_dir():
+                _fail(f"{store.raw_folder(lane.folder)}: expected the landing folder of {name}, found none")
+            report, added = _register_lane(store, lane, instance)
+            _print_registration(name, report, added)
+
+
+@app.command()
+def demo(
+    n_uwf: Annotated[int, typer.Option(help="Ultra-widefield sample images", min=3)] = 24,
+    n_fgadr: Annotated[int, typer.Option(help="Regular fundus sample images", min=3)] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of the sample")] = 0,
+) -> None:
+    """Write sample images and run the lanes uwf700 and fgadr on them, from manifest to COCO labels."""
+    from uveitis_assets.components.lanes import load_lanes
+    from uveitis_assets.storage import ArtefactStore
+
+    started = time.perf_counter()
+    store = ArtefactStore.from_environment()
+    _refuse_to_touch_real_images(store)
+    with _instance() as instance:
+        _write_sample(store, n_uwf, n_fgadr, seed)
+        configured = load_lanes()
+        rows = [_run_lane(store, configured[name], instance) for name in _DEMO_LANES]
+    table = Table(title=f"Made in {time.perf_counter() - started:.0f} s under {store.root}")
+    for column in ("lane", "images", "quarantined", "ROI masks", "tiles", "COCO images", "boxes (fold 0)", "checks"):
+        table.add_column(column, justify="left" if column == "lane" else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print("Open the UI with [bold]make dev[/bold] and go to http://127.0.0.1:3000")
+
+
+@contextmanager
+def _instance() -> "Iterator[dg.DagsterInstance]":
+    import dagster as dg
+
+    home = os.environ.get("DAGSTER_HOME")
+    if not home:
+        _fail(
+            "DAGSTER_HOME is not set: expected the folder of Dagster's database, e.g. export DAGSTER_HOME=$PWD/"
+            ".dagster_home with dagster.yaml in it; without it partition keys would be lost"
+        )
+    Path(home).mkdir(parents=True, exist_ok=True)
+    with dg.DagsterInstance.get() as instance:
+        yield instance
+
+
+def _register_lane(
+    store: "ArtefactStore", lane: "LaneConfiguration", instance: "dg.DagsterInstance"
+) -> "tuple[RegistrationReport, int]":
+    """Register and bring the instance's partition keys up to the ledger; returns the number of keys added."""
+    from uveitis_assets.components.lane_keys import LaneKeys
+    from uveitis_assets.fundus.ledger import register, registered_batches
+
+    report = register(store, lane)
+    name = LaneKeys.of(lane).batches_name
+    known = set(instance.get_dynamic_partitions(name))
+    added = [batch for batch in registered_batches(store, lane.name) if batch not in known]
+    for start in range(0, len(added), 10_000):
+        instance.add_dynamic_partitions(name, added[start : start + 10_000])
+    return report, len(added)
+
+
+def _print_registration(lane: str, report: "RegistrationReport", added: int) -> None:
+    console.print(
+        f"[bold]{lane}[/bold]: {report.n_images} images, {len(report.new)} new, {len(report.changed)} changed, "
+        f"{len(report.renamed)} renamed, {len(report.relabelled)} relabelled, {len(report.gone)} gone, "
+        f"{len(report.returned)} returned; {added} partition keys added"
+    )
+    for kind in ("new", "changed", "renamed", "relabelled", "gone", "returned", "duplicates"):
+        _print_list(kind, getattr(report, kind))
+    if report.new_batches:
+        console.print(f"  new batches: {report.new_batches[0]} to {report.new_batches[-1]}")
+    if report.touched_batches:
+        _print_list("batches to materialize again", report.touched_batches)
+    _print_list("quarantined", [f"{image_id}: {reason}" for image_id, reason in sorted(report.quarantined.items())])
+    _print_list("problems", [f"{problem.path}: {problem.detail}" for problem in report.problems])
+
+
+def _print_list(title: str, items: Sequence[str]) -> None:
+    if items:
+        more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+        console.print(f"  {title}: {', '.join(items[:_LISTED])}{more}", markup=False, highlight=False)
+
+
+def _refuse_to_touch_real_images(store: "ArtefactStore") -> None:
+    """The sample is only ever written into folders that it made."""
+    for folder in ("uwf-700", "fgadr"):
+        landing = store.raw / folder
+        if landing.is_dir() and any(landing.iterdir()) and not (store.raw / _SAMPLE_MARK).exists():
+            _fail(f"{landing}: found images that are not the sample's; set UVEITIS_DATA to another folder for the demo")
+
+
+_SAMPLE_MARK = ".sample_images"
+
+
+def _write_sample(store: "ArtefactStore", n_uwf: int, n_fgadr: int, seed: int) -> None:
+    from rich.progress import Progress
+
+    from uveitis_assets.sample import write_sample
+    from uveitis_assets.storage import write_bytes
+
+    wanted = f"uwf {n_uwf} fgadr {n_fgadr} seed {seed}\n".encode()
+    mark = store.raw / _SAMPLE_MARK
+    if mark.exists() and mark.read_bytes() == wanted:
+        console.print(f"Sample images are in {store.raw}")
+        return
+    write_bytes(mark, b"unfinished\n")
+    with Progress(console=console) as progress:
+        task = progress.add_task("Sample images", total=n_uwf + n_fgadr)
+        write_sample(store.raw, n_uwf=n_uwf, n_fgadr=n_fgadr, seed=seed, on_written=lambda *_: progress.advance(task))
+    write_bytes(mark, wanted)
+
+
+def _run_lane(store: "ArtefactStore", lane: "LaneConfiguration", instance: "dg.DagsterInstance") -> tuple[str, ...]:
+    """Register the lane, run its batches and its labels in this process; returns a row of the final table."""
+    from uveitis_assets.components.lane_keys import LaneKeys
+    from uveitis_assets.components.partition_runs import range_tags
+    from uveitis_assets.definitions import defs
+    from uveitis_assets.fundus.ledger import registered_batches
+    from uveitis_assets.storage import read_json
+
+    keys = LaneKeys.of(lane)
+    report, _ = _register_lane(store, lane, instance)
+    definitions = defs()
+    n_failed_checks = 0
+    for job, partitions in (
+        (keys.lane_job, registered_batches(store, lane.name)),
+        (keys.labels_job, keys.fold_splits.get_partition_keys()),
+    ):
+        with console.status(f"{lane.name}: running {job}"):
+            result = definitions.resolve_job_def(job).execute_in_process(
+                instance=instance, tags=range_tags(partitions[0], partitions[-1]), raise_on_error=False
+            )
+        if not result.success:
+            _fail(f"{lane.name}: the run {result.run_id} of {job} failed; open it with `make dev`")
+        evaluations = result.get_asset_check_evaluations()
+        n_failed_checks += sum(not evaluation.passed for evaluation in evaluations)
+        console.print(f"{lane.name}: {job} done, {len(evaluations)} checks", highlight=False)
+    summary = read_json(store.coco_summary_file())
+    entries = [entry for name, entry in summary.items() if name.startswith(f"{lane.name}_")]
+    return (
+        lane.name,
+        str(report.n_images),
+        str(len(report.quarantined)),
+        str(sum(1 for path in store.roi_mask("any").parent.glob(f"{lane.name}__*.png"))),
+        str(sum(1 for path in store.tile("any", "any").parents[1].glob(f"{lane.name}__*/*.png"))),
+        str(sum(entry["global"]["num_images"] for entry in entries)),
+        str(sum(entry["global"]["num_annotations"] for entry in entries)),
+        "all passed" if not n_failed_checks else f"{n_failed_checks} with findings",
+    )
+
+
+def _fail(message: str) -> NoReturn:
+    console.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(2)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,320 @@
+"""The assets of a fundus lane: manifest, ROI masks, normalized crops, tiles and COCO labels.
+
+Bodies load, call the functional core and record; they import it when they run, so that loading the definitions stays
+light. The three preprocessing stages are one step that can be subset: selected together they decode each image once.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from pydantic import Field
+
+from uveitis_assets.components.lane_keys import STAGES, LaneKeys
+from uveitis_assets.components.partition_runs import Metadata, MetadataEntry, materialize_keys
+from uveitis_assets.components.previews import picture
+from uveitis_assets.fundus.configuration import LaneConfiguration, PreprocessStage
+from uveitis_assets.storage import ArtefactStore
+
+if TYPE_CHECKING:
+    from uveitis_assets.fundus.landed import RegisteredImage
+    from uveitis_assets.fundus.preprocess import StageOutcome
+
+MANIFEST_CODE_VERSION = "1"
+PREPROCESS_CODE_VERSION = "1"
+LABELS_CODE_VERSION = "1"
+_MONTAGE_BATCHES = 8
+UPSTREAM_EVENT_METADATA = "upstream_event_id"
+
+_STAGE_TEXTS: dict[PreprocessStage, tuple[str, set[str]]] = {
+    "roi_masks": ("Retina region-of-interest masks, single-channel PNG in raw pixels.", {"opencv", "png"}),
+    "normalized_crops": ("ROI crops and photometrically normalized crops with their metadata.", {"opencv", "png"}),
+    "tiles": ("Square global images and overlapping tiles with their coordinate frames.", {"opencv", "png"}),
+}
+
+
+class PreprocessRunConfig(dg.Config):
+    """Launchpad options of the preprocessing step."""
+
+    workers: int = Field(0, ge=0, le=256, description="Threads over images; 0: $UVEITIS_WORKERS or all processors")
+    previews: bool = Field(True, description="Attach contact sheets to the materializations")
+
+
+class LabelsRunConfig(dg.Config):
+    """Launchpad options of the labels step."""
+
+    workers: int = Field(0, ge=0, le=256, description="Threads that read labels; 0: $UVEITIS_WORKERS or all processors")
+    overlays: bool = Field(True, description="Write labels_debug/ overlays and attach a contact sheet")
+
+
+def worker_count(configured: int) -> int:
+    """The configured number, else ``UVEITIS_WORKERS``, else the processors this process may use."""
+    return configured or int(os.environ.get("UVEITIS_WORKERS") or len(os.sched_getaffinity(0)))
+
+
+def lane_assets(lane: LaneConfiguration) -> list[dg.AssetsDefinition]:
+    """All assets of the lane; ``coco_labels`` only where the lane has lesion labels."""
+    assets = [_manifest(lane), _preprocessing(lane)]
+    return assets if lane.labels.format == "none" else [*assets, _coco_labels(lane)]
+
+
+def _manifest(lane: LaneConfiguration) -> dg.AssetsDefinition:
+    keys = LaneKeys.of(lane)
+
+    @dg.asset(
+        key=keys.manifest,
+        partitions_def=keys.batches,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=lane.name,
+        owners=list(lane.owners),
+        kinds={"polars", "parquet"},
+        code_version=MANIFEST_CODE_VERSION,
+        description=f"{lane.description}\n\nOne row per landed image: identity, size, eye, labels, split, quarantine. "
+        f"Exports manifests/{lane.name}.jsonl, .csv, .parquet and splits/{lane.splits.name}_<fold>.json.".strip(),
+    )
+    def manifest(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+        from uveitis_assets.fundus.manifest import build_manifest_part, export_manifest, write_splits_files
+
+        store = ArtefactStore.from_environment()
+
+        def work(batch: str) -> dict[dg.AssetKey, Metadata]:
+            started = time.perf_counter()
+            summary = build_manifest_part(store, lane, lane.splits, batch)
+            for problem in summary.problems:
+                context.log.warning(f"{lane.name}/manifest[{batch}]: {problem}")
+            return {
+                keys.manifest: {
+                    "n_images": summary.n_images,
+                    "n_usable": summary.n_usable,
+                    "n_quarantined": summary.n_quarantined,
+                    "n_duplicates": summary.n_duplicates,
+                    "n_patients": summary.n_patients,
+                    "quarantine_reasons": _counts(summary.quarantine_reasons),
+                    "splits_fold0": _counts(summary.splits),
+                    "label_formats": _counts(summary.label_formats),
+                    "eyes": _counts(summary.eyes),
+                    "duration_s": round(time.perf_counter() - started, 3),
+                    "path": dg.MetadataValue.path(str(store.manifest_part(lane.name, batch))),
+                }
+            }
+
+        def export() -> None:
+            export_manifest(store, lane)
+            write_splits_files(store, lane.splits.name, lane.splits.folds)
+
+        yield from materialize_keys(context, [keys.manifest], work, export)
+
+    return manifest
+
+
+def _preprocessing(lane: LaneConfiguration) -> dg.AssetsDefinition:
+    keys = LaneKeys.of(lane)
+    upstream = {"roi_masks": keys.manifest, "normalized_crops": keys.stage("roi_masks")}
+    upstream["tiles"] = keys.stage("normalized_crops")
+    uses_sam2 = any("sam2_prompted" in lane.roi.methods_for(tag) for tag in ("", *lane.roi.method_by_dataset))
+    needs_reference = lane.normalize.method == "reinhard_lab_ref"
+
+    def spec(stage: PreprocessStage) -> dg.AssetSpec:
+        text, kinds = _STAGE_TEXTS[stage]
+        deps: list[dg.AssetKey] = [upstream[stage]]
+        if needs_reference and stage == "normalized_crops":
+            deps.append(dg.AssetKey("reference_color"))
+        return dg.AssetSpec(
+            keys.stage(stage),
+            deps=deps,
+            partitions_def=keys.batches,
+            group_name=lane.name,
+            owners=list(lane.owners),
+            kinds=kinds,
+            code_version=PREPROCESS_CODE_VERSION,
+            description=text,
+            tags={"uveitis/gpu": "preferred" if uses_sam2 and stage == "roi_masks" else "none"},
+            metadata={"configuration": dg.MetadataValue.json(_configuration_of(lane, stage))},
+            skippable=True,
+        )
+
+    @dg.multi_asset(
+        name=f"{lane.name}_preprocessing",
+        specs=[spec(stage) for stage in STAGES],
+        can_subset=True,
+        partitions_def=keys.batches,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        pool="gpu" if uses_sam2 else None,
+    )
+    def preprocessing(
+        context: dg.AssetExecutionContext, config: PreprocessRunConfig
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        from uveitis_assets.fundus.contact_sheet import write_roi_montages
+        from uveitis_assets.fundus.ledger import registered_images
+        from uveitis_assets.fundus.preprocess import preprocess_batch
+        from uveitis_assets.fundus.verification import write_preprocess_metrics
+
+        store = ArtefactStore.from_environment()
+        stages = [stage for stage in STAGES if keys.stage(stage) in context.selected_asset_keys]
+
+        def work(batch: str) -> dict[dg.AssetKey, Metadata]:
+            images = registered_images(store, lane, batch)
+
+            def progress(done: int, total: int) -> None:
+                if done == total or done % 32 == 0:
+                    context.log.info(f"{lane.name}[{batch}]: {done} of {total} images")
+
+            outcome = preprocess_batch(
+                store,
+                lane.name,
+                batch,
+                images,
+                lane.preprocess,
+                stages,
+                workers=worker_count(config.workers),
+                code_version=PREPROCESS_CODE_VERSION,
+                progress=progress,
+            )
+            return {
+                keys.stage(stage): {
+                    **_stage_metadata(outcome.stages[stage]),
+                    "wall_duration_s": round(outcome.duration_s, 3),
+                    **(_preview(store, lane, stage, batch, images) if config.previews else {}),
+                }
+                for stage in stages
+            }
+
+        def verify() -> None:
+            write_preprocess_metrics(store, limits=lane.verify)
+            if "roi_masks" in stages and config.previews:
+                # All batches and not just these: the montage must not depend on the order of runs.
+                batches = store.indexed_batches(lane.name, "roi_masks")
+                chosen = batches[:: -(-len(batches) // _MONTAGE_BATCHES)]
+                write_roi_montages(store, lane.name, {key: registered_images(store, lane, key) for key in chosen})
+
+        yield from materialize_keys(context, [keys.stage(stage) for stage in stages], work, verify)
+
+    return preprocessing
+
+
+def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
+    keys = LaneKeys.of(lane)
+
+    @dg.asset(
+        key=keys.coco_labels,
+        deps=[
+            dg.AssetDep(keys.manifest, partition_mapping=dg.AllPartitionMapping()),
+            dg.AssetDep(keys.stage("tiles"), partition_mapping=dg.AllPartitionMapping()),
+        ],
+        partitions_def=keys.fold_splits,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=lane.name,
+        owners=list(lane.owners),
+        kinds={"coco", "json"},
+        code_version=LABELS_CODE_VERSION,
+        metadata={"configuration": dg.MetadataValue.json(lane.labels.model_dump(mode="json"))},
+        description="COCO label files of the global images and of the tiles, per fold and split, with overlays. "
+        "Only labelled images are listed: an empty label file is a negative, a missing one is not.",
+    )
+    def coco_labels(context: dg.AssetExecutionContext, config: LabelsRunConfig) -> Iterator[dg.MaterializeResult[None]]:
+        from uveitis_assets.fundus.landed import SPLITS
+        from uveitis_assets.fundus.manifest import read_manifest
+        from uveitis_assets.labels.class_map import load_class_map
+        from uveitis_assets.labels.coco import build_coco_split, write_coco_summary
+        from uveitis_assets.labels.overlays import label_contact_sheet, write_label_overlays
+
+        store = ArtefactStore.from_environment()
+        # Read before the inputs: what is materialized from now on is newer than these labels.
+        upstream_event = latest_event_id(context.instance, [keys.manifest, keys.stage("tiles")])
+        manifest = read_manifest(store, lane.name)
+
+        def work(partition: str) -> dict[dg.AssetKey, Metadata]:
+            started = time.perf_counter()
+            fold_key, split_key = partition.split("|")
+            fold = int(fold_key.removeprefix("fold"))
+            split = next(name for name in SPLITS if name == split_key)
+            summary = build_coco_split(
+                store,
+                lane.name,
+                store.raw_folder(lane.folder),
+                lane.labels,
+                load_class_map(),
+                fold=fold,
+                split=split,
+                manifest=manifest,
+                workers=worker_count(config.workers),
+            )
+            write_coco_summary(store, summary)
+            metadata: dict[str, MetadataEntry] = {
+                **summary.counts(),
+                "class_counts": _counts({str(key): count for key, count in summary.class_counts.items()}),
+                "missing_classes": ", ".join(summary.missing_classes) or "none",
+                "bad_labels": _listing([f"{bad.image_id}: {bad.detail}" for bad in summary.bad_labels]),
+                "avg_box_area_px2": summary.avg_box_area,
+                UPSTREAM_EVENT_METADATA: upstream_event,
+                "path": dg.MetadataValue.path(str(store.coco_file(lane.name, split, fold, tiles=False))),
+            }
+            if config.overlays:
+                write_label_overlays(store, lane.name, fold, split, lane.labels.debug_max_images)
+                if summary.n_tiles and "tiles" in lane.persist:
+                    sheet = label_contact_sheet(store, lane.name, fold, split)
+                    metadata["preview"] = picture(sheet, f"{lane.name} {partition}: boxes on tiles")
+            metadata["duration_s"] = round(time.perf_counter() - started, 3)
+            return {keys.coco_labels: metadata}
+
+        yield from materialize_keys(context, [keys.coco_labels], work)
+
+    return coco_labels
+
+
+def latest_event_id(instance: dg.DagsterInstance, asset_keys: list[dg.AssetKey]) -> int:
+    """Storage id of the newest materialization of any of the assets; 0 when there is none."""
+    newest = 0
+    for key in asset_keys:
+        for record in instance.fetch_materializations(key, limit=1).records:
+            newest = max(newest, record.storage_id)
+    return newest
+
+
+def _stage_metadata(outcome: "StageOutcome") -> dict[str, MetadataEntry]:
+    return {
+        "n_images": outcome.n_images,
+        "n_done": outcome.n_done,
+        "n_skipped": outcome.n_skipped,
+        "n_quarantined": sum(outcome.n_quarantined.values()),
+        "quarantine_reasons": _counts(outcome.n_quarantined),
+        "n_fallback": sum(outcome.n_fallback.values()),
+        "fallback_methods": _counts(outcome.n_fallback),
+        "duration_s": round(outcome.duration_s, 3),
+        "written_bytes": outcome.bytes_written,
+        **outcome.statistics,
+    }
+
+
+def _preview(
+    store: ArtefactStore,
+    lane: LaneConfiguration,
+    stage: PreprocessStage,
+    batch: str,
+    images: "list[RegisteredImage]",
+) -> dict[str, MetadataEntry]:
+    from uveitis_assets.fundus.contact_sheet import normalization_contact_sheet, roi_contact_sheet
+
+    if stage == "roi_masks":
+        sheet, title = roi_contact_sheet(store, lane.name, batch, images), "mask outlines on raw images"
+    elif stage == "normalized_crops":
+        sheet, title = normalization_contact_sheet(store, lane.name, batch, images), "raw beside normalized crops"
+    else:
+        return {}
+    return {} if sheet is None else {"preview": picture(sheet, f"{lane.name} {batch}: {title}")}
+
+
+def _configuration_of(lane: LaneConfiguration, stage: PreprocessStage) -> dict[str, object]:
+    part = {"roi_masks": lane.roi, "normalized_crops": lane.normalize, "tiles": lane.tiling}[stage]
+    return part.model_dump(mode="json")
+
+
+def _counts(counts: Mapping[str, int]) -> dg.JsonMetadataValue:
+    return dg.MetadataValue.json(dict(counts))
+
+
+def _listing(lines: list[str], limit: int = 50) -> dg.MarkdownMetadataValue:
+    more = [f"and {len(lines) - limit} more"] if len(lines) > limit else []
+    return dg.MetadataValue.md("\n".join(f"- {line}" for line in [*lines[:limit], *more]) or "none")

@@ -1,0 +1,218 @@
+"""What a lane does by itself while a daemon is up: register and run what lands, fill gaps at night, refresh labels.
+
+Runs are requested as partition ranges, one step each; an asset backfill would cost the daemon up to a minute however
+small it is.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import dagster as dg
+
+from uveitis_assets.components.lane_assets import UPSTREAM_EVENT_METADATA, latest_event_id
+from uveitis_assets.components.lane_keys import LABELS_TAG, LANE_TAG, LaneKeys
+from uveitis_assets.components.partition_runs import contiguous_ranges, range_tags
+from uveitis_assets.fundus.configuration import LaneConfiguration
+from uveitis_assets.storage import ArtefactStore
+
+# Dagster has no public name for what define_asset_job returns.
+AssetJob = Any
+# Dagster gives a sensor 60 s by default; reading pauses well before.
+_REGISTRATION_BUDGET_S = 20.0
+_KEYS_PER_TICK = 500
+# A folder that never comes to rest is registered all the same.
+_RESTLESS_TICKS = 10
+_IN_PROGRESS = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def lane_jobs(lane: LaneConfiguration) -> list[AssetJob]:
+    """The lane's jobs: batches from manifest to tiles, and labels."""
+    keys = LaneKeys.of(lane)
+    tags = {LANE_TAG: lane.name}
+    jobs = [
+        dg.define_asset_job(
+            keys.lane_job,
+            selection=dg.AssetSelection.assets(*keys.batch_assets),
+            tags=tags,
+            description=f"{lane.name}: manifest to tiles for some batches",
+        )
+    ]
+    if lane.labels.format != "none":
+        jobs.append(
+            dg.define_asset_job(
+                keys.labels_job,
+                selection=dg.AssetSelection.assets(keys.coco_labels),
+                tags={**tags, LABELS_TAG: lane.name},
+                description=f"{lane.name}: COCO files of all folds and splits",
+            )
+        )
+    return jobs
+
+
+def lane_sensors(lane: LaneConfiguration) -> list[dg.SensorDefinition]:
+    """The landing sensor and, where the lane has lesion labels, the labels sensor."""
+    sensors = [_landing_sensor(lane)]
+    return sensors if lane.labels.format == "none" else [*sensors, _labels_sensor(lane)]
+
+
+def _landing_sensor(lane: LaneConfiguration) -> dg.SensorDefinition:
+    keys = LaneKeys.of(lane)
+
+    @dg.sensor(
+        name=f"{lane.name}_landing",
+        job_name=keys.lane_job,
+        minimum_interval_seconds=lane.automation.landing_interval_s,
+        default_status=_sensor_status(lane.automation.landing_sensor),
+        description=f"Registers images that land in {lane.folder} once the folder is at rest, and runs the lane for "
+        "just their batches.",
+    )
+    def landing(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        from uveitis_assets.fundus.ledger import landing_fingerprint, register, registered_batches
+
+        store = ArtefactStore.from_environment()
+        if not store.raw_folder(lane.folder).is_dir():
+            return dg.SkipReason(f"{store.raw_folder(lane.folder)} is not there yet")
+        cursor = json.loads(context.cursor or '{"registered": "", "seen": "", "tick": 0, "restless": 0}')
+        seen = landing_fingerprint(store, lane, cursor["tick"])
+        known = set(context.instance.get_dynamic_partitions(keys.batches_name))
+        touched: tuple[str, ...] = ()
+        if seen != cursor["registered"]:
+            if seen != cursor["seen"] and cursor["restless"] < _RESTLESS_TICKS:
+                cursor |= {"seen": seen, "restless": cursor["restless"] + 1}
+                return dg.SensorResult(
+                    cursor=json.dumps(cursor), skip_reason=dg.SkipReason("files are arriving: waiting for a rest")
+                )
+            report = register(store, lane, time_budget_s=_REGISTRATION_BUDGET_S)
+            touched = report.touched_batches
+            for problem in report.problems:
+                context.log.warning(f"{lane.name}: {problem.path}: {problem.reason}: {problem.detail}")
+            registered = "" if report.n_deferred else landing_fingerprint(store, lane, cursor["tick"])
+            cursor |= {"registered": registered, "seen": registered, "restless": 0}
+        else:
+            cursor |= {"seen": seen, "restless": 0, "tick": cursor["tick"] + 1}
+        new = [key for key in registered_batches(store, lane.name) if key not in known][:_KEYS_PER_TICK]
+        requests = list(_range_requests(lane, new, set(new), keys.batch_assets))
+        requests += _range_requests(
+            lane, sorted(known), known.intersection(touched), (keys.manifest,), why="landed files changed"
+        )
+        return dg.SensorResult(
+            run_requests=requests,
+            cursor=json.dumps(cursor),
+            dynamic_partitions_requests=[keys.batches.build_add_request(new)] if new else [],
+            skip_reason=None if requests else dg.SkipReason("nothing new has landed"),
+        )
+
+    return landing
+
+
+def lane_schedule(lane: LaneConfiguration) -> dg.ScheduleDefinition:
+    """The nightly schedule that fills missing partitions."""
+    keys = LaneKeys.of(lane)
+
+    @dg.schedule(
+        name=f"{lane.name}_fill_missing",
+        job_name=keys.lane_job,
+        cron_schedule=lane.automation.fill_cron,
+        execution_timezone=lane.automation.timezone,
+        default_status=_schedule_status(lane.automation.fill_schedule),
+        description="Runs the batches that lack a manifest, masks, crops or tiles.",
+    )
+    def fill_missing(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
+        from uveitis_assets.fundus.ledger import registered_batches
+
+        batches = registered_batches(ArtefactStore.from_environment(), lane.name)
+        context.instance.add_dynamic_partitions(keys.batches_name, batches)
+        missing = {
+            batch
+            for asset_key in keys.batch_assets
+            for batch in set(batches) - context.instance.get_materialized_partitions(asset_key)
+        }
+        if not missing:
+            return dg.SkipReason(f"all {len(batches)} batches of {lane.name} are materialized")
+        return list(_range_requests(lane, batches, missing, keys.batch_assets, why="missing partitions"))
+
+    return fill_missing
+
+
+def _labels_sensor(lane: LaneConfiguration) -> dg.SensorDefinition:
+    keys = LaneKeys.of(lane)
+
+    @dg.sensor(
+        name=f"{lane.name}_labels_refresh",
+        job_name=keys.labels_job,
+        minimum_interval_seconds=lane.automation.labels_interval_s,
+        default_status=_sensor_status(lane.automation.labels_sensor),
+        description="Makes the COCO files again when tiles or the manifest are newer and no batch is running.",
+    )
+    def labels_refresh(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        if not context.instance.fetch_materializations(keys.stage("tiles"), limit=1).records:
+            return dg.SkipReason(f"{lane.name} has no tiles yet")
+        newest = latest_event_id(context.instance, [keys.manifest, keys.stage("tiles")])
+        partitions = keys.fold_splits.get_partition_keys()
+        stale = set(partitions) - _partitions_built_from(context.instance, keys, newest)
+        if not stale:
+            return dg.SkipReason("labels are as new as the tiles")
+        running = _running_of_lane(context.instance, keys)
+        if running:
+            return dg.SkipReason(f"{running} runs of {lane.name} are in progress: waiting for the last tiles")
+        return dg.RunRequest(
+            run_key=f"{lane.name}-labels-{newest}",
+            tags={**range_tags(partitions[0], partitions[-1]), "uveitis/requested_because": "newer tiles"},
+        )
+
+    return labels_refresh
+
+
+def _partitions_built_from(instance: dg.DagsterInstance, keys: LaneKeys, upstream_event: int) -> set[str]:
+    """Label partitions whose newest inputs were at least as new as the given event."""
+    built: set[str] = set()
+    filters = dg.AssetRecordsFilter(asset_key=keys.coco_labels, after_storage_id=upstream_event)
+    cursor = None
+    while True:
+        page = instance.fetch_materializations(filters, limit=100, cursor=cursor)
+        for record in page.records:
+            event = record.asset_materialization
+            value = event.metadata.get(UPSTREAM_EVENT_METADATA) if event else None
+            if record.partition_key and value is not None and int(str(value.value)) >= upstream_event:
+                built.add(record.partition_key)
+        if not page.has_more:
+            return built
+        cursor = page.cursor
+
+
+def _running_of_lane(instance: dg.DagsterInstance, keys: LaneKeys) -> int:
+    """Unfinished runs that touch the lane, however they were started."""
+    assets = {*keys.batch_assets, keys.coco_labels}
+    runs = instance.get_runs(filters=dg.RunsFilter(statuses=_IN_PROGRESS))
+    return sum(
+        run.tags.get(LANE_TAG) == keys.lane or bool(assets.intersection(run.asset_selection or ())) for run in runs
+    )
+
+
+def _range_requests(
+    lane: LaneConfiguration,
+    ordered: list[str],
+    wanted: set[str],
+    assets: tuple[dg.AssetKey, ...],
+    why: str = "images landed",
+) -> Iterator[dg.RunRequest]:
+    for first, last in contiguous_ranges(ordered, wanted, lane.automation.max_batches_per_run):
+        yield dg.RunRequest(
+            asset_selection=list(assets),
+            tags={**range_tags(first, last), "uveitis/requested_because": why},
+        )
+
+
+def _sensor_status(state: Literal["running", "stopped"]) -> dg.DefaultSensorStatus:
+    return dg.DefaultSensorStatus.RUNNING if state == "running" else dg.DefaultSensorStatus.STOPPED
+
+
+def _schedule_status(state: Literal["running", "stopped"]) -> dg.DefaultScheduleStatus:
+    return dg.DefaultScheduleStatus.RUNNING if state == "running" else dg.DefaultScheduleStatus.STOPPED
