@@ -5,6 +5,7 @@ DAGSTER_HOME, because partition keys live in the instance's database.
 """
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +18,18 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     import dagster as dg
+    from rich.progress import TaskID
 
     from uveitis_assets.fundus.configuration import LaneConfiguration
     from uveitis_assets.fundus.ledger import RegistrationReport
     from uveitis_assets.storage import ArtefactStore
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Retinal-imaging data assets on Dagster.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Retinal-imaging data assets on Dagster.",
+)
 console = Console()
 _LISTED = 10
 _DEMO_LANES = ("uwf700", "fgadr")
@@ -61,7 +68,7 @@ def register(
 @app.command()
 def demo(
     n_uwf: Annotated[int, typer.Option(help="Ultra-widefield sample images", min=3)] = 24,
-    n_fgadr: Annotated[int, typer.Option(help="Regular fundus sample images", min=3)] = 16,
+    n_fgadr: Annotated[int, typer.Option(help="Regular fundus sample images", min=3)] = 30,
     seed: Annotated[int, typer.Option(help="Seed of the sample")] = 0,
 ) -> None:
     """Write sample images and run the lanes uwf700 and fgadr on them, from manifest to COCO labels."""
@@ -76,7 +83,7 @@ def demo(
         configured = load_lanes()
         rows = [_run_lane(store, configured[name], instance) for name in _DEMO_LANES]
     table = Table(title=f"Made in {time.perf_counter() - started:.0f} s under {store.root}")
-    for column in ("lane", "images", "quarantined", "ROI masks", "tiles", "COCO images", "boxes (fold 0)", "checks"):
+    for column in ("lane", "images", "masks", "tiles", "labelled", "boxes", "quarantined", "checks"):
         table.add_column(column, justify="left" if column == "lane" else "right")
     for row in rows:
         table.add_row(*row)
@@ -182,27 +189,53 @@ def _run_lane(store: "ArtefactStore", lane: "LaneConfiguration", instance: "dg.D
         (keys.lane_job, registered_batches(store, lane.name)),
         (keys.labels_job, keys.fold_splits.get_partition_keys()),
     ):
-        with console.status(f"{lane.name}: running {job}"):
+        with _image_progress(store, lane.name, job, report.n_images):
             result = definitions.resolve_job_def(job).execute_in_process(
-                instance=instance, tags=range_tags(partitions[0], partitions[-1]), raise_on_error=False
+                instance=instance,
+                tags=range_tags(partitions[0], partitions[-1]),
+                run_config={"loggers": {"console": {"config": {"log_level": "ERROR"}}}},
+                raise_on_error=False,
             )
         if not result.success:
             _fail(f"{lane.name}: the run {result.run_id} of {job} failed; open it with `make dev`")
         evaluations = result.get_asset_check_evaluations()
         n_failed_checks += sum(not evaluation.passed for evaluation in evaluations)
-        console.print(f"{lane.name}: {job} done, {len(evaluations)} checks", highlight=False)
     summary = read_json(store.coco_summary_file())
     entries = [entry for name, entry in summary.items() if name.startswith(f"{lane.name}_")]
     return (
         lane.name,
         str(report.n_images),
-        str(len(report.quarantined)),
         str(sum(1 for path in store.roi_mask("any").parent.glob(f"{lane.name}__*.png"))),
         str(sum(1 for path in store.tile("any", "any").parents[1].glob(f"{lane.name}__*/*.png"))),
         str(sum(entry["global"]["num_images"] for entry in entries)),
         str(sum(entry["global"]["num_annotations"] for entry in entries)),
+        str(len(report.quarantined)),
         "all passed" if not n_failed_checks else f"{n_failed_checks} with findings",
     )
+
+
+@contextmanager
+def _image_progress(store: "ArtefactStore", lane: str, job: str, n_images: int) -> Iterator[None]:
+    """A bar that follows the images whose tiles are there, while the run goes on in this thread."""
+    from rich.progress import Progress
+
+    done = threading.Event()
+    folder = store.tiles_metadata("any").parent
+
+    def follow(progress: Progress, task: "TaskID") -> None:
+        while not done.wait(0.3):
+            progress.update(task, completed=sum(1 for _ in folder.glob(f"{lane}__*.json")))
+
+    with Progress(console=console) as progress:
+        task = progress.add_task(job, total=n_images)
+        follower = threading.Thread(target=follow, args=(progress, task), daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            done.set()
+            follower.join()
+        progress.update(task, completed=n_images)
 
 
 def _fail(message: str) -> NoReturn:

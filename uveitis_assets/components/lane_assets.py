@@ -174,7 +174,7 @@ def _preprocessing(lane: LaneConfiguration) -> dg.AssetsDefinition:
             )
             return {
                 keys.stage(stage): {
-                    **_stage_metadata(outcome.stages[stage]),
+                    **_stage_metadata(stage, outcome.stages[stage]),
                     "wall_duration_s": round(outcome.duration_s, 3),
                     **(_preview(store, lane, stage, batch, images) if config.previews else {}),
                 }
@@ -273,15 +273,18 @@ def latest_event_id(instance: dg.DagsterInstance, asset_keys: list[dg.AssetKey])
     return newest
 
 
-def _stage_metadata(outcome: "StageOutcome") -> dict[str, MetadataEntry]:
+def _stage_metadata(stage: PreprocessStage, outcome: "StageOutcome") -> dict[str, MetadataEntry]:
+    fallbacks: dict[str, MetadataEntry] = {
+        "n_fallback": sum(outcome.n_fallback.values()),
+        "fallback_methods": _counts(outcome.n_fallback),
+    }
     return {
         "n_images": outcome.n_images,
         "n_done": outcome.n_done,
         "n_skipped": outcome.n_skipped,
         "n_quarantined": sum(outcome.n_quarantined.values()),
         "quarantine_reasons": _counts(outcome.n_quarantined),
-        "n_fallback": sum(outcome.n_fallback.values()),
-        "fallback_methods": _counts(outcome.n_fallback),
+        **(fallbacks if stage == "roi_masks" else {}),
         "duration_s": round(outcome.duration_s, 3),
         "written_bytes": outcome.bytes_written,
         **outcome.statistics,

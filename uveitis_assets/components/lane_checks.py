@@ -173,7 +173,7 @@ def _label_sanity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
                 store, lane.name, fold, manifest, splits, persisted=lane.persist, reachable=label_space.reachable
             )
             for finding in findings:
-                (errors if finding.severity == "ERROR" else warnings).append(finding.message)
+                (errors if finding.severity == "ERROR" else warnings).append(f"fold {fold}: {finding.message}")
         return _result(errors, warnings, n_folds=len(splits_of_fold))
 
     return label_sanity

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 LesionLabelFormat = Literal["obb", "mask"]
 MAP_OF_FORMAT: Mapping[LesionLabelFormat, str] = {"obb": "uwf700", "mask": "fgadr"}
