@@ -631,3 +631,29 @@ def test_the_fingerprint_of_a_missing_folder_and_before_the_first_registration(s
     empty = landing_fingerprint(store, lane())
     land(store, "a.jpg")
     assert landing_fingerprint(store, lane()) != empty
+
+
+def test_a_spent_time_budget_leaves_the_rest_for_the_next_registration(store, monkeypatch):
+    monkeypatch.setattr(ledger, "_READ_CHUNK", 2)
+    for number in range(5):
+        land(store, f"{number}.jpg")
+    found = []
+    while not found or found[-1].n_deferred:
+        found.append(register(store, lane(), time_budget_s=0.0))
+    assert [report.n_deferred for report in found] == [3, 1, 0]
+    assert [report.new for report in found] == [("lane::0", "lane::1"), ("lane::2", "lane::3"), ("lane::4",)]
+    assert [report.gone for report in found] == [(), (), ()]
+    assert sorted(live(store)) == [f"{number}.jpg" for number in range(5)]
+
+
+def test_a_rename_whose_reading_is_put_off_keeps_its_identity(store, monkeypatch):
+    monkeypatch.setattr(ledger, "_READ_CHUNK", 1)
+    for number in range(3):
+        land(store, f"{number}.jpg")
+    register(store, lane())
+    (store.raw / "ds" / "0.jpg").rename(store.raw / "ds" / "9.jpg")
+    land(store, "4.jpg")
+    while register(store, lane(), time_budget_s=0.0).n_deferred:
+        pass
+    assert live(store)["9.jpg"].image_id == "lane::0"
+    assert live(store)["9.jpg"].batch == "b00001"
