@@ -6,7 +6,9 @@ light. The three preprocessing stages are one step that can be subset: selected 
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -16,7 +18,7 @@ from uveitis_assets.components.lane_keys import STAGES, LaneKeys
 from uveitis_assets.components.partition_runs import Metadata, MetadataEntry, materialize_keys
 from uveitis_assets.components.previews import picture
 from uveitis_assets.fundus.configuration import LaneConfiguration, PreprocessStage
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.storage import ArtefactStore, read_json
 
 if TYPE_CHECKING:
     from uveitis_assets.fundus.landed import RegisteredImage
@@ -27,6 +29,7 @@ PREPROCESS_CODE_VERSION = "1"
 LABELS_CODE_VERSION = "1"
 _MONTAGE_BATCHES = 8
 UPSTREAM_EVENT_METADATA = "upstream_event_id"
+BAD_LABELS_METADATA = "bad_labels"
 
 _STAGE_TEXTS: dict[PreprocessStage, tuple[str, set[str]]] = {
     "roi_masks": ("Retina region-of-interest masks, single-channel PNG in raw pixels.", {"opencv", "png"}),
@@ -92,6 +95,8 @@ def _manifest(lane: LaneConfiguration) -> dg.AssetsDefinition:
                     "n_duplicates": summary.n_duplicates,
                     "n_patients": summary.n_patients,
                     "quarantine_reasons": _counts(summary.quarantine_reasons),
+                    "quarantined": _quarantined(store.manifest_part(lane.name, batch)),
+                    "landing_problems": _listing(landing_problems(store, lane)),
                     "splits_fold0": _counts(summary.splits),
                     "label_formats": _counts(summary.label_formats),
                     "eyes": _counts(summary.eyes),
@@ -175,6 +180,7 @@ def _preprocessing(lane: LaneConfiguration) -> dg.AssetsDefinition:
             return {
                 keys.stage(stage): {
                     **_stage_metadata(stage, outcome.stages[stage]),
+                    "quarantined": _quarantined(store.stage_index(lane.name, stage, batch)),
                     "wall_duration_s": round(outcome.duration_s, 3),
                     **(_preview(store, lane, stage, batch, images) if config.previews else {}),
                 }
@@ -246,7 +252,8 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
                 **summary.counts(),
                 "class_counts": _counts({str(key): count for key, count in summary.class_counts.items()}),
                 "missing_classes": ", ".join(summary.missing_classes) or "none",
-                "bad_labels": _listing([f"{bad.image_id}: {bad.detail}" for bad in summary.bad_labels]),
+                BAD_LABELS_METADATA: dg.MetadataValue.json({bad.image_id: bad.detail for bad in summary.bad_labels}),
+                "not_preprocessed": _listing(list(summary.not_preprocessed)),
                 "avg_box_area_px2": summary.avg_box_area,
                 UPSTREAM_EVENT_METADATA: upstream_event,
                 "path": dg.MetadataValue.path(str(store.coco_file(lane.name, split, fold, tiles=False))),
@@ -318,6 +325,25 @@ def _counts(counts: Mapping[str, int]) -> dg.JsonMetadataValue:
     return dg.MetadataValue.json(dict(counts))
 
 
-def _listing(lines: list[str], limit: int = 50) -> dg.MarkdownMetadataValue:
+def landing_problems(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
+    """What the last registration could not take from the landing folder; names that name patients stay in the file."""
+    path = store.landing_problems_file(lane.name)
+    problems = read_json(path)["problems"] if path.exists() else []
+    if lane.image_folder.identify_by_content and problems:
+        reasons = Counter(problem["reason"] for problem in problems)
+        return [f"{count} of {reason}, see {store.name_of(path)}" for reason, count in sorted(reasons.items())]
+    return [f"{problem['path']}: {problem['reason']}: {problem['detail']}" for problem in problems]
+
+
+def _quarantined(book: Path) -> dg.MarkdownMetadataValue:
+    """Every quarantined image of a manifest part or a stage index with its reason and what to do about it."""
+    import polars as pl
+
+    columns = ["image_id", "quarantine_reason", "quarantine_detail"]
+    rows = pl.read_parquet(book, columns=columns).drop_nulls("quarantine_reason").sort("image_id")
+    return _listing([f"{image_id}: {reason}: {detail}" for image_id, reason, detail in rows.iter_rows()])
+
+
+def _listing(lines: list[str], limit: int = 300) -> dg.MarkdownMetadataValue:
     more = [f"and {len(lines) - limit} more"] if len(lines) > limit else []
     return dg.MetadataValue.md("\n".join(f"- {line}" for line in [*lines[:limit], *more]) or "none")

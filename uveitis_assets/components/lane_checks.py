@@ -3,16 +3,17 @@
 They read the books that the assets wrote, not pixels. In a run over several partitions one result covers them all.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import dagster as dg
 
+from uveitis_assets.components.lane_assets import BAD_LABELS_METADATA, landing_problems
 from uveitis_assets.components.lane_keys import LaneKeys
 from uveitis_assets.fundus.configuration import LaneConfiguration, PreprocessStage
 from uveitis_assets.storage import ArtefactStore, artefact_key
 
-_SHOWN = 20
+_SHOWN = 300
 
 
 def lane_checks(lane: LaneConfiguration) -> list[dg.AssetChecksDefinition]:
@@ -27,7 +28,8 @@ def _manifest_integrity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=keys.manifest,
         partitions_def=keys.batches,
-        description="Rows are unique, agree with the ledger and few are quarantined; quarantined images are listed.",
+        description="Rows are unique, agree with the ledger and few are quarantined; quarantined images and what could "
+        "not be taken from the landing folder are listed.",
     )
     def manifest_integrity(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         import polars as pl
@@ -59,7 +61,8 @@ def _manifest_integrity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
                 f"{len(quarantined)} of {n_images} images are quarantined, more than the share "
                 f"{lane.verify.max_quarantine_ratio} of `verify.max_quarantine_ratio`"
             )
-        return _result(errors, quarantined, n_images=n_images, n_quarantined=len(quarantined))
+        warnings = [*quarantined, *(f"landing folder: {problem}" for problem in landing_problems(store, lane))]
+        return _result(errors, warnings, n_images=n_images, n_quarantined=len(quarantined))
 
     return manifest_integrity
 
@@ -174,9 +177,26 @@ def _label_sanity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
             )
             for finding in findings:
                 (errors if finding.severity == "ERROR" else warnings).append(f"fold {fold}: {finding.message}")
+        warnings += _left_out(context.instance, keys, context.partition_keys)
         return _result(errors, warnings, n_folds=len(splits_of_fold))
 
     return label_sanity
+
+
+def _left_out(instance: dg.DagsterInstance, keys: LaneKeys, partitions: Sequence[str]) -> list[str]:
+    """Images that the newest labels leave out: label files that cannot be believed, images without tiles."""
+    lines: dict[str, None] = {}
+    for partition in partitions:
+        newest = dg.AssetRecordsFilter(keys.coco_labels, asset_partitions=[partition])
+        for record in instance.fetch_materializations(newest, limit=1).records:
+            metadata = record.asset_materialization.metadata if record.asset_materialization else {}
+            bad_labels = metadata.get(BAD_LABELS_METADATA)
+            if isinstance(bad_labels, dg.JsonMetadataValue) and isinstance(bad_labels.data, dict):
+                lines |= {f"{image_id}: {detail}": None for image_id, detail in bad_labels.data.items()}
+            waiting = metadata.get("n_not_preprocessed")
+            if waiting is not None and waiting.value:
+                lines[f"{partition}: {waiting.value} labelled images have no tiles of their registered content"] = None
+    return list(lines)
 
 
 def _stage_rows(lane: LaneConfiguration, stage: PreprocessStage, batches: Iterable[str]) -> Iterable[dict[str, Any]]:
