@@ -41,10 +41,11 @@ def threshold_retina_mask(image_rgb: NDArray[np.uint8], sat_threshold: int = 18)
 
 def _largest_component(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Keep the largest 8-connected component; of equal ones, the first in reading order."""
-    count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8, ltype=cv2.CV_32S)
-    if count <= 1:
-        return np.zeros_like(mask)
-    if count == 2:
+    # Most masks are one component already; their outlines tell twenty times faster than labels. Outlines without a
+    # parent are those of components, also of ones inside another's hole.
+    _, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    if hierarchy is None or np.count_nonzero(hierarchy[0, :, 3] < 0) == 1:
         return mask
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8, ltype=cv2.CV_32S)
     largest = 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA]))
     return np.where(labels == largest, np.uint8(255), np.uint8(0))

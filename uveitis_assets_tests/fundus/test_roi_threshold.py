@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from uveitis_assets.fundus.roi_threshold import threshold_retina_mask
+from uveitis_assets.fundus.roi_threshold import _largest_component, threshold_retina_mask
 from uveitis_assets_tests.fundus.preprocess_inputs import fundus_picture, read_rgb
 
 
@@ -53,3 +53,20 @@ def test_a_higher_saturation_threshold_never_adds_pixels_of_a_dim_image() -> Non
 
 def test_a_black_image_gives_an_empty_mask() -> None:
     assert not threshold_retina_mask(np.zeros((60, 80, 3), dtype=np.uint8)).any()
+
+
+def test_the_largest_of_many_components_is_kept_also_inside_holes_and_at_borders() -> None:
+    generator = np.random.default_rng(0)
+    for sigma in (0.5, 1.0, 2.0, 4.0):
+        for _ in range(25):
+            field = cv2.GaussianBlur(generator.random((40, 50)), (0, 0), sigma)
+            mask = np.where(field > np.quantile(field, generator.uniform(0.2, 0.9)), np.uint8(255), np.uint8(0))
+            labels, _ = ndimage.label(mask, np.ones((3, 3)))
+            sizes = np.bincount(labels.ravel())[1:]
+            kept = _largest_component(mask) > 0
+            assert np.count_nonzero(kept) == sizes.max()
+            assert len(np.unique(labels[kept])) == 1
+    ring = np.zeros((60, 60), dtype=np.uint8)
+    cv2.rectangle(ring, (5, 5), (54, 54), 255, 1)
+    cv2.rectangle(ring, (15, 15), (44, 44), 255, -1)
+    assert np.count_nonzero(_largest_component(ring)) == 30 * 30
