@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from uveitis_assets.components.lanes import load_lanes
 from uveitis_assets.definitions import defs
 from uveitis_assets.storage import ArtefactStore, artefact_key, read_json
-from uveitis_assets_tests.components.platform import Platform, read_coco, use
+from uveitis_assets_tests.components.running_platform import Platform, read_coco, use
 
 SPLITS = ("train", "val", "test")
 FGADR_CATEGORIES = {"HardExudate": 15, "SoftExudate": 15, "Hemohedge": 5, "Microaneurysms": 11}
