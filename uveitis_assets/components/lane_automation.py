@@ -99,9 +99,7 @@ def _landing_sensor(lane: LaneConfiguration) -> dg.SensorDefinition:
             cursor |= {"seen": seen, "restless": 0, "tick": cursor["tick"] + 1}
         new = [key for key in registered_batches(store, lane.name) if key not in known][:_KEYS_PER_TICK]
         requests = list(_range_requests(lane, new, set(new), keys.batch_assets))
-        requests += _range_requests(
-            lane, sorted(known), known.intersection(touched), (keys.manifest,), why="landed files changed"
-        )
+        requests += _requests_for_touched(store, lane, sorted(known), known.intersection(touched))
         return dg.SensorResult(
             run_requests=requests,
             cursor=json.dumps(cursor),
@@ -194,6 +192,24 @@ def _running_of_lane(instance: dg.DagsterInstance, keys: LaneKeys) -> int:
     return sum(
         run.tags.get(LANE_TAG) == keys.lane or bool(assets.intersection(run.asset_selection or ())) for run in runs
     )
+
+
+def _requests_for_touched(
+    store: ArtefactStore, lane: LaneConfiguration, ordered: list[str], touched: set[str]
+) -> Iterator[dg.RunRequest]:
+    """The whole lane where images came, went or became readable; elsewhere the manifest alone."""
+    from uveitis_assets.fundus.ledger import registered_images
+    from uveitis_assets.fundus.stale_batches import preprocessing_is_stale
+
+    keys = LaneKeys.of(lane)
+    stale = {
+        batch
+        for batch in touched
+        if preprocessing_is_stale(store, lane.name, batch, registered_images(store, lane, batch))
+    }
+    why = "landed files changed"
+    yield from _range_requests(lane, ordered, stale, keys.batch_assets, why=why)
+    yield from _range_requests(lane, ordered, touched - stale, (keys.manifest,), why=why)
 
 
 def _range_requests(

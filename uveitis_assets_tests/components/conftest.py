@@ -55,9 +55,9 @@ def finished_once(
         platform.register("fgadr")
         for result in (
             platform.run("uwf700", "b00001", "b00003"),
-            platform.run_labels("uwf700"),
+            platform.run_labels("uwf700", overlays=True),
             platform.run("fgadr", "b00001"),
-            platform.run_labels("fgadr"),
+            platform.run_labels("fgadr", overlays=True),
         ):
             assert result.success
         yield platform

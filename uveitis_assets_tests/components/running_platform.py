@@ -67,8 +67,12 @@ class Platform:
             raise_on_error=False,
         )
 
-    def run_labels(self, lane: str, first: str = ALL_FOLD_SPLITS[0], last: str | None = ALL_FOLD_SPLITS[1]) -> Any:
-        return self.run(lane, first, last, job=self.keys(lane).labels_job)
+    def run_labels(
+        self, lane: str, first: str = ALL_FOLD_SPLITS[0], last: str | None = ALL_FOLD_SPLITS[1], overlays: bool = False
+    ) -> dg.ExecuteInProcessResult:
+        """Run label partitions; a range of two dimensions is the product of the ranges of folds and of splits."""
+        configuration = {"ops": {f"{lane}__coco_labels": {"config": {"overlays": overlays}}}}
+        return self.run(lane, first, last, job=self.keys(lane).labels_job, configuration=configuration)
 
     def check(self, asset: str, name: str, first: str, last: str | None = None) -> dg.AssetCheckEvaluation:
         """Evaluate one check without its asset."""

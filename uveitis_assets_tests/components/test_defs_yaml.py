@@ -1,0 +1,173 @@
+"""What a user writes into defs.yaml: a fifth dataset works, and mistakes are named with file, line and expectation."""
+
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from uveitis_assets.components.fundus_dataset import FundusDataset
+from uveitis_assets_tests.components.running_platform import Platform, read_coco
+from uveitis_assets_tests.lane_project import write_project
+
+CLINIC = """\
+type: uveitis_assets.components.fundus_dataset.FundusDataset
+attributes:
+  name: clinic
+  layout: image_folder
+  folder: clinic
+  batch_size: 4
+  image_folder:
+    csv: images.csv
+    patient_column: patient
+    eye_column: side
+    grade_column: grade
+  tiling:
+    global_size: 128
+    tile_size: 96
+"""
+
+
+def lines_of(text: str, *changes: tuple[str, str]) -> str:
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+def load(folder: Path, name: str, lanes: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
+    write_project(folder, name, lanes)
+    monkeypatch.syspath_prepend(folder)
+    definitions: dg.Definitions = importlib.import_module(f"{name}.definitions").defs()
+    return definitions
+
+
+MISTAKES = {
+    "unknown field": ([("  folder:", "  foldr: x\n  folder:")], 5, "foldr", "Extra inputs are not permitted"),
+    "unknown nested field": (
+        [("    tile_size: 96", "    tile_size: 96\n    tile_overlap: 0.5")],
+        15,
+        "tile_overlap",
+        "Extra inputs are not permitted",
+    ),
+    "wrong type": ([("batch_size: 4", "batch_size: four")], 6, "batch_size", "should be a valid integer"),
+    "out of range": ([("batch_size: 4", "batch_size: 0")], 6, "batch_size", "greater than or equal to 1"),
+    "nested out of range": ([("tile_size: 96", "tile_size: 7")], 14, "tile_size", "greater than or equal to 32"),
+    "unknown choice": (
+        [("layout: image_folder", "layout: folder_of_images")],
+        4,
+        "layout",
+        "'uwf700', 'fgadr', 'deepdrid', 'eyepacs' or 'image_folder'",
+    ),
+    "missing field": ([("  folder: clinic\n", "")], 3, "folder", "Field required"),
+    "bad name": ([("name: clinic", "name: My Clinic")], 3, "name", "should match pattern"),
+    "options of another layout": (
+        [("layout: image_folder", "layout: eyepacs")],
+        3,
+        "attributes",
+        "image_folder options need `layout: image_folder`, found layout eyepacs",
+    ),
+    "unknown lesion class": (
+        [("  tiling:", "  labels:\n    format: obb\n    classes: [haemorage]\n  tiling:")],
+        13,
+        "labels",
+        "haemorage",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_defs_yaml_is_named_with_file_line_and_expectation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str
+) -> None:
+    changes, line, field, expectation = MISTAKES[mistake]
+    name = f"mistaken_{re.sub('[^a-z]', '_', mistake)}"
+    with pytest.raises(Exception) as caught:
+        load(tmp_path, name, {"clinic": lines_of(CLINIC, *changes)}, monkeypatch)
+    # Dagster prints the error with its causes.
+    message = "".join(traceback.format_exception(caught.value))
+    assert f"{name}/defs/clinic/defs.yaml:{line}" in message
+    assert field in message
+    assert expectation in message
+
+
+def test_the_command_line_shows_the_mistake_to_the_user(tmp_path: Path) -> None:
+    write_project(tmp_path, "mistaken_cli", {"clinic": lines_of(CLINIC, ("batch_size: 4", "batch_size: 0"))})
+    finished = subprocess.run(
+        [sys.executable, "-m", "dagster", "definitions", "validate", "-m", "mistaken_cli.definitions"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode != 0
+    shown = finished.stdout + finished.stderr
+    assert "mistaken_cli/defs/clinic/defs.yaml:6" in shown
+    assert "greater than or equal to 1" in shown
+
+
+def test_a_fifth_dataset_is_one_defs_yaml(
+    tmp_path: Path, platform: Platform, sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    landing = platform.store.raw / "clinic" / "2024 spring"
+    landing.mkdir(parents=True)
+    rows = ["image,patient,side,grade"]
+    for number, source in enumerate(sorted((sample / "fgadr" / "Original_Images").iterdir())):
+        shutil.copy(source, landing / f"visit, {number}.png")
+        rows.append(
+            f'"2024 spring/visit, {number}.png",P{number // 2},{"left" if number % 2 else "right"},{number % 3}'
+        )
+    (landing.parent / "images.csv").write_text("\n".join(rows) + "\n")
+    definitions = load(tmp_path, "five_datasets", {"clinic": CLINIC}, monkeypatch)
+    lane = dg.ComponentTree.for_project(tmp_path / "five_datasets").get_all_components(of_type=FundusDataset)[0].lane
+    clinic = Platform(definitions, {"clinic": lane}, platform.store)
+    assert clinic.register("clinic").new_batches == ("b00001", "b00002")
+    assert clinic.run("clinic", "b00001", "b00002").success
+    manifest = [json.loads(line) for line in clinic.store.manifest_export("clinic", "jsonl").read_text().splitlines()]
+    assert [row["eye"] for row in manifest] == ["R", "L", "R", "L", "R"]
+    assert [row["notes"] for row in manifest] == ["grade=0", "grade=1", "grade=2", "grade=0", "grade=1"]
+    assert len({row["patient_id"] for row in manifest}) == 3
+    assert not any("P0" in json.dumps(row) for row in manifest)
+    assert clinic.metadata("clinic/tiles", "b00001")["n_done"] == 4
+    assert clinic.metadata("clinic/tiles", "b00002")["n_done"] == 1
+    graded_only = definitions.resolve_asset_graph().get_all_asset_keys()
+    assert sorted(key.path[-1] for key in graded_only) == ["manifest", "normalized_crops", "roi_masks", "tiles"]
+
+
+def test_other_tiling_and_native_frames_come_from_the_yaml(
+    tmp_path: Path, platform: Platform, sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """\
+type: uveitis_assets.components.fundus_dataset.FundusDataset
+attributes:
+  name: small
+  layout: fgadr
+  folder: fgadr
+  tiling: {global_size: 64, tile_size: 96, overlap: 0.5, frame: native}
+  persist: [tiles]
+  splits: {name: other, folds: 2, test_ratio: 0.0}
+  labels: {format: mask, classes: [hemorragie]}
+"""
+    shutil.copytree(sample / "fgadr", platform.store.raw / "fgadr")
+    definitions = load(tmp_path, "other_tiling", {"small": text}, monkeypatch)
+    lane = dg.ComponentTree.for_project(tmp_path / "other_tiling").get_all_components(of_type=FundusDataset)[0].lane
+    small = Platform(definitions, {"small": lane}, platform.store)
+    small.register("small")
+    assert small.run("small").success
+    labels = small.run_labels("small", "fold0|train", "fold1|test")
+    assert labels.success
+    names = {folder.name for folder in (small.store.root / "preproc").iterdir()}
+    assert names == {"roi_masks", "crop_meta", "norm_meta", "tiles", "tiles_meta", "verify"}
+    coco = read_coco(small.store, "small", "train", fold=1, tiles=True)
+    assert [category["name"] for category in coco["categories"]] == ["hemorragie"]
+    assert {(image["width"], image["height"]) for image in coco["images"]} == {(96, 96)}
+    (check,) = labels.get_asset_check_evaluations()
+    assert check.metadata["n_errors"].value == 0, check.metadata["findings"].value
+    assert small.store.splits_file("other", 1).exists()
+    assert not small.store.splits_file("other", 2).exists()

@@ -1,0 +1,264 @@
+"""Sensors and schedule, tick by tick: exactly the runs that what landed calls for."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from uveitis_assets.components.lane_automation import lane_sensors
+from uveitis_assets.components.lane_keys import LANE_TAG
+from uveitis_assets.fundus.configuration import AutomationConfiguration
+from uveitis_assets.sample import write_many_small
+from uveitis_assets_tests.components.running_platform import Platform, requested
+
+LANE = ("manifest", "normalized_crops", "roi_masks", "tiles")
+
+
+def settle(platform: Platform, cursor: str | None) -> dg.SensorResult:
+    """Tick until the landing sensor has registered what it saw arrive."""
+    for _ in range(2):
+        result = platform.tick("uwf700_landing", cursor)
+        assert isinstance(result, dg.SensorResult)
+        cursor = result.cursor
+    return result
+
+
+@pytest.fixture
+def at_rest(finished: Platform) -> tuple[Platform, str]:
+    """A finished lane of three batches with an instance of its own, and the cursor of a sensor that has seen it."""
+    platform = dataclasses.replace(finished, instance=dg.DagsterInstance.ephemeral())
+    platform.register("uwf700")
+    result = settle(platform, None)
+    assert requested(result.run_requests) == []
+    assert result.cursor is not None
+    return platform, result.cursor
+
+
+def uveitis(platform: Platform, name: str) -> Path:
+    return platform.store.raw / "uwf-700" / "Images" / "Uveitis" / name
+
+
+def test_a_folder_that_is_not_there_is_waited_for(platform: Platform) -> None:
+    result = platform.tick("uwf700_landing")
+    assert isinstance(result, dg.SkipReason)
+    assert "uwf-700 is not there yet" in str(result.skip_message)
+
+
+def test_files_that_are_arriving_are_waited_for_and_then_run_once(platform: Platform, sample: Path) -> None:
+    names = [f"Images/Uveitis/Uveitis-00{number}.jpg" for number in (1, 2, 3)]
+    platform.land(sample, names[:1])
+    first = platform.tick("uwf700_landing")
+    assert isinstance(first, dg.SensorResult)
+    assert requested(first.run_requests) == []
+    platform.land(sample, names[1:])
+    second = platform.tick("uwf700_landing", first.cursor)
+    assert isinstance(second, dg.SensorResult)
+    assert requested(second.run_requests) == []
+    assert "arriving" in str(second.skip_reason)
+    assert not platform.store.ledger_file("uwf700").exists()
+    third = platform.tick("uwf700_landing", second.cursor)
+    assert isinstance(third, dg.SensorResult)
+    assert requested(third.run_requests) == [("b00001", "b00001", LANE)]
+    assert platform.instance.get_dynamic_partitions("uwf700_batches") == ["b00001"]
+    fourth = platform.tick("uwf700_landing", third.cursor)
+    assert isinstance(fourth, dg.SensorResult)
+    assert requested(fourth.run_requests) == []
+    assert "nothing new" in str(fourth.skip_reason)
+
+
+def test_a_folder_that_never_rests_is_registered_all_the_same(platform: Platform, sample: Path) -> None:
+    platform.land(sample, ["Images/Uveitis/Uveitis-001.jpg"])
+    cursor = None
+    ticks = 0
+    requests: list[tuple[str, str, tuple[str, ...]]] = []
+    while not requests:
+        shutil.copy(uveitis(platform, "Uveitis-001.jpg"), uveitis(platform, f"restless-{ticks}.jpg"))
+        result = platform.tick("uwf700_landing", cursor)
+        assert isinstance(result, dg.SensorResult)
+        cursor, requests, ticks = result.cursor, requested(result.run_requests), ticks + 1
+        assert ticks < 30
+    assert ticks > 5
+    assert requests == [("b00001", "b00001", LANE)]
+
+
+def test_new_files_run_their_new_batch_only(at_rest: tuple[Platform, str]) -> None:
+    platform, cursor = at_rest
+    image = uveitis(platform, "Uveitis-001.jpg")
+    image.with_name("Uveitis-900.jpg").write_bytes(image.read_bytes() + b"\0")
+    result = settle(platform, cursor)
+    assert requested(result.run_requests) == [("b00004", "b00004", LANE)]
+    assert requested(settle(platform, result.cursor).run_requests) == []
+
+
+def test_a_changed_file_runs_its_new_batch_and_the_batch_it_left(at_rest: tuple[Platform, str]) -> None:
+    platform, cursor = at_rest
+    batches = batch_of(platform)
+    image = uveitis(platform, "Uveitis-001.jpg")
+    image.write_bytes(uveitis(platform, "Uveitis-002.jpg").read_bytes() + b"\0")
+    old = batches["uwf700::Uveitis-001"]
+    assert requested(settle(platform, cursor).run_requests) == [("b00004", "b00004", LANE), (old, old, LANE)]
+
+
+@pytest.mark.parametrize("change", ["renamed", "relabelled", "label added", "label removed"])
+def test_what_only_describes_an_image_runs_the_manifest_of_its_batch(
+    at_rest: tuple[Platform, str], change: str
+) -> None:
+    platform, cursor = at_rest
+    labels = platform.store.raw / "uwf-700" / "Labels" / "Uveitis"
+    name = "Uveitis-003" if change == "label added" else "Uveitis-001"
+    batch = batch_of(platform)[f"uwf700::{name}"]
+    match change:
+        case "renamed":
+            uveitis(platform, f"{name}.jpg").rename(uveitis(platform, "Uveitis-800.jpg"))
+            (labels / f"{name}.txt").rename(labels / "Uveitis-800.txt")
+        case "relabelled" | "label added":
+            (labels / f"{name}.txt").write_text("4 0.2 0.2 0.4 0.2 0.4 0.4 0.2 0.4\n")
+        case _:
+            (labels / f"{name}.txt").unlink()
+    assert requested(settle(platform, cursor).run_requests) == [(batch, batch, ("manifest",))]
+
+
+def test_a_vanished_file_and_its_return_run_the_lane_for_its_batch(at_rest: tuple[Platform, str]) -> None:
+    platform, cursor = at_rest
+    batch = batch_of(platform)["uwf700::Uveitis-001"]
+    image = uveitis(platform, "Uveitis-001.jpg")
+    content = image.read_bytes()
+    image.unlink()
+    gone = settle(platform, cursor)
+    assert requested(gone.run_requests) == [(batch, batch, LANE)]
+    assert platform.run("uwf700", batch).success
+    assert platform.metadata("uwf700/tiles", batch)["n_images"] == 2
+    image.write_bytes(content)
+    back = settle(platform, gone.cursor)
+    assert requested(back.run_requests) == [(batch, batch, LANE)]
+    assert platform.run("uwf700", batch).success
+    assert platform.metadata("uwf700/tiles", batch)["n_images"] == 3
+    assert requested(settle(platform, back.cursor).run_requests) == []
+
+
+def test_many_keys_are_added_five_hundred_a_tick_in_ranges_of_limited_length(platform: Platform) -> None:
+    write_many_small(platform.store.raw / "many", 510, workers=1)
+    lane = platform.lanes["uwf700"].model_copy(
+        update={
+            "name": "many",
+            "layout": "image_folder",
+            "folder": "many",
+            "batch_size": 1,
+            "automation": AutomationConfiguration(max_batches_per_run=200),
+        }
+    )
+    platform.lanes["many"] = lane
+    platform.definitions = dg.Definitions(sensors=lane_sensors(lane)[:1])
+    cursor = None
+    found = []
+    for _ in range(4):
+        context = dg.build_sensor_context(instance=platform.instance, cursor=cursor)
+        (sensor,) = lane_sensors(lane)[:1]
+        result = sensor(context)
+        assert isinstance(result, dg.SensorResult)
+        for request in result.dynamic_partitions_requests or []:
+            platform.instance.add_dynamic_partitions("many_batches", list(request.partition_keys))
+        found.append(requested(result.run_requests))
+        cursor = result.cursor
+    assert found == [
+        [],
+        [("b00001", "b00200", LANE), ("b00201", "b00400", LANE), ("b00401", "b00500", LANE)],
+        [("b00501", "b00510", LANE)],
+        [],
+    ]
+
+
+# Labels -------------------------------------------------------------------------------------------------------
+
+
+def test_labels_wait_for_tiles_are_made_once_and_again_when_tiles_or_manifest_are_newer(
+    finished: Platform,
+) -> None:
+    platform = dataclasses.replace(finished, instance=dg.DagsterInstance.ephemeral())
+    platform.register("fgadr")
+    assert "has no tiles yet" in skipped(platform.tick("fgadr_labels_refresh"))
+    assert platform.run("fgadr").success
+    run_keys = []
+    for newer in ("tiles", "manifest", None):
+        request = platform.tick("fgadr_labels_refresh")
+        assert isinstance(request, dg.RunRequest)
+        keys = platform.keys("fgadr").fold_splits.get_partition_keys()
+        assert requested([request])[0][:2] == (keys[0], keys[-1])
+        run_keys.append(request.run_key)
+        assert platform.run_labels("fgadr", keys[0], keys[-1]).success
+        assert "as new as the tiles" in skipped(platform.tick("fgadr_labels_refresh"))
+        if newer is not None:
+            assert platform.run("fgadr", only=[newer]).success
+    assert len(set(run_keys)) == 3
+
+
+def test_one_missing_label_partition_is_enough_to_refresh(finished: Platform) -> None:
+    platform = dataclasses.replace(finished, instance=dg.DagsterInstance.ephemeral())
+    platform.register("fgadr")
+    assert platform.run("fgadr").success
+    assert platform.run_labels("fgadr", "fold0|train", "fold4|val").success
+    assert platform.run_labels("fgadr", "fold0|test", "fold3|test").success
+    assert isinstance(platform.tick("fgadr_labels_refresh"), dg.RunRequest)
+    assert platform.run_labels("fgadr", "fold4|test", None).success
+    assert isinstance(platform.tick("fgadr_labels_refresh"), dg.SkipReason)
+
+
+@pytest.mark.parametrize("started_by", ["the lane's job", "hand"])
+def test_labels_wait_for_runs_in_progress(finished: Platform, started_by: str) -> None:
+    platform = dataclasses.replace(finished, instance=dg.DagsterInstance.ephemeral())
+    platform.register("fgadr")
+    assert platform.run("fgadr").success
+    job = platform.definitions.resolve_job_def("fgadr_lane")
+    run = platform.instance.create_run_for_job(
+        job,
+        status=dg.DagsterRunStatus.STARTED,
+        tags={LANE_TAG: "fgadr"} if started_by == "the lane's job" else {},
+        asset_selection=frozenset({dg.AssetKey(["fgadr", "tiles"])}),
+    )
+    assert "1 runs of fgadr are in progress" in skipped(platform.tick("fgadr_labels_refresh"))
+    platform.instance.report_run_failed(run)
+    assert isinstance(platform.tick("fgadr_labels_refresh"), dg.RunRequest)
+
+
+# Schedule -----------------------------------------------------------------------------------------------------
+
+
+def test_the_schedule_asks_for_what_misses_any_asset_and_registers_keys_that_the_instance_lost(
+    finished: Platform, tmp_path: Path
+) -> None:
+    platform = dataclasses.replace(finished, instance=dg.DagsterInstance.local_temp(str(tmp_path)))
+    everything = platform.tick_schedule("uwf700_fill_missing")
+    assert not isinstance(everything, dg.SkipReason)
+    assert requested(everything) == [("b00001", "b00003", LANE)]
+    assert platform.instance.get_dynamic_partitions("uwf700_batches") == ["b00001", "b00002", "b00003"]
+    assert platform.run("uwf700", "b00002").success
+    assert platform.run("uwf700", "b00001", only=LANE[:3]).success
+    gaps = platform.tick_schedule("uwf700_fill_missing")
+    assert not isinstance(gaps, dg.SkipReason)
+    assert requested(gaps) == [("b00001", "b00001", LANE), ("b00003", "b00003", LANE)]
+    assert platform.run("uwf700", "b00001").success
+    assert platform.run("uwf700", "b00003").success
+    nothing = platform.tick_schedule("uwf700_fill_missing")
+    assert "all 3 batches of uwf700 are materialized" in skipped(nothing)
+
+
+def test_the_schedule_of_a_lane_without_images_has_nothing_to_do(platform: Platform, tmp_path: Path) -> None:
+    platform.instance = dg.DagsterInstance.local_temp(str(tmp_path))
+    assert "all 0 batches" in skipped(platform.tick_schedule("eyepacs_fill_missing"))
+
+
+def skipped(result: object) -> str:
+    assert isinstance(result, dg.SkipReason)
+    return str(result.skip_message)
+
+
+def batch_of(platform: Platform) -> dict[str, str]:
+    lines = platform.store.manifest_export("uwf700", "jsonl").read_text().splitlines()
+    names = {json.loads(line)["image_id"] for line in lines}
+    import polars as pl
+
+    ledger = pl.read_parquet(platform.store.ledger_file("uwf700"), columns=["image_id", "batch"])
+    return {name: batch for name, batch in ledger.iter_rows() if name in names}
