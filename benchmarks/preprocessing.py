@@ -26,6 +26,8 @@ from typing import Any
 METHODS = ("zscore_rgb", "grayworld", "clahe_luminance", "reinhard_lab_ref")
 TARGETS = {"zscore_rgb": 1.5, "grayworld": 1.5, "clahe_luminance": 1.8, "reinhard_lab_ref": 1.8}
 BATCH_SIZE = 100
+# Distinct inputs; longer samples take them in turn.
+N_INPUTS = 8
 KINDS = {"uwf": "3900x3072 JPEG", "regular": "1280x1280 PNG"}
 REFERENCE = {
     "kind": "regular_fundus_color_reference",
@@ -36,8 +38,8 @@ REFERENCE = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=8, help="ultra-widefield images per sample; regular: four times")
-    parser.add_argument("--repeats", type=int, default=3, help="samples per figure")
+    parser.add_argument("--images", type=int, default=16, help="ultra-widefield images per sample; regular: 4x")
+    parser.add_argument("--repeats", type=int, default=2, help="samples per figure")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--flat", type=int, default=0, help="also follow resident memory over so many images")
@@ -64,23 +66,23 @@ def default_folder() -> Path:
 def run(folder: Path, arguments: argparse.Namespace) -> None:
     for kind in arguments.kinds:
         n_images = arguments.images * (4 if kind == "regular" else 1)
-        generate_inputs(folder / "raw", kind, n_images)
+        generate_inputs(folder / "raw", kind)
         print(f"\n{KINDS[kind]}, {n_images} images, median of {arguments.repeats}", flush=True)
         heads = ("floor", "1 worker", "ratio", "CPU", "target", "2 workers", "RSS")
         print(f"{'method':18}" + "".join(f"{head:>10}" for head in heads))
         for method in arguments.methods:
             samples: dict[str, list[dict[str, float]]] = {"one": [], "floor": [], "two": []}
             for _ in range(arguments.repeats):
-                samples["one"].append(fresh(folder, "pipeline", kind, method, workers=1))
+                samples["one"].append(fresh(folder, "pipeline", kind, method, n_images=n_images))
                 samples["floor"].append(fresh(folder, "floor", kind, method))
-                samples["two"].append(fresh(folder, "pipeline", kind, method, workers=2))
-            report(method, samples, n_images)
+                samples["two"].append(fresh(folder, "pipeline", kind, method, n_images=n_images, workers=2))
+            report(method, samples)
     if arguments.flat:
         follow_memory(folder, arguments)
 
 
-def report(method: str, samples: dict[str, list[dict[str, float]]], n_images: int) -> None:
-    floor, one = (median(sample["wall_s"] for sample in samples[name]) / n_images for name in ("floor", "one"))
+def report(method: str, samples: dict[str, list[dict[str, float]]]) -> None:
+    floor, one = (median(sample["wall_s"] for sample in samples[name]) for name in ("floor", "one"))
     ratio = median_ratio(samples, "one", "floor", "wall_s")
     cpu = median_ratio(samples, "one", "floor", "cpu_s")
     speedup = median_ratio(samples, "one", "two", "wall_s")
@@ -100,7 +102,7 @@ def follow_memory(folder: Path, arguments: argparse.Namespace) -> None:
     print(f"\nresident memory of one worker over {arguments.flat} images, MB", flush=True)
     for kind in arguments.kinds:
         for method in ("zscore_rgb", "reinhard_lab_ref"):
-            sample = fresh(folder, "pipeline", kind, method, workers=1, n_images=arguments.flat)
+            sample = fresh(folder, "memory", kind, method, n_images=arguments.flat)
             print(f"{kind:8} {method:18} {sample['rss_mb']}, peak {sample['peak_rss_mb']:.0f}", flush=True)
 
 
@@ -113,7 +115,7 @@ def fresh(folder: Path, mode: str, kind: str, method: str, *, workers: int = 1, 
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def generate_inputs(raw: Path, kind: str, n_images: int) -> None:
+def generate_inputs(raw: Path, kind: str) -> None:
     import cv2
 
     from uveitis_assets.fundus.png import encode_png
@@ -121,7 +123,7 @@ def generate_inputs(raw: Path, kind: str, n_images: int) -> None:
     from uveitis_assets.sample.ultra_widefield import render_ultra_widefield
 
     (raw / kind).mkdir(parents=True)
-    for seed in range(n_images):
+    for seed in range(N_INPUTS):
         if kind == "uwf":
             image = render_ultra_widefield(seed, 3900, 3072).image_rgb
             bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
@@ -132,12 +134,12 @@ def generate_inputs(raw: Path, kind: str, n_images: int) -> None:
 
 
 def take_sample(folder: str, mode: str, *, kind: str, method: str, workers: int, n_images: int) -> dict[str, Any]:
-    """Measure once: seconds of wall clock and CPU, and resident memory, in MB."""
+    """Measure once: seconds of wall clock and CPU per image, and resident memory, in MB."""
     place = Path(folder)
     inputs = sorted((place / "raw" / kind).iterdir())
     if mode == "floor":
         return measure_floor(place, inputs)
-    return measure_pipeline(place, inputs, method, workers, n_images or len(inputs))
+    return measure_pipeline(place, inputs, method, workers, n_images, follow_memory=mode == "memory")
 
 
 def measure_floor(place: Path, inputs: list[Path]) -> dict[str, Any]:
@@ -165,10 +167,12 @@ def measure_floor(place: Path, inputs: list[Path]) -> dict[str, Any]:
         cpu += time.process_time() - cpu_started
         assert image is not None
         assert len(sizes) == 8, sizes
-    return {"wall_s": wall, "cpu_s": cpu, "peak_rss_mb": peak_rss_mb()}
+    return {"wall_s": wall / len(inputs), "cpu_s": cpu / len(inputs), "peak_rss_mb": peak_rss_mb()}
 
 
-def measure_pipeline(place: Path, inputs: list[Path], method: str, workers: int, n_images: int) -> dict[str, Any]:
+def measure_pipeline(
+    place: Path, inputs: list[Path], method: str, workers: int, n_images: int, *, follow_memory: bool
+) -> dict[str, Any]:
     from blake3 import blake3
 
     from uveitis_assets.fundus.configuration import NormalizationConfiguration, PreprocessConfiguration
@@ -204,14 +208,14 @@ def measure_pipeline(place: Path, inputs: list[Path], method: str, workers: int,
             STAGES,
             workers=workers,
             code_version="1",
-            progress=follow if n_images > len(inputs) else None,
+            progress=follow if follow_memory else None,
         )
-        if n_images > len(inputs):  # a long run follows memory and need not fill the disk
+        if follow_memory:  # a long run need not fill the disk
             shutil.rmtree(store.root / "preproc")
             write_json(store.reference_color_file(), REFERENCE)
     return {
-        "wall_s": time.perf_counter() - started,
-        "cpu_s": time.process_time() - cpu_started,
+        "wall_s": (time.perf_counter() - started) / n_images,
+        "cpu_s": (time.process_time() - cpu_started) / n_images,
         "peak_rss_mb": peak_rss_mb(),
         "rss_mb": resident,
     }

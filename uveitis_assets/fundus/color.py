@@ -54,7 +54,7 @@ def erode_mask(mask: Pixels, radius_px: int) -> Pixels:
 
     What lies outside the array does not erode.
     """
-    if radius_px == 0 or cv2.countNonZero(mask) == mask.size:
+    if radius_px == 0:
         return mask
     side = 2 * radius_px + 1
     eroded = cv2.erode(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
@@ -83,29 +83,41 @@ class ChannelSums:
         return ChannelStatistics(tuple(mean.tolist()), tuple(std.tolist()))
 
 
-def channel_sums(image: Pixels, mask: Pixels) -> ChannelSums:
-    """Sum the first three channels of a (H, W, 3 or 4) uint8 image inside a (H, W) mask, 0 or 255.
+class ChannelSummation:
+    """Sums the first three channels of uint8 bands (H, W, 3 or 4) inside masks (H, W), 0 or 255.
 
     Exact: all numbers are integers below 2**53. Planes of a few rows are twice as fast as cv2.meanStdDev.
     """
-    n_pixels = n_lit = 0
-    sums, squares = np.zeros(3), np.zeros(3)
-    buffers: list[Pixels] = []
-    for rows in _bands(image.shape):
-        inside = mask[rows]
-        n_inside = cv2.countNonZero(inside)
+
+    def __init__(self) -> None:
+        self._n_pixels = self._n_lit = 0
+        self._sums, self._squares = np.zeros(3), np.zeros(3)
+        self._buffers: list[Pixels] = []
+
+    def add(self, band: Pixels, mask: Pixels) -> None:
+        n_inside = cv2.countNonZero(mask)
         if n_inside == 0:
-            continue
-        if not buffers or buffers[0].shape != inside.shape:
-            buffers = [np.empty(inside.shape, dtype=np.uint8) for _ in range(image.shape[2])]
-        planes = cv2.split(image[rows], buffers)[:3]
-        if n_inside < inside.size:
-            planes = [cv2.bitwise_and(plane, inside, dst=plane) for plane in planes]
-        n_pixels += n_inside
-        n_lit += cv2.countNonZero(cv2.max(cv2.max(planes[0], planes[1]), planes[2]))
-        sums += [cv2.sumElems(plane)[0] for plane in planes]
-        squares += [cv2.norm(plane, cv2.NORM_L2SQR) for plane in planes]
-    return ChannelSums(n_pixels, n_pixels - n_lit, sums, squares)
+            return
+        if not self._buffers or self._buffers[0].shape != mask.shape:
+            self._buffers = [np.empty(mask.shape, dtype=np.uint8) for _ in range(band.shape[2])]
+        planes = cv2.split(band, self._buffers)[:3]
+        if n_inside < mask.size:
+            planes = [cv2.bitwise_and(plane, mask, dst=plane) for plane in planes]
+        self._n_pixels += n_inside
+        self._n_lit += cv2.countNonZero(cv2.max(cv2.max(planes[0], planes[1]), planes[2]))
+        self._sums += [cv2.sumElems(plane)[0] for plane in planes]
+        self._squares += [cv2.norm(plane, cv2.NORM_L2SQR) for plane in planes]
+
+    def total(self) -> ChannelSums:
+        return ChannelSums(self._n_pixels, self._n_pixels - self._n_lit, self._sums, self._squares)
+
+
+def channel_sums(image: Pixels, mask: Pixels) -> ChannelSums:
+    """Exact sums of a (H, W, 3) uint8 image inside a (H, W) mask, 0 or 255."""
+    summation = ChannelSummation()
+    for rows in _bands(image.shape):
+        summation.add(image[rows], mask[rows])
+    return summation.total()
 
 
 def normalize_crop(
@@ -237,18 +249,20 @@ def _grayworld_scaling(statistics: ChannelStatistics) -> Scaling:
     return Scaling(np.divide(mean.mean(), mean, out=np.ones(3), where=mean > 0), np.zeros(3))
 
 
-def _rgb_to_lab(image_rgb: Pixels) -> Pixels:
-    """LAB in four channels, see lab.py."""
-    lab = np.empty((*image_rgb.shape[:2], 4), dtype=np.uint8)
+def _lab_bands(image_rgb: Pixels, lab: Pixels) -> Iterator[slice]:
+    """Convert to LAB in four channels (see lab.py) band by band; each band's rows come while it is in the cache."""
     lab_converter.announce(image_rgb.shape[0] * image_rgb.shape[1])
     for rows in _bands(image_rgb.shape):
         lab_converter.to_lab(image_rgb[rows], lab[rows])
-    return lab
+        yield rows
 
 
 def _match_lab(image_rgb: Pixels, inner: Pixels, n_black: int, reference: ReferenceColor) -> BandMap:
-    lab = _rgb_to_lab(image_rgb)
-    source = channel_sums(lab, inner).without(n_black, _BLACK_LAB).statistics()
+    lab = np.empty((*image_rgb.shape[:2], 4), dtype=np.uint8)
+    summation = ChannelSummation()
+    for rows in _lab_bands(image_rgb, lab):
+        summation.add(lab[rows], inner[rows])
+    source = summation.total().without(n_black, _BLACK_LAB).statistics()
     gain = np.asarray(reference.lab_std) / np.maximum(np.asarray(source.std), _SMALLEST_LAB_STD)
     offset = np.asarray(reference.lab_mean) - gain * np.asarray(source.mean)
     scaling = Scaling(np.append(gain, 0.0), np.append(offset, 0.0))
@@ -266,13 +280,20 @@ def _equalize_luminance(
 ) -> BandMap:
     """CLAHE of L inside the mask's bounding box; outside the mask L is its median, so that the dark surround does not
     pull the outer cells' histograms."""
-    lab = _rgb_to_lab(image_rgb)
+    lab = np.empty((*image_rgb.shape[:2], 4), dtype=np.uint8)
     luminance = np.empty(mask.shape, dtype=np.uint8)
-    for rows in _bands(lab.shape):
+    histogram = np.zeros(256)
+    for rows in _lab_bands(image_rgb, lab):
         cv2.extractChannel(lab[rows], 0, dst=luminance[rows])
+        # Pixels outside the mask count as level 0 first: twice as fast as a histogram with a mask.
+        inside = cv2.bitwise_and(luminance[rows], inner[rows])
+        histogram += cv2.calcHist([inside], [0], None, [256], [0, 256]).ravel()
+    histogram[0] -= n_black + inner.size - cv2.countNonZero(inner)
+    cumulated = np.cumsum(histogram)
+    median = int(np.searchsorted(cumulated, cumulated[-1] / 2.0))
     x, y, width, height = cv2.boundingRect(mask)
     box = (slice(y, y + height), slice(x, x + width))
-    filled = np.full((height, width), _median_level(luminance, inner, n_black), dtype=np.uint8)
+    filled = np.full((height, width), median, dtype=np.uint8)
     cv2.copyTo(luminance[box], mask[box], filled)
     grid = (configuration.clahe_grid, configuration.clahe_grid)
     equalized = cv2.createCLAHE(configuration.clahe_clip_limit, grid).apply(filled, dst=filled)
@@ -283,15 +304,3 @@ def _equalize_luminance(
         lab_converter.to_rgb(new_lab, band)
 
     return band_map
-
-
-def _median_level(plane: Pixels, mask: Pixels, n_black: int) -> int:
-    """Lower median of a plane inside a mask, 0 or 255, without ``n_black`` pixels of level 0."""
-    histogram = np.zeros(256)
-    for rows in _bands(plane.shape):
-        # Pixels outside the mask count as level 0 first: twice as fast as a histogram with a mask.
-        inside = cv2.bitwise_and(plane[rows], mask[rows])
-        histogram += cv2.calcHist([inside], [0], None, [256], [0, 256]).ravel()
-    histogram[0] -= n_black + mask.size - cv2.countNonZero(mask)
-    cumulated = np.cumsum(histogram)
-    return int(np.searchsorted(cumulated, cumulated[-1] / 2.0))

@@ -25,7 +25,8 @@ _CHUNK = 1 << 18
 class LabConverter:
     """Conversions of bands of rows; one instance may be shared by threads.
 
-    LAB is kept in four channels, (H, W, 4) uint8 with L, a, b and an unused one, so that a pixel is one 32-bit word.
+    LAB is kept in four channels, (H, W, 4) uint8 with L, a, b and 0, so that a pixel is one 32-bit word and the index
+    of its colour.
     """
 
     def __init__(self, pixels_before_tables: int = _PIXELS_BEFORE_TABLES) -> None:
@@ -45,27 +46,23 @@ class LabConverter:
         """Convert (H, W, 3) RGB into (H, W, 4) LAB."""
         if self._tables is None:
             cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB), cv2.COLOR_RGB2RGBA, dst=out)
+            out[..., 3] = 0
         else:
-            colors = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA), dtype=np.uint8)
-            np.take(self._tables[0], _codes(colors), out=_words(out), mode="clip")
+            words = _words(np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA), dtype=np.uint8))
+            words &= _N_COLORS - 1
+            np.take(self._tables[0], words.astype(np.intp), out=_words(out), mode="clip")
 
     def to_rgb(self, lab: Pixels, out: Pixels) -> None:
-        """Convert (H, W, 4) LAB, which is overwritten, into (H, W, 3) RGB."""
+        """Convert (H, W, 4) LAB, whose fourth channel is 0, into (H, W, 3) RGB."""
         if self._tables is None:
             cv2.cvtColor(cv2.cvtColor(lab, cv2.COLOR_RGBA2RGB), cv2.COLOR_LAB2RGB, dst=out)
         else:
-            words = np.take(self._tables[1], _codes(lab))
+            words = np.take(self._tables[1], _words(lab).astype(np.intp))
             cv2.cvtColor(words.view(np.uint8).reshape(lab.shape), cv2.COLOR_RGBA2RGB, dst=out)
 
 
 def _words(pixels: Pixels) -> NDArray[np.uint32]:
     return pixels.view("<u4")[..., 0]
-
-
-def _codes(pixels: Pixels) -> NDArray[np.intp]:
-    words = _words(pixels)
-    words &= _N_COLORS - 1
-    return words.astype(np.intp)
 
 
 def _color_table(conversion: int) -> NDArray[np.uint32]:

@@ -165,6 +165,18 @@ def test_sums_over_many_pixels_are_exact() -> None:
     assert sums.squares.tolist() == (pixels**2).sum(axis=0).tolist()
 
 
+@pytest.mark.parametrize("radius_px", [1, 4, 11])
+def test_erosion_in_bands_is_erosion(radius_px: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(color, "_BAND_PIXELS", 90)
+    mask = np.full((120, 90), 255, dtype=np.uint8)
+    cv2.circle(mask, (0, 20), 15, 0, -1)
+    mask[80:83, 40:60] = 0
+    side = 2 * radius_px + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)) > 0
+    expected = ndimage.binary_erosion(mask > 0, kernel, border_value=1)
+    np.testing.assert_array_equal(erode_mask(mask, radius_px) > 0, expected)
+
+
 def test_an_erosion_that_would_empty_the_roi_is_left_out() -> None:
     mask = np.zeros((30, 30), dtype=np.uint8)
     mask[10:15, 10:15] = 255

@@ -27,8 +27,9 @@ def test_tables_give_what_opencv_gives_for_every_kind_of_colour(
         lab = np.empty((300, 400, 4), dtype=np.uint8)
         converter.to_lab(colors, lab)
         np.testing.assert_array_equal(lab[..., :3], cv2.cvtColor(colors, cv2.COLOR_RGB2LAB))
+        assert not lab[..., 3].any()
         rgb = np.empty_like(colors)
-        converter.to_rgb(np.dstack([colors, np.full((300, 400), 9, dtype=np.uint8)]), rgb)
+        converter.to_rgb(np.dstack([colors, np.zeros((300, 400), dtype=np.uint8)]), rgb)
         np.testing.assert_array_equal(rgb, cv2.cvtColor(colors, cv2.COLOR_LAB2RGB))
 
 
@@ -36,7 +37,7 @@ def test_results_are_written_into_views(converters: tuple[LabConverter, LabConve
     colors = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     for converter in converters:
         canvas = np.zeros((40, 50, 3), dtype=np.uint8)
-        converter.to_rgb(np.dstack([colors, colors[..., 0]]), canvas[10:30, 10:40])
+        converter.to_rgb(np.dstack([colors, np.zeros((20, 30), dtype=np.uint8)]), canvas[10:30, 10:40])
         np.testing.assert_array_equal(canvas[10:30, 10:40], cv2.cvtColor(colors, cv2.COLOR_LAB2RGB))
         assert not canvas[:10].any()
 
