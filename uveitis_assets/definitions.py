@@ -5,6 +5,11 @@ from pathlib import Path
 
 import dagster as dg
 
+from uveitis_assets.antlr_runtime import read_both_grammar_formats
+
+# Dagster's command line parses --select after it has loaded this module.
+read_both_grammar_formats()
+
 # Single-run backfills and partitioned checks are beta in the pinned Dagster: known, and tested against it.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
