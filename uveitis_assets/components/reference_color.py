@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from uveitis_assets.components.lane_assets import worker_count
 from uveitis_assets.fundus.configuration import ReferenceColorConfiguration
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.storage import ArtefactStore, write_json
 
 
 @dataclass
@@ -62,6 +62,7 @@ class ReferenceColor(dg.Component):
                 pixels_per_image=configuration.pixels_per_image,
                 stats_erode_px=configuration.stats_erode_px,
             )
+            write_json(store.reference_color_file(), report.content)
             for image_id, reason in report.skipped:
                 context.log.warning(f"reference_color: {image_id} was passed over: {reason}")
             return dg.MaterializeResult(
