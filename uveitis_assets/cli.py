@@ -53,15 +53,15 @@ def register(
     if unknown:
         _fail(f"found no lane {', '.join(unknown)}; expected one of {', '.join(configured)}")
     store = ArtefactStore.from_environment()
-    chosen = lanes or [name for name, lane in configured.items() if store.raw_folder(lane.folder).is_dir()]
+    folders = {name: _landing_folder(store, configured[name]) for name in lanes or configured}
+    chosen = lanes or [name for name, folder in folders.items() if folder.is_dir()]
     if not chosen:
         _fail(f"{store.raw}: found none of the lanes' folders; land images there or set UVEITIS_RAW")
     with _instance() as instance:
         for name in chosen:
-            lane = configured[name]
-            if not store.raw_folder(lane.folder).is_dir():
-                _fail(f"{store.raw_folder(lane.folder)}: expected the landing folder of {name}, found none")
-            report, added = _register_lane(store, lane, instance)
+            if not folders[name].is_dir():
+                _fail(f"{folders[name]}: expected the landing folder of {name}, found none")
+            report, added = _register_lane(store, configured[name], instance)
             _print_registration(name, report, added)
 
 
@@ -91,6 +91,15 @@ def demo(
     console.print("Open the UI with [bold]make dev[/bold] and go to http://127.0.0.1:3000")
 
 
+def _landing_folder(store: "ArtefactStore", lane: "LaneConfiguration") -> Path:
+    from uveitis_assets.storage import PathEscapesRootError
+
+    try:
+        return store.raw_folder(lane.folder)
+    except PathEscapesRootError as error:
+        _fail(f"{lane.name}: {error}, or set UVEITIS_RAW to the folder that it lies in")
+
+
 @contextmanager
 def _instance() -> "Iterator[dg.DagsterInstance]":
     import dagster as dg
@@ -101,6 +110,8 @@ def _instance() -> "Iterator[dg.DagsterInstance]":
             "DAGSTER_HOME is not set: expected the folder of Dagster's database, e.g. export DAGSTER_HOME=$PWD/"
             ".dagster_home with dagster.yaml in it; without it partition keys would be lost"
         )
+    if not Path(home).is_absolute():
+        _fail(f"DAGSTER_HOME={home}: expected an absolute path; export DAGSTER_HOME={Path(home).resolve()}")
     Path(home).mkdir(parents=True, exist_ok=True)
     with dg.DagsterInstance.get() as instance:
         yield instance
@@ -126,12 +137,14 @@ def _print_registration(lane: str, report: "RegistrationReport", added: int) -> 
     console.print(
         f"[bold]{lane}[/bold]: {report.n_images} images, {len(report.new)} new, {len(report.changed)} changed, "
         f"{len(report.renamed)} renamed, {len(report.relabelled)} relabelled, {len(report.gone)} gone, "
-        f"{len(report.returned)} returned; {added} partition keys added"
+        f"{len(report.returned)} returned; {added} partition keys added",
+        highlight=False,
+        soft_wrap=True,
     )
     for kind in ("new", "changed", "renamed", "relabelled", "gone", "returned", "duplicates"):
         _print_list(kind, getattr(report, kind))
     if report.new_batches:
-        console.print(f"  new batches: {report.new_batches[0]} to {report.new_batches[-1]}")
+        _print_list("new batches", report.new_batches)
     if report.touched_batches:
         _print_list("batches to materialize again", report.touched_batches)
     _print_list("quarantined", [f"{image_id}: {reason}" for image_id, reason in sorted(report.quarantined.items())])
@@ -141,7 +154,7 @@ def _print_registration(lane: str, report: "RegistrationReport", added: int) -> 
 def _print_list(title: str, items: Sequence[str]) -> None:
     if items:
         more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
-        console.print(f"  {title}: {', '.join(items[:_LISTED])}{more}", markup=False, highlight=False)
+        console.print(f"  {title}: {', '.join(items[:_LISTED])}{more}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _refuse_to_touch_real_images(store: "ArtefactStore") -> None:
