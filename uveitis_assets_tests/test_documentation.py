@@ -1,0 +1,287 @@
+"""The documentation says what the code does: links, commands, variables, reasons, columns, examples."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import yaml
+
+from uveitis_assets.fundus.configuration import LaneConfiguration
+from uveitis_assets.fundus.geometry import ImageFrames
+from uveitis_assets.fundus.ledger import LedgerEntry
+from uveitis_assets.fundus.manifest import EXPORTED_COLUMNS, read_manifest
+from uveitis_assets.fundus.quarantine import QuarantineReason
+from uveitis_assets.fundus.stage_index import STAGE_SCHEMAS
+from uveitis_assets.labels.class_map import load_class_map
+from uveitis_assets.storage import ArtefactStore
+from uveitis_assets_tests.conftest import REPOSITORY
+
+DOCS = REPOSITORY / "docs"
+README = REPOSITORY / "README.md"
+PAGES = sorted([README, REPOSITORY / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
+NAMES = [page.relative_to(REPOSITORY).as_posix() for page in PAGES]
+PROGRAMS = ("dagster", "dagster-webserver", "dagster-daemon", "uveitis-assets")
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+VARIABLE = re.compile(r"UVEITIS_[A-Z][A-Z_]*[A-Z]")
+
+
+def fences(page: Path, language: str) -> list[str]:
+    return [
+        "\n".join(line.removeprefix(indent) for line in body.splitlines())
+        for indent, found, body in FENCE.findall(page.read_text())
+        if found == language
+    ]
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, by GitHub's rule."""
+    text = FENCE.sub("", page.read_text())
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def documented(page: Path) -> set[str]:
+    """Everything that stands as code in a page's text."""
+    return set(re.findall(r"`([^`\n]+)`", FENCE.sub("", page.read_text())))
+
+
+def code_files() -> Iterator[Path]:
+    yield REPOSITORY / "Makefile"
+    for folder in ("uveitis_assets", "uveitis_assets_tests", "benchmarks", ".ci"):
+        for path in sorted((REPOSITORY / folder).rglob("*")):
+            if path.is_file() and path.suffix in {".py", ".yaml", ""} and path != Path(__file__):
+                yield path
+
+
+def command_lines() -> list[list[str]]:
+    """Every line of a shell example, as words; continued lines joined."""
+    lines = []
+    for page in PAGES:
+        for block in fences(page, "bash"):
+            lines += [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line]
+
+
+def commands_of(*programs: str) -> list[list[str]]:
+    return [
+        [Path(words[0]).name, *words[1:]]
+        for line in command_lines()
+        if Path((words := line[: line.index("|")] if "|" in line else line)[0]).name in programs
+    ]
+
+
+def verbs_of(words: list[str]) -> tuple[str, ...]:
+    """Program and subcommands: ``dagster asset materialize``."""
+    depth = {"dagster": 1 if words[1] == "dev" else 2, "dagster-daemon": 1, "uveitis-assets": 1}.get(words[0], 0)
+    return tuple(words[: depth + 1])
+
+
+@cache
+def options_of(verbs: tuple[str, ...]) -> frozenset[str]:
+    """Options that a command's own help lists."""
+    program = Path(sys.executable).with_name(verbs[0])
+    asked = subprocess.run(
+        [str(program), *verbs[1:], "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"},
+    )
+    assert asked.returncode == 0, f"{' '.join(verbs)} --help: {asked.stderr[-500:]}"
+    return frozenset(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", asked.stdout))
+
+
+@cache
+def loaded_definitions() -> Any:
+    from uveitis_assets.definitions import defs
+
+    return defs()
+
+
+def asset_keys() -> set[str]:
+    return {key.to_user_string() for key in loaded_definitions().resolve_asset_graph().get_all_asset_keys()}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_relative_link_and_picture_leads_somewhere(page: Path) -> None:
+    broken = []
+    for target in LINK.findall(FENCE.sub("", page.read_text())):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (page.parent / file).resolve() if file else page
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            broken.append(target)
+    assert not broken
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = {(REPOSITORY / target.partition("#")[0]).resolve() for target in LINK.findall(README.read_text())}
+    assert set(DOCS.rglob("*.md")) <= linked
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    texts = [FENCE.sub("", page.read_text()) for page in PAGES]
+    named = {name for text in texts for name in re.findall(r"`make ([a-z]+)`", text)}
+    named |= {words[1] for words in commands_of("make")}
+    assert {"demo", "dev", "test", "lint", "bench"} <= named <= targets
+
+
+def test_the_documented_variables_are_those_that_the_code_reads() -> None:
+    in_docs = {name for page in PAGES for name in VARIABLE.findall(page.read_text())}
+    in_code = {name for path in code_files() for name in VARIABLE.findall(path.read_text())}
+    assert in_docs == in_code
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reference/configuration.md"])
+def test_both_tables_of_variables_hold_all_that_the_package_reads(page: str) -> None:
+    package = sorted((REPOSITORY / "uveitis_assets").rglob("*.py"))
+    in_package = {name for path in package for name in VARIABLE.findall(path.read_text())}
+    rows = re.findall(r"^\| `(\w+)` \|", (REPOSITORY / page).read_text(), re.MULTILINE)
+    assert in_package
+    assert in_package <= set(rows)
+
+
+def test_every_quarantine_reason_has_a_row() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (DOCS / "reference" / "quarantine.md").read_text(), re.MULTILINE)
+    assert set(get_args(QuarantineReason)) <= set(rows)
+
+
+def test_every_landing_problem_has_a_row_and_every_row_a_cause() -> None:
+    codes = set()
+    for path in sorted((REPOSITORY / "uveitis_assets").rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(call, ast.Call) or len(call.args) < 2:
+                continue
+            function = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            reason = call.args[1]
+            if function in {"LandingProblem", "_note"} and isinstance(reason, ast.Constant):
+                codes.add(reason.value)
+    rows = re.findall(r"^\| `(\w+)` \|", (DOCS / "reference" / "quarantine.md").read_text(), re.MULTILINE)
+    assert codes <= set(rows) <= codes | set(get_args(QuarantineReason))
+
+
+def test_the_configuration_page_is_up_to_date() -> None:
+    script = DOCS / "generate_configuration.py"
+    specification = importlib.util.spec_from_file_location("generate_configuration", script)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    assert module.PAGE.read_text() == module.page(), "run .venv/bin/python docs/generate_configuration.py"
+
+
+def test_every_dagster_and_uveitis_assets_command_has_only_options_that_exist() -> None:
+    commands = commands_of(*PROGRAMS)
+    assert len(commands) > 20
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(options_of, sorted({verbs_of(words) for words in commands})))
+    unknown = [
+        f"{' '.join(verbs_of(words))}: {word}"
+        for words in commands
+        for word in words
+        if re.fullmatch(r"--?[a-z][\w-]*", word) and word not in options_of(verbs_of(words))
+    ]
+    assert not unknown
+
+
+def test_every_selected_asset_exists_in_the_shipped_lanes() -> None:
+    selections = [words[words.index("--select") + 1] for words in commands_of("dagster") if "--select" in words]
+    selected = {key for selection in selections for key in selection.split(",")}
+    shipped = {key for key in selected if not key.startswith("clinic/")}
+    assert len(shipped) >= 5
+    assert shipped <= asset_keys()
+
+
+def test_every_sensor_schedule_and_job_that_a_command_names_exists() -> None:
+    repository = loaded_definitions().get_repository_def()
+    names = {*repository.job_names}
+    names |= {sensor.name for sensor in repository.sensor_defs}
+    names |= {schedule.name for schedule in repository.schedule_defs}
+    named = set()
+    for words in commands_of("dagster"):
+        if words[1] in {"sensor", "schedule"} and words[2] in {"start", "stop"}:
+            named.add(words[3])
+        if "--job" in words:
+            named.add(words[words.index("--job") + 1])
+    assert named
+    assert named <= names
+
+
+def test_every_example_partition_has_the_form_of_the_partitions() -> None:
+    found = []
+    for words in commands_of("dagster"):
+        for option in ("--partition", "--partition-range"):
+            if option in words:
+                found += words[words.index(option) + 1].split("...")
+    assert found
+    assert all(re.fullmatch(r"b\d{5}|fold[0-4]\|(train|val|test)", partition) for partition in found)
+
+
+def test_every_asset_check_is_described_in_the_readme() -> None:
+    graph = loaded_definitions().resolve_asset_graph()
+    assert {key.name for key in graph.asset_check_keys} <= documented(README)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_yaml_example_is_a_valid_lane(page: Path) -> None:
+    for text in fences(page, "yaml"):
+        content = yaml.safe_load(text)
+        attributes = content.get("attributes", content)
+        required = {"name": "example", "folder": "example"}
+        layout = {"layout": "image_folder" if "image_folder" in attributes else "uwf700"}
+        LaneConfiguration.model_validate({**required, **layout, **attributes})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_json_and_python_example_can_be_read(page: Path) -> None:
+    for text in fences(page, "json"):
+        json.loads(text)
+    for text in fences(page, "python"):
+        compile(text, str(page), "exec")
+
+
+def test_the_formula_of_the_formats_page_leads_back_to_raw_pixels() -> None:
+    (function,) = [text for text in fences(DOCS / "reference" / "formats.md", "python") if "global_to_raw" in text]
+    scope: dict[str, Any] = {}
+    exec(function, scope)
+    frames = ImageFrames((3900, 3072), (101, 7, 3650, 2998), 1024, (0, 279), 3549, "global", ())
+    raw = np.array([1234.5, 678.25])
+    x, y = frames.raw_to_global.apply(raw)
+    found = scope["global_to_raw"](x, y, frames.crop_metadata(), frames.tiles_metadata("uwf700::a"))
+    assert found == pytest.approx(tuple(raw), abs=1e-9)
+
+
+def test_the_formats_page_names_every_column_of_manifest_indexes_and_ledger(store: ArtefactStore) -> None:
+    named = documented(DOCS / "reference" / "formats.md")
+    columns = {*EXPORTED_COLUMNS, *read_manifest(store, "none").columns}
+    columns |= {name for schema in STAGE_SCHEMAS.values() for name in schema}
+    columns |= set(LedgerEntry.__slots__)
+    assert columns <= named
+
+
+def test_the_formats_page_lists_the_categories_with_their_ids() -> None:
+    text = (DOCS / "reference" / "formats.md").read_text()
+    listed = {int(number): name for number, name in re.findall(r"\| (\d+) \| `(\w+)`", text)}
+    assert listed == load_class_map().names
+
+
+def test_no_page_names_a_path_of_one_machine() -> None:
+    for page in PAGES:
+        assert not re.search(r"(?<![\w.])/(work|home|root|tmp)/", page.read_text()), page
