@@ -124,6 +124,7 @@ def _register_lane(
     from uveitis_assets.components.lane_keys import LaneKeys
     from uveitis_assets.fundus.ledger import register, registered_batches
 
+    store.remove_dead_partial_files()
     report = register(store, lane)
     name = LaneKeys.of(lane).batches_name
     known = set(instance.get_dynamic_partitions(name))

@@ -8,9 +8,13 @@ hand over bytes.
 from __future__ import annotations
 
 import fcntl
+import functools
+import hashlib
 import json
 import os
+import platform
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 TEMPORARY_SUFFIX = ".partial"
+_ABANDONED_AFTER_S = 86400
 
 
 class PathEscapesRootError(ValueError):
@@ -155,6 +160,26 @@ class ArtefactStore:
             return path.relative_to(self.root).as_posix()
         return path.as_posix()
 
+    def remove_dead_partial_files(self) -> None:
+        """Remove what killed processes left beside books: ledger, manifests, splits, indexes, labels, figures.
+
+        Only files whose writer is known to be dead, or that are a day old: other processes may be writing now. The
+        artefacts of single images are the business of their batch's journal.
+        """
+        folders = (
+            "ledger",
+            "manifests",
+            "splits",
+            "labels_coco",
+            "labels_coco/*",
+            "labels_debug/*",
+            "labels_debug/*/*",
+        )
+        for pattern in (*folders, "index/*/*", "preproc/verify", "preproc/ref"):
+            for path in self.root.glob(f"{pattern}/.*{TEMPORARY_SUFFIX}"):
+                if _is_abandoned(path):
+                    path.unlink(missing_ok=True)
+
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Hold the installation-wide exclusive lock ``name``; a second process waits, a killed one lets go."""
@@ -185,7 +210,8 @@ def resolve_inside(root: Path, name: str | Path) -> Path:
 
 def write_bytes(path: Path, data: bytes | bytearray | memoryview, *, mode: int = 0o644) -> None:
     """Write a file atomically with the given permissions, making its folder; a reader never sees part of it."""
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    writer = f"{os.getpid()}-{_process_table()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.name[:200]}.{writer}{TEMPORARY_SUFFIX}")
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileNotFoundError:
@@ -198,6 +224,37 @@ def write_bytes(path: Path, data: bytes | bytearray | memoryview, *, mode: int =
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@functools.cache
+def _process_table() -> str:
+    """Names the table in which this process's id counts: containers and machines have their own."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        table = os.readlink("/proc/self/ns/pid")  # noqa: PTH115  not a path
+    except OSError:
+        boot, table = platform.node(), ""
+    return hashlib.blake2b(f"{boot}{table}".encode(), digest_size=4).hexdigest()
+
+
+def _is_abandoned(temporary: Path) -> bool:
+    """Say whether nobody writes a temporary file any more."""
+    try:
+        age_s = time.time() - temporary.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    if age_s > _ABANDONED_AFTER_S:
+        return True
+    writer = temporary.name.removesuffix(TEMPORARY_SUFFIX).rpartition(".")[2].split("-")
+    if len(writer) != 3 or not writer[0].isdigit() or writer[1] != _process_table():
+        return False
+    try:
+        os.kill(int(writer[0]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def json_bytes(value: Mapping[str, Any], *, indent: int | None = 2) -> bytes:

@@ -81,6 +81,7 @@ def _manifest(lane: LaneConfiguration) -> dg.AssetsDefinition:
         from uveitis_assets.fundus.manifest import build_manifest_part, export_manifest, write_splits_files
 
         store = ArtefactStore.from_environment()
+        store.remove_dead_partial_files()
 
         def work(batch: str) -> dict[dg.AssetKey, Metadata]:
             started = time.perf_counter()
@@ -157,6 +158,7 @@ def _preprocessing(lane: LaneConfiguration) -> dg.AssetsDefinition:
         from uveitis_assets.fundus.verification import write_preprocess_metrics
 
         store = ArtefactStore.from_environment()
+        store.remove_dead_partial_files()
         stages = [stage for stage in STAGES if keys.stage(stage) in context.selected_asset_keys]
 
         def work(batch: str) -> dict[dg.AssetKey, Metadata]:
@@ -227,6 +229,7 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
         from uveitis_assets.labels.overlays import label_contact_sheet, write_label_overlays
 
         store = ArtefactStore.from_environment()
+        store.remove_dead_partial_files()
         # Read before the inputs: what is materialized from now on is newer than these labels.
         upstream_event = latest_event_id(context.instance, [keys.manifest, keys.stage("tiles")])
         manifest = read_manifest(store, lane.name)

@@ -89,6 +89,7 @@ def _landing_sensor(lane: LaneConfiguration) -> dg.SensorDefinition:
                 return dg.SensorResult(
                     cursor=json.dumps(cursor), skip_reason=dg.SkipReason("files are arriving: waiting for a rest")
                 )
+            store.remove_dead_partial_files()
             report = register(store, lane, time_budget_s=_REGISTRATION_BUDGET_S)
             touched = report.touched_batches
             for problem in report.problems:
