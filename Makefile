@@ -6,7 +6,7 @@ export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 export UVEITIS_DATA ?= $(CURDIR)/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test lint format bench clean
+.PHONY: help install demo dev test lint format bench screenshots clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench: install ## Measure speed, memory and ROI accuracy
 	$(BIN)/python benchmarks/landing.py
 	$(BIN)/python benchmarks/definitions.py
 	$(BIN)/python benchmarks/roi_accuracy.py
+
+screenshots: install ## Take the pictures of README and docs again (needs chromium and chromedriver)
+	$(BIN)/python -m uveitis_assets_tests.e2e.screenshots --out docs/images
 
 clean: ## Remove the virtual environment and the caches; data and DAGSTER_HOME stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -223,12 +224,20 @@ def print_row(label: str, examples: list[Example], parameters: UwfRetinaParamete
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with uwf/ and drive/")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("UVEITIS_REAL_DATA", "../shared/data")),
+        help="folder with uwf/ and drive/; default $UVEITIS_REAL_DATA, else ../shared/data",
+    )
     parser.add_argument("--augment", action="store_true", help="table of the uwf method under augmentations")
     parser.add_argument(
         "--sensitivity", action="store_true", help="table of the uwf method with weights moved by 30 %%"
     )
     arguments = parser.parse_args()
+    if not (arguments.data / "uwf" / "images").is_dir():
+        print(f"{arguments.data}: found no outlined photographs, nothing was measured; name their folder with --data")
+        return
     cv2.setNumThreads(1)
     examples = list(ultra_widefield_examples(arguments.data))
     print_methods("ultra-widefield", examples)

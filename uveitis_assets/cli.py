@@ -45,10 +45,9 @@ def register(
     lanes: Annotated[list[str] | None, typer.Argument(help="Lanes to register; none: all whose folder exists")] = None,
 ) -> None:
     """Find new images, assign them to batches in the ledger and add the partition keys. Idempotent."""
-    from uveitis_assets.components.lanes import load_lanes
     from uveitis_assets.storage import ArtefactStore
 
-    configured = load_lanes()
+    configured = _load_lanes()
     unknown = sorted(set(lanes or ()) - set(configured))
     if unknown:
         _fail(f"found no lane {', '.join(unknown)}; expected one of {', '.join(configured)}")
@@ -72,7 +71,6 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the sample")] = 0,
 ) -> None:
     """Write sample images and run the lanes uwf700 and fgadr on them, from manifest to COCO labels."""
-    from uveitis_assets.components.lanes import load_lanes
     from uveitis_assets.storage import ArtefactStore
 
     started = time.perf_counter()
@@ -80,7 +78,7 @@ def demo(
     _refuse_to_touch_real_images(store)
     with _instance() as instance:
         _write_sample(store, n_uwf, n_fgadr, seed)
-        configured = load_lanes()
+        configured = _load_lanes()
         rows = [_run_lane(store, configured[name], instance) for name in _DEMO_LANES]
     table = Table(title=f"Made in {time.perf_counter() - started:.0f} s under {store.root}")
     for column in ("lane", "images", "masks", "tiles", "labelled", "boxes", "quarantined", "checks"):
@@ -98,6 +96,23 @@ def _landing_folder(store: "ArtefactStore", lane: "LaneConfiguration") -> Path:
         return store.raw_folder(lane.folder)
     except PathEscapesRootError as error:
         _fail(f"{lane.name}: {error}, or set UVEITIS_RAW to the folder that it lies in")
+
+
+def _load_lanes() -> "dict[str, LaneConfiguration]":
+    from pydantic import ValidationError
+
+    from uveitis_assets.components.lanes import load_lanes
+
+    try:
+        return load_lanes()
+    except Exception as error:
+        # Dagster wraps what is wrong with a defs.yaml in a tree of all components and a long trace.
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ValidationError):
+                _fail(str(cause))
+            cause = cause.__cause__
+        raise
 
 
 @contextmanager
@@ -198,7 +213,7 @@ def _run_lane(store: "ArtefactStore", lane: "LaneConfiguration", instance: "dg.D
     keys = LaneKeys.of(lane)
     report, _ = _register_lane(store, lane, instance)
     definitions = defs()
-    n_failed_checks = 0
+    evaluations: list[dg.AssetCheckEvaluation] = []
     for job, partitions in (
         (keys.lane_job, registered_batches(store, lane.name)),
         (keys.labels_job, keys.fold_splits.get_partition_keys()),
@@ -212,8 +227,7 @@ def _run_lane(store: "ArtefactStore", lane: "LaneConfiguration", instance: "dg.D
             )
         if not result.success:
             _fail(f"{lane.name}: the run {result.run_id} of {job} failed; open it with `make dev`")
-        evaluations = result.get_asset_check_evaluations()
-        n_failed_checks += sum(not evaluation.passed for evaluation in evaluations)
+        evaluations += result.get_asset_check_evaluations()
     summary = read_json(store.coco_summary_file())
     entries = [entry for name, entry in summary.items() if name.startswith(f"{lane.name}_")]
     return (
@@ -224,8 +238,16 @@ def _run_lane(store: "ArtefactStore", lane: "LaneConfiguration", instance: "dg.D
         str(sum(entry["global"]["num_images"] for entry in entries)),
         str(sum(entry["global"]["num_annotations"] for entry in entries)),
         str(len(report.quarantined)),
-        "all passed" if not n_failed_checks else f"{n_failed_checks} with findings",
+        _verdict(evaluations),
     )
+
+
+def _verdict(evaluations: "Sequence[dg.AssetCheckEvaluation]") -> str:
+    failed = [evaluation for evaluation in evaluations if not evaluation.passed]
+    errors = sum(evaluation.severity.value == "ERROR" for evaluation in failed)
+    if errors:
+        return f"{errors} failed"
+    return f"passed, {len(failed)} warning" if failed else "passed"
 
 
 @contextmanager

@@ -23,6 +23,8 @@ _REGISTRATION_BUDGET_S = 20.0
 _KEYS_PER_TICK = 500
 # A folder that never comes to rest is registered all the same.
 _RESTLESS_TICKS = 10
+_LABEL_ATTEMPTS = 3
+_UPSTREAM_EVENT_TAG = "uveitis/upstream_event"
 _IN_PROGRESS = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -161,9 +163,15 @@ def _labels_sensor(lane: LaneConfiguration) -> dg.SensorDefinition:
         running = _running_of_lane(context.instance, keys)
         if running:
             return dg.SkipReason(f"{running} runs of {lane.name} are in progress: waiting for the last tiles")
+        tags = {_UPSTREAM_EVENT_TAG: str(newest)}
+        failed = context.instance.get_runs_count(
+            filters=dg.RunsFilter(job_name=keys.labels_job, tags=tags, statuses=[dg.DagsterRunStatus.FAILURE])
+        )
+        if failed >= _LABEL_ATTEMPTS:
+            return dg.SkipReason(f"{failed} runs failed on the same tiles: mend the cause and run {keys.labels_job}")
         return dg.RunRequest(
-            run_key=f"{lane.name}-labels-{newest}",
-            tags={**range_tags(partitions[0], partitions[-1]), "uveitis/requested_because": "newer tiles"},
+            run_key=f"{lane.name}-labels-{newest}-{failed}",
+            tags={**tags, **range_tags(partitions[0], partitions[-1]), "uveitis/requested_because": "newer tiles"},
         )
 
     return labels_refresh

@@ -216,6 +216,9 @@ class AutomationConfiguration(Configuration):
     max_batches_per_run: int = Field(16, ge=1, le=500, description="Longest partition range of one automatic run")
 
 
+_LABEL_FORMAT_OF_LAYOUT: dict[Layout, tuple[str, ...]] = {"uwf700": ("obb",), "fgadr": ("mask",)}
+
+
 class LaneConfiguration(DatasetConfiguration):
     """A fundus lane: the attributes of a defs.yaml."""
 
@@ -229,6 +232,15 @@ class LaneConfiguration(DatasetConfiguration):
     splits: SplitConfiguration = SplitConfiguration()
     labels: LabelConfiguration = LabelConfiguration()
     automation: AutomationConfiguration = AutomationConfiguration()
+
+    @model_validator(mode="after")
+    def _layout_has_these_labels(self) -> Self:
+        allowed = {"none", *_LABEL_FORMAT_OF_LAYOUT.get(self.layout, ())}
+        if self.labels.format not in allowed:
+            raise ValueError(
+                f"labels.format: layout {self.layout} has {' or '.join(sorted(allowed))}, found {self.labels.format}"
+            )
+        return self
 
     @property
     def preprocess(self) -> PreprocessConfiguration:

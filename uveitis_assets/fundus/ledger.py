@@ -391,9 +391,11 @@ class _Registration:
         return placed
 
     def _is_out_of_sight(self, path: str) -> bool:
-        """Say whether a file's folder could not be listed: a disk that is not mounted takes no image away."""
+        """Say whether a file's folder could not be listed, or the whole landing folder is empty: a disk that is not
+        mounted takes no image away."""
         return any(
-            (
+            problem.reason == "no_images"
+            or (
                 problem.path in (".", self.dataset.folder)
                 and problem.reason in ("missing_folder", "unreadable", "escapes_root")
             )

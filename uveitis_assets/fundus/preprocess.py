@@ -223,9 +223,10 @@ class _BatchRun:
             todo = []
             for stage in self.requested:
                 if image.quarantine_reason is not None:
-                    self._rows[stage][image.image_id] = self._quarantine_row(
-                        image, stage, image.quarantine_reason, image.quarantine_detail
-                    )
+                    set_aside = self._quarantine_row(image, stage, image.quarantine_reason, image.quarantine_detail)
+                    if self._earlier[stage].get(image.image_id) != set_aside:
+                        self._remove_artefacts(image, stage, image.quarantine_reason)
+                    self._rows[stage][image.image_id] = set_aside
                     continue
                 row = self._holding_row(image, stage)
                 if row is None:
@@ -382,11 +383,15 @@ class _BatchRun:
 
     def _quarantine(self, image: RegisteredImage, stage: PreprocessStage, error: QuarantineError) -> None:
         row = self._quarantine_row(image, stage, error.reason, error.detail)
-        if error.reason not in _PASSING_REASONS:
-            remove_artefacts(self.store, artefact_key(image.image_id), stage, self.configuration.tiling.global_size)
+        self._remove_artefacts(image, stage, error.reason)
         self._journals[stage].finish(image.image_id, row)
         with self._outcome_lock:
             self._rows[stage][image.image_id] = row
+
+    def _remove_artefacts(self, image: RegisteredImage, stage: PreprocessStage, reason: str) -> None:
+        """Remove what an earlier content of the image left, unless the reason may pass."""
+        if reason not in _PASSING_REASONS:
+            remove_artefacts(self.store, artefact_key(image.image_id), stage, self.configuration.tiling.global_size)
 
     def _quarantine_row(self, image: RegisteredImage, stage: PreprocessStage, reason: str, detail: str | None) -> Row:
         return self._common_columns(image, stage) | {"quarantine_reason": reason, "quarantine_detail": detail}

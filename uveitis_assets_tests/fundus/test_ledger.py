@@ -657,3 +657,15 @@ def test_a_rename_whose_reading_is_put_off_keeps_its_identity(store, monkeypatch
         pass
     assert live(store)["9.jpg"].image_id == "lane::0"
     assert live(store)["9.jpg"].batch == "b00001"
+
+
+def test_an_empty_landing_folder_takes_no_image_away(store):
+    path = land(store, "0.jpg")
+    register(store, lane())
+    content = path.read_bytes()
+    path.unlink()
+    report = register(store, lane())
+    assert report.gone == ()
+    assert "no_images" in {problem.reason for problem in report.problems}
+    path.write_bytes(content)
+    assert register(store, lane()).n_unchanged == 1
