@@ -13,9 +13,10 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-# Measured on ultra-widefield and regular fundus photographs: level 1 is 1.2x as large as the best level of zlib at a
-# tenth of its time; level 0 saves 5 % of the time for 15 % more bytes, level 3 costs 1.6x for more bytes. Fundus
-# images are smooth down the columns: UP is smaller and faster than SUB, adaptive choice is not worth its time.
+# Measured on ultra-widefield and regular fundus photographs: level 1 takes a quarter of the time of OpenCV's default
+# at 0.7 to 1.1 times its size. Level 0 makes 13 to 28 % more bytes for 0 to 10 % less time, level 2 the same as level
+# 1, level 3 more bytes in up to 1.9 times the time. Fundus images are smooth down the columns: UP gives mostly smaller
+# files than SUB and always sooner.
 _DEFLATE_LEVEL = 1
 _FILTER_UP = 2
 # A block of filtered rows stays in the core's cache between numpy and ISA-L.
