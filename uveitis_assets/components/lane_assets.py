@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
-from uveitis_assets.components.lane_keys import STAGES, LaneKeys
+from uveitis_assets.components.lane_keys import STAGES, LaneKeys, fold_and_split
 from uveitis_assets.components.partition_runs import Metadata, MetadataEntry, materialize_keys
 from uveitis_assets.components.previews import picture
 from uveitis_assets.fundus.configuration import LaneConfiguration, PreprocessStage
@@ -222,7 +222,6 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
         "Only labelled images are listed: an empty label file is a negative, a missing one is not.",
     )
     def coco_labels(context: dg.AssetExecutionContext, config: LabelsRunConfig) -> Iterator[dg.MaterializeResult[None]]:
-        from uveitis_assets.fundus.landed import SPLITS
         from uveitis_assets.fundus.manifest import read_manifest
         from uveitis_assets.labels.class_map import load_class_map
         from uveitis_assets.labels.coco import build_coco_split, write_coco_summary
@@ -236,9 +235,7 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
 
         def work(partition: str) -> dict[dg.AssetKey, Metadata]:
             started = time.perf_counter()
-            fold_key, split_key = partition.split("|")
-            fold = int(fold_key.removeprefix("fold"))
-            split = next(name for name in SPLITS if name == split_key)
+            fold, split = fold_and_split(partition)
             summary = build_coco_split(
                 store,
                 lane.name,

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import dagster as dg
 
 from uveitis_assets.fundus.configuration import LaneConfiguration, PreprocessStage
+from uveitis_assets.fundus.landed import SPLITS, Split
 
 STAGES: tuple[PreprocessStage, ...] = ("roi_masks", "normalized_crops", "tiles")
-SPLIT_KEYS = ("train", "val", "test")
 LANE_TAG = "uveitis/lane"
 LABELS_TAG = "uveitis/labels"
 
@@ -29,7 +29,7 @@ class LaneKeys:
             dg.MultiPartitionsDefinition(
                 {
                     "fold": dg.StaticPartitionsDefinition([f"fold{fold}" for fold in range(lane.splits.folds)]),
-                    "split": dg.StaticPartitionsDefinition(list(SPLIT_KEYS)),
+                    "split": dg.StaticPartitionsDefinition(list(SPLITS)),
                 }
             ),
         )
@@ -67,3 +67,9 @@ class LaneKeys:
     @property
     def labels_job(self) -> str:
         return f"{self.lane}_labels"
+
+
+def fold_and_split(partition: str) -> tuple[int, Split]:
+    """Parts of a label partition: ``fold0|train`` -> (0, "train")."""
+    fold_key, split_key = partition.split("|")
+    return int(fold_key.removeprefix("fold")), next(split for split in SPLITS if split == split_key)

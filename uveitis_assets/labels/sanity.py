@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -138,43 +138,39 @@ def check_coco(store: ArtefactStore, coco: Mapping[str, Any], *, images_written:
     ]
 
 
-def check_fold(
+def check_split(
     store: ArtefactStore,
     lane: str,
     fold: int,
+    split: Split,
     manifest: pl.DataFrame,
-    splits: Iterable[Split] = SPLITS,
     *,
     persisted: Collection[str] = ("global", "tiles"),
     reachable: Mapping[int, str] | None = None,
 ) -> list[Finding]:
-    """All checks of one lane and fold over the splits whose COCO files exist; messages start with the file's name.
+    """All checks of one split's COCO files, alone and beside the fold's other splits that are written.
 
     Args:
         store: where the COCO files lie.
         lane: the lane's name.
         fold: the fold's number.
+        split: the split whose files are looked at.
         manifest: all rows of the lane.
-        splits: which splits are looked at.
         persisted: which images the lane writes.
         reachable: the categories that the lane's labels can name; None: all of the COCO file.
+
+    Raises:
+        FileNotFoundError: the split's files are not written yet.
     """
     findings = check_patients_disjoint(manifest, fold)
-    cocos: dict[Split, Mapping[str, Any]] = {}
-    names: dict[int, str] = {}
-    for split in splits:
-        for tiles in (False, True):
-            path = store.coco_file(lane, split, fold, tiles=tiles)
-            if not path.exists():
-                findings.append(Finding("WARN", f"{store.name_of(path)}: not written yet"))
-                continue
-            coco = read_json(path)
-            found = check_coco(store, coco, images_written=("tiles" if tiles else "global") in persisted)
-            findings += [Finding(one.severity, f"{store.name_of(path)}: {one.message}") for one in found]
-            if not tiles:
-                cocos[split] = coco
-                names |= {category["id"]: category["name"] for category in coco["categories"]}
-    counts = {split: Counter(entry["category_id"] for entry in coco["annotations"]) for split, coco in cocos.items()}
+    for tiles in (False, True):
+        path = store.coco_file(lane, split, fold, tiles=tiles)
+        found = check_coco(store, read_json(path), images_written=("tiles" if tiles else "global") in persisted)
+        findings += [Finding(one.severity, f"{store.name_of(path)}: {one.message}") for one in found]
+    files = {name: store.coco_file(lane, name, fold, tiles=False) for name in SPLITS}
+    cocos = {name: read_json(path) for name, path in files.items() if path.exists()}
+    names = {category["id"]: category["name"] for category in cocos[split]["categories"]}
+    counts = {name: Counter(entry["category_id"] for entry in coco["annotations"]) for name, coco in cocos.items()}
     return [
         *findings,
         *check_images_disjoint(cocos),

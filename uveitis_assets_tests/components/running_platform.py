@@ -74,8 +74,12 @@ class Platform:
         configuration = {"ops": {f"{lane}__coco_labels": {"config": {"overlays": overlays}}}}
         return self.run(lane, first, last, job=self.keys(lane).labels_job, configuration=configuration)
 
-    def check(self, asset: str, name: str, first: str, last: str | None = None) -> dg.AssetCheckEvaluation:
-        """Evaluate one check without its asset."""
+    def check(self, asset: str, name: str, partition: str) -> dg.AssetCheckEvaluation:
+        """Evaluate one check of one partition without its asset."""
+        return self.checks(asset, name, partition, partition)[partition]
+
+    def checks(self, asset: str, name: str, first: str, last: str) -> dict[str, dg.AssetCheckEvaluation]:
+        """Evaluate one check over a range of partitions in one run; results by partition."""
         checks = list(self.definitions.asset_checks or [])
         key = dg.AssetCheckKey(dg.AssetKey(asset.split("/")), name)
         result = dg.materialize(
@@ -83,10 +87,11 @@ class Platform:
             selection=dg.AssetSelection.checks(key),
             instance=self.instance,
             run_config=QUIET,
-            tags={"dagster/partition": first} if last is None else range_tags(first, last),
+            tags={"dagster/partition": first} if first == last else range_tags(first, last),
         )
-        (evaluation,) = result.get_asset_check_evaluations()
-        return evaluation
+        evaluations = result.get_asset_check_evaluations()
+        assert all(evaluation.partition is not None for evaluation in evaluations)
+        return {str(evaluation.partition): evaluation for evaluation in evaluations}
 
     def metadata(self, asset: str, partition: str) -> dict[str, Any]:
         """Metadata values of the newest materialization of the partition."""

@@ -223,6 +223,22 @@ def test_labels_wait_for_runs_in_progress(finished: Platform, started_by: str) -
     assert isinstance(platform.tick("fgadr_labels_refresh"), dg.RunRequest)
 
 
+def test_failed_labels_are_tried_again_a_few_times_and_at_once_when_tiles_are_newer(finished: Platform) -> None:
+    platform = dataclasses.replace(finished, instance=dg.DagsterInstance.ephemeral())
+    platform.register("fgadr")
+    assert platform.run("fgadr").success
+    job = platform.definitions.resolve_job_def("fgadr_labels")
+    run_keys = set()
+    while isinstance(request := platform.tick("fgadr_labels_refresh"), dg.RunRequest):
+        run_keys.add(request.run_key)
+        platform.instance.create_run_for_job(job, status=dg.DagsterRunStatus.FAILURE, tags=request.tags)
+        assert len(run_keys) < 10
+    assert len(run_keys) == 3
+    assert "3 runs failed on the same tiles" in skipped(request)
+    assert platform.run("fgadr", only=["tiles"]).success
+    assert isinstance(platform.tick("fgadr_labels_refresh"), dg.RunRequest)
+
+
 # Schedule -----------------------------------------------------------------------------------------------------
 
 

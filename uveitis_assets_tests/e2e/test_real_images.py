@@ -156,8 +156,10 @@ def test_no_real_image_is_quarantined_and_the_checks_pass(regular, widefield, mo
         ):
             evaluation = platform.check(f"{lane}/{asset}", name, "b00001")
             assert evaluation.passed, evaluation.metadata["findings"].value
-        sanity = platform.check(f"{lane}/coco_labels", "label_sanity", "fold0|train", "fold4|test")
-        assert sanity.metadata["n_errors"].value == 0, sanity.metadata["findings"].value
+        sanity = platform.checks(f"{lane}/coco_labels", "label_sanity", "fold0|train", "fold4|test")
+        assert len(sanity) == 15
+        for evaluation in sanity.values():
+            assert evaluation.metadata["n_errors"].value == 0, evaluation.metadata["findings"].value
 
 
 def test_the_crop_is_the_raw_image_at_its_place(widefield):

@@ -96,10 +96,6 @@ def test_a_failed_check_shows_its_partition_and_which_images_are_broken_and_why(
     assert "Uveitis-203.jpg: expected an image, found 0 bytes; copy the file again" in findings
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a range run's check returns one result that has no partition: Dagster shows the check as skipped",
-)
 def test_checks_of_a_run_over_a_range_of_batches_have_a_result_per_batch(ui: UserInterface) -> None:
     ui.open_checks("fgadr/tiles")
 

@@ -16,9 +16,9 @@ from uveitis_assets.labels.sanity import (
     Finding,
     check_classes_present,
     check_coco,
-    check_fold,
     check_images_disjoint,
     check_patients_disjoint,
+    check_split,
 )
 from uveitis_assets.storage import ArtefactStore
 from uveitis_assets_tests.labels.lane import FakeLane, frames_of
@@ -129,10 +129,13 @@ def test_a_built_fold_passes_but_for_missing_images_and_classes(store: ArtefactS
         lane.add(split, image, [label], split=split)
     rows = lane.finish()
     labels = LabelConfiguration(format="obb", classes=("vascularite",))
-    assert {finding.severity for finding in check_fold(store, "uwf700", 0, rows)} == {"WARN"}
+    with pytest.raises(FileNotFoundError):
+        check_split(store, "uwf700", 0, "train", rows)
     for split in ("train", "val", "test"):
         build_coco_split(store, "uwf700", lane.raw_folder, labels, load_class_map(), fold=0, split=split, manifest=rows)
-    findings = check_fold(store, "uwf700", 0, rows)
-    assert len(findings) == 6
-    assert all("image files that do not exist" in finding.message for finding in findings)
-    assert findings[0].message.startswith("labels_coco/uwf700_train.json: 1 image files")
+    for split in ("train", "val", "test"):
+        findings = check_split(store, "uwf700", 0, split, rows)
+        assert len(findings) == 2
+        assert all("image files that do not exist" in finding.message for finding in findings)
+        assert findings[0].message.startswith(f"labels_coco/uwf700_{split}.json: 1 image files")
+        assert check_split(store, "uwf700", 0, split, rows, persisted=()) == []

@@ -1,0 +1,58 @@
+"""Asset checks with a result of their own for every partition, also in a run over a range of partitions.
+
+An ``AssetCheckResult`` returned from a range run belongs to no partition: Dagster then keeps the partitions' results as
+planned for ever and the UI calls the check skipped. Hence each partition's result is logged as an evaluation.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import dagster as dg
+
+# Not public, and the only way to say which materialization an evaluation is about: without it a check's page calls the
+# partition missing. Tested in the real UI.
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
+
+Evaluate = Callable[[dg.DagsterInstance, str], dg.AssetCheckResult]
+
+
+def partitioned_check(
+    name: str,
+    asset: dg.AssetKey,
+    partitions: dg.PartitionsDefinition[str],
+    description: str,
+    evaluate: Evaluate,
+) -> dg.AssetChecksDefinition:
+    """Make a check of a function of the instance and one partition key; a run calls it for each of its keys."""
+    spec = dg.AssetCheckSpec(name, asset=asset, partitions_def=partitions, description=description)
+
+    @dg.multi_asset_check(name=f"{'__'.join(asset.path)}_{name}", specs=[spec], can_subset=True)
+    def check(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        for partition in context.partition_keys:
+            result = evaluate(context.instance, partition)
+            evaluation = dg.AssetCheckEvaluation(
+                asset_key=asset,
+                check_name=name,
+                passed=bool(result.passed),
+                metadata=result.metadata,
+                severity=result.severity,
+                description=result.description,
+                target_materialization_data=_newest_materialization(context.instance, asset, partition),
+                partition=partition,
+            )
+            # log_event takes evaluations, its annotation does not say so.
+            context.op_execution_context.log_event(cast("dg.AssetObservation", evaluation))
+        yield from ()
+
+    return check
+
+
+def _newest_materialization(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str
+) -> AssetCheckEvaluationTargetMaterializationData | None:
+    newest = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[partition])
+    for record in instance.fetch_materializations(newest, limit=1).records:
+        return AssetCheckEvaluationTargetMaterializationData(
+            storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
+        )
+    return None
