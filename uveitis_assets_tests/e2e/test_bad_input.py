@@ -104,8 +104,10 @@ def platform(definitions: dg.Definitions, store: ArtefactStore, monkeypatch: pyt
 
 
 def findings(result: dg.ExecuteInProcessResult, check: str) -> str:
-    (evaluation,) = (one for one in result.get_asset_check_evaluations() if one.check_name == check)
-    return str(evaluation.metadata["findings"].value)
+    """What the check listed, over all partitions of the run."""
+    evaluations = [one for one in result.get_asset_check_evaluations() if one.check_name == check]
+    assert evaluations
+    return "\n".join(str(one.metadata["findings"].value) for one in evaluations)
 
 
 def coco_image_ids(platform: Platform, lane: str, *, tiles: bool = False) -> set[str]:
