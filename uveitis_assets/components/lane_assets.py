@@ -75,7 +75,8 @@ def _manifest(lane: LaneConfiguration) -> dg.AssetsDefinition:
         kinds={"polars", "parquet"},
         code_version=MANIFEST_CODE_VERSION,
         description=f"{lane.description}\n\nOne row per landed image: identity, size, eye, labels, split, quarantine. "
-        f"Exports manifests/{lane.name}.jsonl, .csv, .parquet and splits/{lane.splits.name}_<fold>.json.".strip(),
+        f"Exports `manifests/{lane.name}.jsonl`, `.csv`, `.parquet` and "
+        f"`splits/{lane.splits.name}_<fold>.json`.".strip(),
     )
     def manifest(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
         from uveitis_assets.fundus.manifest import build_manifest_part, export_manifest, write_splits_files
@@ -119,7 +120,7 @@ def _preprocessing(lane: LaneConfiguration) -> dg.AssetsDefinition:
     keys = LaneKeys.of(lane)
     upstream = {"roi_masks": keys.manifest, "normalized_crops": keys.stage("roi_masks")}
     upstream["tiles"] = keys.stage("normalized_crops")
-    uses_sam2 = any("sam2_prompted" in lane.roi.methods_for(tag) for tag in ("", *lane.roi.method_by_dataset))
+    uses_sam2 = _uses_sam2(lane)
     needs_reference = lane.normalize.method == "reinhard_lab_ref"
 
     def spec(stage: PreprocessStage) -> dg.AssetSpec:
@@ -183,7 +184,7 @@ def _preprocessing(lane: LaneConfiguration) -> dg.AssetsDefinition:
                 keys.stage(stage): {
                     **_stage_metadata(stage, outcome.stages[stage]),
                     "quarantined": _quarantined(store.stage_index(lane.name, stage, batch)),
-                    "wall_duration_s": round(outcome.duration_s, 3),
+                    "duration_s": round(outcome.duration_s, 3),
                     **(_preview(store, lane, stage, batch, images) if config.previews else {}),
                 }
                 for stage in stages
@@ -232,6 +233,8 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
         # Read before the inputs: what is materialized from now on is newer than these labels.
         upstream_event = latest_event_id(context.instance, [keys.manifest, keys.stage("tiles")])
         manifest = read_manifest(store, lane.name)
+        class_map = load_class_map()
+        names = class_map.names
 
         def work(partition: str) -> dict[dg.AssetKey, Metadata]:
             started = time.perf_counter()
@@ -241,7 +244,7 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
                 lane.name,
                 store.raw_folder(lane.folder),
                 lane.labels,
-                load_class_map(),
+                class_map,
                 fold=fold,
                 split=split,
                 manifest=manifest,
@@ -250,12 +253,11 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
             write_coco_summary(store, summary)
             metadata: dict[str, MetadataEntry] = {
                 **summary.counts(),
-                "class_counts": _counts({str(key): count for key, count in summary.class_counts.items()}),
+                "class_counts": _counts({names[key]: count for key, count in summary.class_counts.items() if count}),
                 "missing_classes": ", ".join(summary.missing_classes) or "none",
                 BAD_LABELS_METADATA: dg.MetadataValue.json({bad.image_id: bad.detail for bad in summary.bad_labels}),
                 "not_preprocessed": _listing(list(summary.not_preprocessed)),
-                "avg_box_area_px2": summary.avg_box_area,
-                UPSTREAM_EVENT_METADATA: upstream_event,
+                "avg_box_area_px2": round(summary.avg_box_area, 1),
                 "path": dg.MetadataValue.path(str(store.coco_file(lane.name, split, fold, tiles=False))),
             }
             if config.overlays:
@@ -264,6 +266,7 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
                     sheet = label_contact_sheet(store, lane.name, fold, split)
                     metadata["preview"] = picture(sheet, f"{lane.name} {partition}: boxes on tiles")
             metadata["duration_s"] = round(time.perf_counter() - started, 3)
+            metadata[UPSTREAM_EVENT_METADATA] = upstream_event
             return {keys.coco_labels: metadata}
 
         yield from materialize_keys(context, [keys.coco_labels], work)
@@ -292,9 +295,9 @@ def _stage_metadata(stage: PreprocessStage, outcome: "StageOutcome") -> dict[str
         "n_quarantined": sum(outcome.n_quarantined.values()),
         "quarantine_reasons": _counts(outcome.n_quarantined),
         **(fallbacks if stage == "roi_masks" else {}),
-        "duration_s": round(outcome.duration_s, 3),
+        "worker_duration_s": round(outcome.duration_s, 3),
         "written_bytes": outcome.bytes_written,
-        **outcome.statistics,
+        **{name: round(value, 4) for name, value in outcome.statistics.items()},
     }
 
 
@@ -316,9 +319,13 @@ def _preview(
     return {} if sheet is None else {"preview": picture(sheet, f"{lane.name} {batch}: {title}")}
 
 
+def _uses_sam2(lane: LaneConfiguration) -> bool:
+    return any("sam2_prompted" in lane.roi.methods_for(tag) for tag in ("", *lane.roi.method_by_dataset))
+
+
 def _configuration_of(lane: LaneConfiguration, stage: PreprocessStage) -> dict[str, object]:
     part = {"roi_masks": lane.roi, "normalized_crops": lane.normalize, "tiles": lane.tiling}[stage]
-    return part.model_dump(mode="json")
+    return part.model_dump(mode="json", exclude=set() if _uses_sam2(lane) else {"sam2"})
 
 
 def _counts(counts: Mapping[str, int]) -> dg.JsonMetadataValue:

@@ -19,7 +19,7 @@ STAGE_NUMBERS = {
     "quarantine_reasons",
     "quarantined",
     "duration_s",
-    "wall_duration_s",
+    "worker_duration_s",
     "written_bytes",
 }
 OWN_NUMBERS = {
