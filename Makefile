@@ -33,7 +33,7 @@ dev: install $(DAGSTER_HOME)/dagster.yaml ## Open the UI and the daemon on http:
 	$(BIN)/dagster dev --host 127.0.0.1 --port 3000
 
 test: install ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install ## Lint, check formatting and types
 	$(BIN)/ruff check .
