@@ -114,3 +114,19 @@ def test_native_tiles_are_laid_out_on_the_crop() -> None:
     assert len(frames.tiles) == 4 * 2
     assert max(tile.x1 for tile in frames.tiles) == 2000
     assert max(tile.y1 for tile in frames.tiles) == 900
+
+
+@pytest.mark.parametrize("side", [300, 301, 512, 600])
+def test_the_global_image_is_the_area_average_of_the_square(side: int) -> None:
+    canvas = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    # Mean over each target pixel's footprint, pixels at its edges weighted by the covered share.
+    edges = np.linspace(0, side, 129)
+    cumulated = np.pad(np.cumsum(canvas.astype(np.float64), axis=0), ((1, 0), (0, 0), (0, 0)))
+    rows = np.diff(
+        [[np.interp(e, np.arange(side + 1), column) for e in edges] for column in cumulated.reshape(side + 1, -1).T]
+    )
+    by_row = rows.T.reshape(128, side, 3)
+    cumulated = np.pad(np.cumsum(by_row, axis=1), ((0, 0), (1, 0), (0, 0)))
+    columns = np.apply_along_axis(lambda line: np.diff(np.interp(edges, np.arange(side + 1), line)), 1, cumulated)
+    expected = columns / (side / 128) ** 2
+    assert np.abs(render_global(canvas, 128) - expected).max() <= (1.01 if side % 2 else 2.0)
