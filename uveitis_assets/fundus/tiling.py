@@ -77,16 +77,10 @@ def padded_canvas(frames: ImageFrames) -> tuple[NDArray[np.uint8], NDArray[np.ui
 def render_global(canvas: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Scale the padded square to the global image: area averages downwards, bilinear upwards.
 
-    A large square with an even side is halved first: the same averages in half the time, rounded once more. Integer
-    scales, whose averages are exact in one step, are not.
-
     Args:
         canvas: (side, side, 3) uint8 RGB.
         size: side of the result, px.
     """
-    while canvas.shape[0] >= 2 * size and canvas.shape[0] % 2 == 0 and canvas.shape[0] % size:
-        half = canvas.shape[0] // 2
-        canvas = np.asarray(cv2.resize(canvas, (half, half), interpolation=cv2.INTER_AREA), dtype=np.uint8)
     side = canvas.shape[0]
     interpolation = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(canvas, (size, size), interpolation=interpolation), dtype=np.uint8)

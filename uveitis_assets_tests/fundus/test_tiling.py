@@ -129,4 +129,4 @@ def test_the_global_image_is_the_area_average_of_the_square(side: int) -> None:
     cumulated = np.pad(np.cumsum(by_row, axis=1), ((0, 0), (1, 0), (0, 0)))
     columns = np.apply_along_axis(lambda line: np.diff(np.interp(edges, np.arange(side + 1), line)), 1, cumulated)
     expected = columns / (side / 128) ** 2
-    assert np.abs(render_global(canvas, 128) - expected).max() <= (1.01 if side % 2 else 2.0)
+    assert np.abs(render_global(canvas, 128) - expected).max() <= 1.01
