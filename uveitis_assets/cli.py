@@ -75,7 +75,6 @@ def demo(
 
     started = time.perf_counter()
     store = ArtefactStore.from_environment()
-    _refuse_to_touch_real_images(store)
     with _instance() as instance:
         _write_sample(store, n_uwf, n_fgadr, seed)
         configured = _load_lanes()
@@ -173,29 +172,27 @@ def _print_list(title: str, items: Sequence[str]) -> None:
         console.print(f"  {title}: {', '.join(items[:_LISTED])}{more}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _refuse_to_touch_real_images(store: "ArtefactStore") -> None:
-    """The sample is only ever written into folders that it made."""
-    for folder in ("uwf-700", "fgadr"):
-        landing = store.raw / folder
-        if landing.is_dir() and any(landing.iterdir()) and not (store.raw / _SAMPLE_MARK).exists():
-            _fail(f"{landing}: found images that are not the sample's; set UVEITIS_DATA to another folder for the demo")
-
-
 _SAMPLE_MARK = ".sample_images"
 
 
 def _write_sample(store: "ArtefactStore", n_uwf: int, n_fgadr: int, seed: int) -> None:
+    """Write the sample once; folders that hold anything else, real images or another sample, are left alone."""
     from rich.progress import Progress
 
     from uveitis_assets.sample import write_sample
     from uveitis_assets.storage import write_bytes
 
     wanted = f"uwf {n_uwf} fgadr {n_fgadr} seed {seed}\n".encode()
+    unfinished = b"unfinished " + wanted
     mark = store.raw / _SAMPLE_MARK
-    if mark.exists() and mark.read_bytes() == wanted:
+    found = mark.read_bytes() if mark.exists() else b""
+    if found == wanted:
         console.print(f"Sample images are in {store.raw}")
         return
-    write_bytes(mark, b"unfinished\n")
+    for landing in (store.raw / "uwf-700", store.raw / "fgadr"):
+        if found != unfinished and landing.is_dir() and any(landing.iterdir()):
+            _fail(f"{landing}: found other images than this sample; set UVEITIS_DATA to another folder for the demo")
+    write_bytes(mark, unfinished)
     with Progress(console=console) as progress:
         task = progress.add_task("Sample images", total=n_uwf + n_fgadr)
         write_sample(store.raw, n_uwf=n_uwf, n_fgadr=n_fgadr, seed=seed, on_written=lambda *_: progress.advance(task))

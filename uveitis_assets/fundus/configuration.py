@@ -8,9 +8,11 @@ definitions loads them.
 from __future__ import annotations
 
 import hashlib
+from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 RoiMethod = Literal["threshold", "uwf", "sam2_prompted"]
 NormalizationMethod = Literal["none", "zscore_rgb", "grayworld", "clahe_luminance", "reinhard_lab_ref"]
@@ -190,11 +192,21 @@ class ImageFolderConfiguration(Configuration):
 class DatasetConfiguration(Configuration):
     """One landing folder and how it is read."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]*$", description="Lane name: key prefix and file names")
+    name: str = Field(
+        pattern=r"^[a-z0-9]+(_[a-z0-9]+)*$", max_length=64, description="Lane name: key prefix and file names"
+    )
     layout: Layout
     folder: str = Field(description="Folder below $UVEITIS_RAW")
     batch_size: int = Field(256, ge=1, le=4096, description="Images per partition at most")
     image_folder: ImageFolderConfiguration = ImageFolderConfiguration()
+
+    @field_validator("folder")
+    @classmethod
+    def _folder_stays_below_raw(cls, folder: str) -> str:
+        path = PurePosixPath(folder)
+        if not path.parts or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"expected a folder below $UVEITIS_RAW without `..`, found {folder!r}")
+        return folder
 
     @model_validator(mode="after")
     def _image_folder_options_need_their_layout(self) -> Self:
@@ -214,6 +226,15 @@ class AutomationConfiguration(Configuration):
     fill_cron: str = Field("0 2 * * *", description="When missing partitions are filled, cron syntax")
     timezone: str = Field("UTC", description="Time zone of fill_cron")
     max_batches_per_run: int = Field(16, ge=1, le=500, description="Longest partition range of one automatic run")
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone_exists(cls, timezone: str) -> str:
+        try:
+            ZoneInfo(timezone)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError(f"expected a time zone such as Europe/Paris, found {timezone!r}") from error
+        return timezone
 
 
 _LABEL_FORMAT_OF_LAYOUT: dict[Layout, tuple[str, ...]] = {"uwf700": ("obb",), "fgadr": ("mask",)}

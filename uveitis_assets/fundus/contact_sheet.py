@@ -138,7 +138,8 @@ def _normalization_cell(store: ArtefactStore, image: RegisteredImage, row: Row, 
 
 def _normalized_picture(store: ArtefactStore, row: Row, tiles: Row | None) -> Pixels | None:
     paths = [store.normalized_crop(row["key"])]
-    if tiles is not None and tiles["global_size"] is not None:
+    # Without their metadata the tiles belong to a former crop.
+    if tiles is not None and tiles["global_size"] is not None and store.tiles_metadata(row["key"]).exists():
         paths.insert(0, store.global_image(row["key"], tiles["global_size"]))
     for path in paths:
         if path.exists():

@@ -379,6 +379,9 @@ class _BatchRun:
         former_size = earlier.get("global_size")
         if former_size is not None and former_size != self.configuration.tiling.global_size:
             self.store.global_image(artefact_key(image.image_id), former_size).unlink(missing_ok=True)
+        if stage == "normalized_crops" and earlier["fingerprint"] != self._fingerprints[image.dataset][stage]:
+            # Tiles of the former crop must not meet the new crop's place: without metadata they count as not made.
+            self.store.tiles_metadata(artefact_key(image.image_id)).unlink(missing_ok=True)
         self._journals[stage].begin(image.image_id)
 
     def _quarantine(self, image: RegisteredImage, stage: PreprocessStage, error: QuarantineError) -> None:
@@ -441,9 +444,10 @@ class _BatchRun:
         """Write the indexes that changed and remove their journals."""
         for stage in self.requested:
             rows = self._rows[stage]
-            if not self._touched[stage] and self._earlier[stage] == rows:
+            index = self.store.stage_index(self.lane, stage, self.batch)
+            if not self._touched[stage] and self._earlier[stage] == rows and index.exists():
                 continue
-            write_stage_index(self.store.stage_index(self.lane, stage, self.batch), stage, rows.values())
+            write_stage_index(index, stage, rows.values())
             self.store.stage_journal(self.lane, stage, self.batch).unlink(missing_ok=True)
 
     def outcome(self, duration_s: float) -> BatchOutcome:

@@ -645,3 +645,24 @@ def test_the_lock_of_a_batch_is_held_while_it_runs(store: ArtefactStore) -> None
     images = land_many(store, 1)
     preprocess_batch(store, "lane", "b00001", images, SMALL, STAGES, workers=1, code_version="1", progress=probe)
     assert held == [True]
+
+
+def test_tiles_of_a_former_crop_lose_their_metadata_until_they_are_made_again(store: ArtefactStore) -> None:
+    images = land_many(store, 1)
+    preprocess(store, images)
+    wide = SMALL.model_copy(update={"roi": SMALL.roi.model_copy(update={"crop_pad_px": 1})})
+    preprocess(store, images, wide, stages=("roi_masks", "normalized_crops"))
+    assert not store.tiles_metadata("lane__image00").exists()
+    preprocess(store, images, wide)
+    frames = ImageFrames.from_metadata(
+        read_json(store.crop_metadata("lane__image00")), read_json(store.tiles_metadata("lane__image00"))
+    )
+    assert frames.raw_to_global.apply([frames.crop_box[0], 0])[0] == pytest.approx(
+        frames.pad_xy[0] * frames.global_size / frames.padded_side
+    )
+
+
+def test_a_batch_without_images_has_an_empty_index(store: ArtefactStore) -> None:
+    preprocess(store, [])
+    assert rows(store, "tiles") == {}
+    assert store.stage_index("lane", "tiles", "b00001").exists()
