@@ -2,9 +2,11 @@
 
 Images are downscaled to 768 px as in the pipeline; the outlines' `ignore` polygons are left out of the score. DRIVE is
 easy and only shows that nothing is broken. `--augment` repeats the `uwf` method under changes of the photograph,
-`--sensitivity` with each of its weights moved by 30 %.
+`--stress` under harsher ones and with the lids of one photograph around the retina of every other, `--sample N` on N
+generated images, whose truth is exact but whose lids and rims are drawn, and `--sensitivity` with each of its weights
+moved by 30 %.
 
-    python benchmarks/roi_accuracy.py --data ../shared/data --augment --sensitivity
+    python benchmarks/roi_accuracy.py --data ../shared/data --augment --stress --sample 120 --sensitivity
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 from uveitis_assets.fundus.roi import downscale_for_roi
 from uveitis_assets.fundus.roi_threshold import threshold_retina_mask
 from uveitis_assets.fundus.roi_uwf import UwfRetinaParameters, uwf_retina_mask
+from uveitis_assets.sample import render_ultra_widefield
 
 MAX_SIDE = 768
 
@@ -201,6 +204,165 @@ AUGMENTATIONS: dict[str, Callable[[Example], Example]] = {
 }
 
 
+def bannered(above: bool) -> Callable[[Example], Example]:
+    """A black border, wider on one side, where a viewer writes the patient's line."""
+
+    def apply(example: Example) -> Example:
+        height, width = example.image.shape[:2]
+        band, side = int(0.09 * height), int(0.04 * width)
+        top, bottom = (band, 0) if above else (0, band)
+
+        def pad(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            bordered = cv2.copyMakeBorder(picture, top, bottom, side, side, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+            return np.asarray(bordered, dtype=np.uint8)
+
+        image = pad(example.image)
+        baseline = int(0.75 * band) + (0 if above else height)
+        text, size, thickness = (
+            "SAMPLE, PATIENT 1970-01-01 OD 2020-01-02 11:22 ID 0001234 RG",
+            band / 70,
+            max(1, band // 25),
+        )
+        cv2.putText(
+            image, text, (side, baseline), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), thickness, cv2.LINE_AA
+        )
+        retina, ignored = (pad(plane.astype(np.uint8)) > 0 for plane in (example.retina, example.ignored))
+        return Example(example.name, image, retina, ignored)
+
+    return apply
+
+
+def vignetted(share: float) -> Callable[[Example], Example]:
+    """Light falls with the squared distance from the middle, by `share` in the corners."""
+
+    def change(image: Image) -> NDArray[np.float64]:
+        rows, columns = (np.linspace(-1, 1, side) for side in image.shape[:2])
+        squared = (rows[:, None] ** 2 + columns**2) / 2
+        return np.asarray(image * (1 - share * squared)[..., None])
+
+    return photometric(change)
+
+
+def squeezed(factor: float) -> Callable[[Example], Example]:
+    """Width alone changed."""
+    return geometric(
+        lambda picture, flag: np.asarray(cv2.resize(picture, None, fx=factor, fy=1, interpolation=flag), dtype=np.uint8)
+    )
+
+
+def one_grey(weights: tuple[float, float, float]) -> Callable[[Example], Example]:
+    """The same weighted mean of red, green and blue in all three channels."""
+    return photometric(lambda image: np.repeat((image @ np.array(weights))[..., None], 3, axis=2))
+
+
+def haze(x: float, y: float, spread: float, opacity: float) -> Callable[[Example], Example]:
+    """A vitreous veil: contrast and sharpness are lost around one place; place and spread as shares of the frame."""
+
+    def change(image: Image) -> NDArray[np.float64]:
+        height, width = image.shape[:2]
+        rows, columns = np.ogrid[:height, :width]
+        squared = ((columns / width - x) / spread) ** 2 + ((rows / height - y) / spread) ** 2
+        alpha = (opacity * np.exp(-squared / 2))[..., None]
+        veil = 1.2 * np.percentile(image.reshape(-1, 3), 70, axis=0)
+        blurred = cv2.GaussianBlur(image.astype(np.float64), (0, 0), height / 60)
+        return np.asarray((1 - alpha) * image + alpha * (0.4 * blurred + 0.6 * veil))
+
+    return photometric(change)
+
+
+def laser_scars(example: Example) -> Example:
+    """Panretinal photocoagulation: pale spots within the retina, half of them with pigment in the middle."""
+    generator = np.random.default_rng(5)
+    height, width = example.image.shape[:2]
+    margin = np.ones((width // 25, width // 25), np.uint8)
+    inner = cv2.erode(example.retina.astype(np.uint8), margin, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    gain = np.ones((height, width))
+    for _ in range(200):
+        angle, distance = generator.uniform(0, 2 * np.pi), generator.uniform(0.45, 0.9)
+        radius, pigmented = generator.uniform(0.005, 0.011) * width, generator.random() < 0.5
+        x, y = int((1 + np.cos(angle) * distance) * width / 2), int((1 + np.sin(angle) * distance) * height / 2)
+        if inner[y, x]:
+            cv2.circle(gain, (x, y), int(radius), 1.4, -1)
+            cv2.circle(gain, (x, y), max(1, int(radius / 2)), 0.6 if pigmented else 1.7, -1)
+    soft = cv2.GaussianBlur(gain, (0, 0), 1.2)[..., None]
+    return photometric(lambda image: image * soft)(example)
+
+
+def reflexes(image: Image) -> NDArray[np.float64]:
+    """Two bright out-of-focus reflexes in the retina."""
+    height, width = image.shape[:2]
+    spots = np.zeros((height, width))
+    cv2.ellipse(spots, (int(0.62 * width), int(0.3 * height)), (width // 8, height // 40), 20, 0, 360, 1, -1)
+    cv2.ellipse(spots, (int(0.35 * width), int(0.72 * height)), (width // 20, height // 20), 0, 0, 360, 1, -1)
+    alpha = 0.7 * cv2.GaussianBlur(spots, (0, 0), height / 120)[..., None]
+    return np.asarray(image * (1 - alpha) + alpha * np.array([190, 210, 30]))
+
+
+def gas_bubble(image: Image) -> NDArray[np.float64]:
+    """A darker disc with a bright edge in the upper half."""
+    height, width = image.shape[:2]
+    rows, columns = np.ogrid[:height, :width]
+    bubble = (np.hypot((columns / width - 0.5) / 0.28, (rows / height - 0.3) / 0.2) < 1).astype(np.float32)
+    edge = bubble - cv2.erode(bubble, np.ones((height // 50 + 1,) * 2, np.uint8))
+    bubble, edge = (cv2.GaussianBlur(plane, (0, 0), height / 200)[..., None] for plane in (bubble, edge))
+    return np.asarray(image * (1 - 0.45 * bubble) + 40 * edge)
+
+
+STRESSES: dict[str, Callable[[Example], Example]] = {
+    "banner above": bannered(above=True),
+    "banner below": bannered(above=False),
+    "JPEG quality 20": jpeg(20),
+    "strong vignetting": vignetted(0.8),
+    "gamma 0.5": photometric(lambda image: 255 * (image / 255) ** 0.5),
+    "gamma 1.6": photometric(lambda image: 255 * (image / 255) ** 1.6),
+    "brightness 2, clipped": photometric(lambda image: image * 2.0),
+    "brightness 0.4": photometric(lambda image: image * 0.4),
+    "30 % redder": photometric(lambda image: image * np.array([1.3, 0.77, 1.0])),
+    "30 % greener": photometric(lambda image: image * np.array([0.77, 1.3, 1.0])),
+    "grey": one_grey((0.5, 0.5, 0)),
+    "red-free": one_grey((0, 1, 0)),
+    "red only": one_grey((1, 0, 0)),
+    "squeezed to 0.8": squeezed(0.8),
+    "stretched to 1.25": squeezed(1.25),
+    "central haze": haze(0.5, 0.45, 0.2, 0.8),
+    "haze below": haze(0.45, 0.75, 0.18, 0.8),
+    "resized to 300 px": resized(300),
+    "laser scars": laser_scars,
+    "reflexes": photometric(reflexes),
+    "gas bubble": photometric(gas_bubble),
+    "12 % cut on all sides": cropped(0.12, 0.12, 0.12, 0.12),
+    "cut to the retina": cropped(0.22, 0.22, 0.22, 0.22),
+}
+
+
+def transplanted(inner: Example, outer: Example) -> Example:
+    """The lids, lashes and rim of `outer` around the retina of `inner`, at the latter's brightness."""
+    height, width = outer.retina.shape
+
+    def fitted(plane: Mask) -> Mask:
+        return cv2.resize(plane.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+
+    image = cv2.resize(inner.image, (width, height)).astype(np.float64)
+    shared = fitted(inner.retina) & outer.retina
+    gain = [np.median(image[shared][:, c]) / np.median(outer.image[shared][:, c]) for c in (0, 1)]
+    surround = np.clip(outer.image * np.array([*gain, 1.0]), 0, 255)
+    weight = cv2.GaussianBlur(outer.retina.astype(np.float64), (0, 0), 2.5)[..., None]
+    composed = np.asarray(image * weight + surround * (1 - weight), dtype=np.uint8)
+    return Example(f"{inner.name} in {outer.name}", composed, shared, fitted(inner.ignored) | outer.ignored)
+
+
+def generated_examples(count: int) -> list[Example]:
+    examples = []
+    for seed in range(count):
+        sample = render_ultra_widefield(seed, 1560, 1228)
+        image = downscale_for_roi(sample.image_rgb, MAX_SIDE)
+        size = (image.shape[1], image.shape[0])
+        covered = cv2.resize((sample.retina_mask > 0).astype(np.float32), size, interpolation=cv2.INTER_AREA)
+        retina = covered > 0.5
+        examples.append(Example(f"seed {seed}", image, retina, np.zeros_like(retina)))
+    return examples
+
+
 def print_methods(title: str, examples: list[Example]) -> None:
     print(f"\n{title:24s}" + "".join(f"{name:>13s}" for name in METHODS))
     scores = {name: [intersection_over_union(method(e.image), e) for e in examples] for name, method in METHODS.items()}
@@ -231,6 +393,8 @@ def main() -> None:
         help="folder with uwf/ and drive/; default $UVEITIS_REAL_DATA, else ../shared/data",
     )
     parser.add_argument("--augment", action="store_true", help="table of the uwf method under augmentations")
+    parser.add_argument("--stress", action="store_true", help="the same under harsher changes and with foreign lids")
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="the uwf method on N generated images")
     parser.add_argument(
         "--sensitivity", action="store_true", help="table of the uwf method with weights moved by 30 %%"
     )
@@ -246,6 +410,17 @@ def main() -> None:
         print("\nuwf method, augmented images")
         for name, augment in AUGMENTATIONS.items():
             print_row(name, [augment(example) for example in examples])
+    if arguments.stress:
+        print("\nuwf method, harsher changes")
+        for name, stress in STRESSES.items():
+            print_row(name, [stress(example) for example in examples])
+        print_row(
+            "foreign lids and rim",
+            [transplanted(inner, outer) for inner in examples for outer in examples if inner is not outer],
+        )
+    if arguments.sample:
+        print("\nuwf method, generated images")
+        print_row(f"{arguments.sample} seeds", generated_examples(arguments.sample))
     if arguments.sensitivity:
         print("\nuwf method, one weight moved, images as they are and four augmentations of each")
         augmentations = [AUGMENTATIONS[k] for k in ("rotated 7°", "border 5 % cropped", "gamma 1.4", "blur 2 px")]

@@ -10,7 +10,8 @@ where a path is cheap if
 
 - it lies on a change point: along the ray the pixels inside and outside of it have different means or variances in log
   brightness or in the red/green ratio (Gaussian likelihood ratio: a sharp retina beside an out-of-focus lid counts as
-  well as a dark retina beside a bright one);
+  well as a dark retina beside a bright one), in a narrow window or, for lids with a soft edge, in a wide one;
+- fine texture is lost outwards there: lids and skin lie out of focus and show neither vessels nor choroid;
 - few change points were crossed on the way from the centre: the lid's edge comes before the rim's, which is stronger;
 - no pixels inside are far brighter than this image's fundus: skin reflects directly;
 - where it leaves the frame, the frame cut the retina there; corners are less credible, because the field is elliptic.
@@ -53,6 +54,8 @@ class UwfRetinaParameters:
     bend_cost: float = 0.25  # per squared radial step between neighbouring directions
     brightness_floor: float = 0.06  # standard deviation below which log brightness is called constant
     red_green_floor: float = 0.02  # the same for the log red/green ratio
+    soft_edge_floor: float = 7.0  # times these floors in the wide windows: there the fundus' own shading must not count
+    texture_weight: float = 0.65  # of a loss of texture, against changes of brightness and colour
 
 
 _WORKING_SIDE = 256  # px; lashes and vessels are about one pixel wide here, lids and rim stay sharp
@@ -65,6 +68,12 @@ _ISLAND_RADIUS = 0.8  # a haemorrhage to be filled in ends before it
 _ISLAND_BRIGHTNESS = 0.5  # times the fundus (75th percentile) within that radius
 _WINDOW = 3  # radial samples on either side of a change point
 _GAP = 1  # samples left out in between: the border itself is blurred
+_SOFT_EDGE_WINDOW = 8  # the same where the border is out of focus
+_SOFT_EDGE_GAP = 3
+_SOFT_EDGE_REACH = 4  # samples; nearer than this to a stronger sharp change, a soft one is only its echo
+_TEXTURE_WINDOW = 10  # texture is told from few pixels only with a wide window
+_TEXTURE_GAP = 2
+_TEXTURE_FLOOR = 0.3  # standard deviation below which log texture is called constant
 _TANGENTIAL_WINDOW = 5  # directions pooled; suppresses lashes and vessels, which run across the outline
 _MAX_STEP = 4  # radial samples between neighbouring directions: 57 degrees at radius 1
 _APPEARANCE_BINS = (20, 20, 8)  # log brightness, log red/green, texture
@@ -117,18 +126,28 @@ def uwf_retina_mask(image_rgb: NDArray[np.uint8], parameters: UwfRetinaParameter
 
 
 def _content_box(image: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
-    """Rows and columns (top, bottom, left, right; ends exclusive) left after black padding is trimmed."""
+    """Rows and columns (top, bottom, left, right; ends exclusive) left after black padding and banners are cut."""
     stride = max(1, max(image.shape[:2]) // 1024)  # large originals: a sample of the pixels is enough
     brightest = image[::stride, ::stride].max(axis=2)
     threshold = max(_DARKEST_CONTENT, 0.06 * float(np.percentile(brightest, 90)))
     lit = brightest > threshold
-    rows = np.flatnonzero(lit.mean(axis=1) > 0.05)
-    columns = np.flatnonzero(lit.mean(axis=0) > 0.05)
-    if len(rows) < 8 or len(columns) < 8:
+    rows = _longest_run(lit.mean(axis=1) > 0.05)
+    columns = _longest_run(lit.mean(axis=0) > 0.05)
+    if min(rows[1] - rows[0], columns[1] - columns[0]) < 8:
         return None
     height, width = image.shape[:2]
-    bottom, right = min(height, (int(rows[-1]) + 1) * stride), min(width, (int(columns[-1]) + 1) * stride)
-    return int(rows[0]) * stride, bottom, int(columns[0]) * stride, right
+    bottom, right = min(height, rows[1] * stride), min(width, columns[1] * stride)
+    return rows[0] * stride, bottom, columns[0] * stride, right
+
+
+def _longest_run(lit: NDArray[np.bool_]) -> tuple[int, int]:
+    """First and last (exclusive) index of the longest stretch; what stands apart from it is a banner, not the photo."""
+    changes = np.flatnonzero(np.diff(np.concatenate([[False], lit, [False]]).astype(np.int8)))
+    if len(changes) == 0:
+        return 0, 0
+    starts, ends = changes[::2], changes[1::2]
+    longest = int(np.argmax(ends - starts))
+    return int(starts[longest]), int(ends[longest])
 
 
 def _to_polar(image: NDArray[np.uint8]) -> _PolarImage:
@@ -200,20 +219,39 @@ class _ChangePoints:
 
 
 def _change_points(polar: _PolarImage, weights: UwfRetinaParameters) -> _ChangePoints:
-    brightness, brightness_step = _change_point(polar.brightness, weights.brightness_floor)
-    red_green, red_green_step = _change_point(polar.red_green, weights.red_green_floor)
+    sharp, brightness_step = _colour_change(polar, weights, 1.0, _WINDOW, _GAP)
+    texture, texture_step = _change_point(_texture(polar), _TEXTURE_FLOOR, _TEXTURE_WINDOW, _TEXTURE_GAP)
+    # The cap: the rim's edge is stronger than the lid's, not more credible.
+    cap = np.float32(weights.largest_evidence)
+    soft, _ = _colour_change(polar, weights, weights.soft_edge_floor, _SOFT_EDGE_WINDOW, _SOFT_EDGE_GAP)
+    strongest_near = cv2.dilate(np.minimum(sharp, cap), np.ones((1, 2 * _SOFT_EDGE_REACH + 1), np.uint8))
+    total = np.maximum(sharp, np.where(strongest_near < soft, soft, 0))
+    total += np.float32(weights.texture_weight) * np.where(texture_step < 0, texture, 0)
+    return _ChangePoints(total=np.minimum(total, cap), brightens=brightness_step > 0)
+
+
+def _colour_change(
+    polar: _PolarImage, weights: UwfRetinaParameters, floor_factor: float, window: int, gap: int
+) -> tuple[Floats, Floats]:
+    """Evidence of brightness and red/green ratio together, and the step of the brightness."""
+    brightness, brightness_step = _change_point(polar.brightness, floor_factor * weights.brightness_floor, window, gap)
+    red_green, red_green_step = _change_point(polar.red_green, floor_factor * weights.red_green_floor, window, gap)
     red_green = red_green * np.where(red_green_step < 0, 1, np.float32(weights.reddening_weight))
-    # It saturates: the rim's edge is stronger than the lid's, not more credible.
-    total = np.minimum(brightness + red_green, np.float32(weights.largest_evidence))
-    return _ChangePoints(total=total, brightens=brightness_step > 0)
+    return cast(Floats, brightness + red_green), brightness_step
 
 
-def _change_point(values: Floats, floor: float) -> tuple[Floats, Floats]:
+def _texture(polar: _PolarImage) -> Floats:
+    """Log of the local standard deviation of log brightness around its local mean."""
+    residual = polar.brightness - cv2.blur(polar.brightness, (5, 5))
+    return cast(Floats, 0.5 * np.log(cv2.blur(residual * residual, (7, 7)) + np.float32(1e-4)))
+
+
+def _change_point(values: Floats, floor: float, window: int, gap: int) -> tuple[Floats, Floats]:
     """Log likelihood ratio (per sample) of two Gaussians, inner and outer window, against one; and the mean's step."""
-    mean = _window_mean(values)
-    variance = np.maximum(_window_mean(values * values) - mean * mean, 0)
-    inner_mean, inner_variance = _shift(mean, _GAP), _shift(variance, _GAP)
-    outward = -(_WINDOW - 1 + _GAP)
+    mean = _window_mean(values, window)
+    variance = np.maximum(_window_mean(values * values, window) - mean * mean, 0)
+    inner_mean, inner_variance = _shift(mean, gap), _shift(variance, gap)
+    outward = -(window - 1 + gap)
     outer_mean, outer_variance = _shift(mean, outward), _shift(variance, outward)
     step = outer_mean - inner_mean
     joint_variance = (inner_variance + outer_variance) / 2 + (step / 2) ** 2
@@ -222,14 +260,14 @@ def _change_point(values: Floats, floor: float) -> tuple[Floats, Floats]:
     return cast(Floats, ratio), cast(Floats, step)
 
 
-def _window_mean(values: Floats) -> Floats:
+def _window_mean(values: Floats, window: int) -> Floats:
     """Mean over the samples r - window + 1 .. r and the neighbouring directions, which wrap around."""
     margin = _TANGENTIAL_WINDOW
     wrapped = np.concatenate([values[-margin:], values, values[:margin]])
     mean = cv2.blur(
         wrapped,
-        (_WINDOW, _TANGENTIAL_WINDOW),
-        anchor=(_WINDOW - 1, _TANGENTIAL_WINDOW // 2),
+        (window, _TANGENTIAL_WINDOW),
+        anchor=(window - 1, _TANGENTIAL_WINDOW // 2),
         borderType=cv2.BORDER_REPLICATE,
     )
     return cast(Floats, mean[margin:-margin])
@@ -262,8 +300,7 @@ def _crossing_cost(polar: _PolarImage, evidence: _ChangePoints, weights: UwfReti
 
 def _appearance_cost(polar: _PolarImage, outline: NDArray[np.intp], weights: UwfRetinaParameters) -> Floats | float:
     """Evidence from colour and texture, learned from the two sides of a first outline; 0 if one side is missing."""
-    residual = polar.brightness - cv2.blur(polar.brightness, (5, 5))
-    texture = 0.5 * np.log(cv2.blur(residual * residual, (7, 7)) + 1e-4)
+    texture = _texture(polar)
     central = polar.inside & (polar.radii < 0.7)
     code = np.zeros(polar.inside.shape, np.int64)
     features = ((polar.brightness, 0.15), (polar.red_green, 0.06), (texture, 0.3))
