@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from uveitis_assets.fundus.roi_uwf import uwf_retina_mask
+from uveitis_assets.sample import render_ultra_widefield
 
 Image = NDArray[np.uint8]
 
@@ -73,6 +74,17 @@ def bordered(picture: Image) -> Image:
     return np.asarray(cv2.copyMakeBorder(picture, 60, 60, 80, 20, cv2.BORDER_CONSTANT, value=0), dtype=np.uint8)
 
 
+def squeezed(picture: Image) -> Image:
+    interpolation = cv2.INTER_LINEAR if picture.ndim == 3 else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(picture, None, fx=0.8, fy=1, interpolation=interpolation), dtype=np.uint8)
+
+
+def cut_to_retina(picture: Image) -> Image:
+    height, width = picture.shape[:2]
+    rows, columns = int(0.22 * height), int(0.22 * width)
+    return np.ascontiguousarray(picture[rows : height - rows, columns : width - columns])
+
+
 def values_changed(change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Callable[[Image], Image]:
     """A change of the photograph that leaves the masks alone."""
     return lambda picture: (
@@ -114,7 +126,16 @@ CHANGES: dict[str, Callable[[Image], Image]] = {
     "5 % of the border cropped": cropped,
     "black border added": bordered,
     "bleed": with_bleed,
+    "gamma 0.5": values_changed(lambda values: 255 * (values / 255) ** 0.5),
+    "twice as bright and clipped": values_changed(lambda values: values * 2),
+    "much darker": values_changed(lambda values: values * 0.4),
+    "red in all channels": values_changed(lambda values: np.repeat(values[..., :1], 3, axis=2)),
+    "green in all channels": values_changed(lambda values: np.repeat(values[..., 1:2], 3, axis=2)),
+    "squeezed": squeezed,
+    "cut to the retina": cut_to_retina,
 }
+# The red/green ratio is gone from these, and with it much of the contrast between retina and lid.
+ONE_CHANNEL = ("red in all channels", "green in all channels")
 
 
 def assert_one_component_without_holes(mask: Image) -> None:
@@ -139,7 +160,23 @@ def test_outlines_are_found_when_the_photograph_is(change: str, outlined: list[O
     alter = CHANGES[change]
     scores = {e.name: score(uwf_retina_mask(alter(e.image)), alter(e.retina), alter(e.ignored)) for e in outlined}
     assert min(scores.values()) >= 0.88, scores
-    assert np.mean(list(scores.values())) >= 0.94, scores
+    assert np.mean(list(scores.values())) >= (0.93 if change in ONE_CHANNEL else 0.94), scores
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_a_line_of_text_beside_the_photograph_changes_nothing(above: bool, outlined: list[Outlined]) -> None:
+    for example in outlined:
+        height, width = example.retina.shape
+        band = np.zeros((60, width, 3), np.uint8)
+        cv2.putText(
+            band, "SAMPLE, PATIENT OD 2020-01-02 ID 0001234", (4, 40), cv2.FONT_HERSHEY_SIMPLEX, 0.9, (255,) * 3, 2
+        )
+        assert (band.max(axis=(1, 2)) > 0).sum() > 15  # rows of writing
+        photograph = slice(60, None) if above else slice(0, height)
+        mask = uwf_retina_mask(np.vstack([band, example.image] if above else [example.image, band]))
+        alone = uwf_retina_mask(example.image)
+        assert score(mask[photograph], alone, np.zeros_like(alone)) >= 0.97, example.name
+        assert mask.sum() - mask[photograph].sum() <= 0.01 * mask.sum(), example.name
 
 
 def test_every_mask_is_one_component_without_holes(outlined: list[Outlined]) -> None:
@@ -207,6 +244,18 @@ def test_an_ellipse_between_lids_is_found_without_real_images() -> None:
     mask = uwf_retina_mask(image)
     assert_one_component_without_holes(mask)
     assert score(mask, retina, np.zeros_like(retina)) >= 0.96
+
+
+def test_generated_images_are_outlined_and_lose_no_retina() -> None:
+    """Their lids may be as dull as the fundus and have soft shadows for an edge: some are taken for retina."""
+    scores, kept = {}, {}
+    for seed in range(200, 216):
+        sample = render_ultra_widefield(seed, 768, 604)
+        mask = uwf_retina_mask(sample.image_rgb)
+        scores[seed] = score(mask, sample.retina_mask, np.zeros_like(mask))
+        kept[seed] = (mask[sample.retina_mask > 0] > 0).mean()
+    assert np.mean(list(scores.values())) >= 0.95, scores
+    assert min(kept.values()) >= 0.93, kept
 
 
 def test_a_retina_that_fills_the_frame_is_kept_whole() -> None:
