@@ -41,7 +41,11 @@ def test_missing_and_empty_folders_are_problems_not_errors(store, layout):
 
 
 def test_a_dataset_folder_outside_the_raw_root_is_a_problem(store):
-    dataset = DatasetConfiguration(name="lane", layout="image_folder", folder="../..")
+    for folder in ("../..", "/etc", ""):
+        with pytest.raises(ValueError, match="expected a folder below"):
+            DatasetConfiguration(name="lane", layout="image_folder", folder=folder)
+    (store.raw / "linked").symlink_to(store.root.parent, target_is_directory=True)
+    dataset = DatasetConfiguration(name="lane", layout="image_folder", folder="linked")
     assert reasons(scan_landing_folder(dataset, store)) == ["escapes_root"]
 
 
