@@ -152,6 +152,29 @@ class ArtefactStore:
             folder = folder / f"fold{fold}"
         return folder / f"{lane}_{split}"
 
+    # Detectors --------------------------------------------------------------------------------------------
+
+    def run_folder(self, experiment: str, fold: int) -> Path:
+        """Folder of one training: configuration, metrics, checkpoints, report; fold 0 bears the earlier name."""
+        folder = self.root / "runs" / experiment
+        return folder / f"fold{fold}" if fold > 0 else folder
+
+    def prediction_file(self, experiment: str, key: str) -> Path:
+        """Detections of one image as JSON."""
+        return self.root / "preds" / experiment / f"{key}.json"
+
+    def prediction_overlay(self, experiment: str, key: str) -> Path:
+        """Detections drawn on the global image."""
+        return self.root / "preds_vis" / experiment / f"{key}.png"
+
+    def prediction_heat_map(self, experiment: str, key: str) -> Path:
+        """Lesion heat map over the global image."""
+        return self.root / "preds_vis" / experiment / "heat_maps" / f"{key}.png"
+
+    def prediction_index(self, experiment: str, lane: str, batch: str) -> Path:
+        """Parquet index of the predictions of one batch: image, fingerprint, counts."""
+        return self.root / "index" / lane / f"predictions_{experiment}" / f"{batch}.parquet"
+
     # Names in artefacts -----------------------------------------------------------------------------------
 
     def name_of(self, path: Path) -> str:

@@ -1,0 +1,1 @@
+"""Lesion detectors: data, models, training, inference, merging and evaluation, without Dagster."""

@@ -1,0 +1,163 @@
+"""Configuration of a lesion detector: model, data, training, evaluation and inference; typed and range-checked.
+
+Defaults follow the earlier scripts' uveitis_ft configuration unless a description says otherwise. Imports nothing
+heavy: every process that loads the definitions loads this.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from uveitis_assets.fundus.configuration import Configuration, Ratio
+
+Backbone = Literal["resnet50_fpn", "retfound_vit_l16", "retfound_vit_b16", "timm_fpn"]
+
+
+class ModelConfiguration(Configuration):
+    """What network it is. Its file names and parameter names are those of torchvision's detection models."""
+
+    backbone: Backbone = "retfound_vit_l16"
+    timm_model: str = Field("resnet18", description="timm_fpn: name of the convolutional network in timm")
+    neck: Literal["simple_feature_pyramid", "earlier_upsampled"] = Field(
+        "simple_feature_pyramid",
+        description="ViT backbones: ViTDet's simple feature pyramid; earlier_upsampled only loads earlier checkpoints",
+    )
+    head: Literal["axis_aligned", "oriented"] = "axis_aligned"
+    norm: Literal["frozen_batch", "batch", "group"] = Field(
+        "frozen_batch", description="Normalization of convolutional backbones; group when nothing is pretrained"
+    )
+    finest_stride: Literal[4, 8] = Field(4, description="Stride of the finest pyramid level, px")
+    input_size: int = Field(768, ge=64, le=4096, description="Side that tiles are brought to, px")
+    n_categories: int = Field(20, ge=1, le=1000, description="Lesion categories; the network adds background as 0")
+    anchor_sizes: tuple[tuple[float, ...], ...] = Field(
+        (), description="Anchor sides per pyramid level, px of the input; empty: one size per level, 4 x its stride"
+    )
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    rpn_foreground_iou: Ratio = Field(0.4, description="An anchor is positive from this IoU; low for lax boxes")
+    rpn_background_iou: Ratio = 0.2
+    roi_foreground_iou: Ratio = 0.4
+    roi_background_iou: Ratio = 0.4
+    rpn_pre_nms_train: int = Field(6000, ge=1)
+    rpn_post_nms_train: int = Field(2500, ge=1)
+    rpn_pre_nms_test: int = Field(2500, ge=1)
+    rpn_post_nms_test: int = Field(1200, ge=1)
+    detections_per_tile: int = Field(400, ge=1)
+    box_score_threshold: Ratio = Field(0.01, description="Detections below are dropped inside the network")
+    box_nms_iou: Ratio = Field(0.5, description="NMS inside a tile, class by class")
+
+    @model_validator(mode="after")
+    def _thresholds_are_ordered(self) -> Self:
+        for stage in ("rpn", "roi"):
+            low, high = getattr(self, f"{stage}_background_iou"), getattr(self, f"{stage}_foreground_iou")
+            if low > high:
+                raise ValueError(f"{stage}_background_iou: expected at most {stage}_foreground_iou {high}, found {low}")
+        return self
+
+
+class InitialisationConfiguration(Configuration):
+    """Where the first weights come from; at most one of the sources."""
+
+    experiment: str | None = Field(None, description="Detector lane whose best checkpoint of the same fold starts this")
+    checkpoint: str | None = Field(
+        None, description="Detector checkpoint, .pth or .safetensors; relative paths start at $UVEITIS_DATA"
+    )
+    backbone_weights: str | None = Field(
+        None, description="RETFound file (root `model` or `teacher`) or ResNet-50 state; relative to $UVEITIS_DATA"
+    )
+    mode: Literal["full", "backbone_only"] = "full"
+    min_matched: Ratio = Field(0.9, description="Least share of the wanted parameters that a file has to provide")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in ("experiment", "checkpoint", "backbone_weights") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(
+                f"expected one of experiment, checkpoint and backbone_weights, found {' and '.join(given)}"
+            )
+        return self
+
+
+class AugmentationConfiguration(Configuration):
+    """Random changes of training tiles; boxes move along."""
+
+    horizontal_flip: Ratio = 0.5
+    vertical_flip: Ratio = 0.5
+    brightness: float = Field(0.15, ge=0, le=1, description="Largest relative change")
+    contrast: float = Field(0.15, ge=0, le=1)
+    saturation: float = Field(0.15, ge=0, le=1)
+    gamma: float = Field(0.15, ge=0, le=1, description="Largest change of the exponent's logarithm")
+
+
+class SamplingConfiguration(Configuration):
+    """Which tiles an epoch shows."""
+
+    class_balanced: bool = Field(True, description="Tiles with rare classes are drawn more often")
+    empty_share: Ratio = Field(0.25, description="Share of tiles without lesions in an epoch; 1 tile in 4")
+    max_images: int = Field(0, ge=0, description="Random subset of the training images; 0 takes all")
+
+
+class TrainingConfiguration(Configuration):
+    """Optimization."""
+
+    epochs: int = Field(40, ge=1, le=10_000)
+    batch_size: int = Field(2, ge=1, le=1024, description="Tiles per optimizer step and process")
+    learning_rate: float = Field(2e-5, gt=0, le=1)
+    min_learning_rate: float = Field(1e-6, ge=0, le=1)
+    warmup_steps: int = Field(200, ge=0, description="Linear warm-up, optimizer steps")
+    weight_decay: float = Field(1e-4, ge=0, le=1)
+    gradient_clip_norm: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay per step of the averaged weights; 0 turns it off")
+    freeze_blocks: int = Field(20, ge=0, description="ViT blocks (or ResNet stages) that start frozen")
+    freeze_epochs: int = Field(10, ge=0, description="From this epoch on frozen blocks are trained")
+    unfreeze_blocks_per_epoch: int = Field(4, ge=0, description="Blocks unfrozen per epoch, last first; 0: all at once")
+    amp: Literal["auto", "bf16", "off"] = Field("auto", description="auto: bf16 on CUDA, off on CPU")
+    seed: int = 42
+    patience: int = Field(10, ge=0, description="Epochs without a better AP before training stops; 0: never stops")
+    evaluate_every: int = Field(1, ge=1, description="Epochs between evaluations")
+    save_every_epochs: int = Field(0, ge=0, description="Keep checkpoints/epoch_<n> every so many epochs; 0: never")
+    tensorboard: bool = True
+    wandb_project: str | None = Field(None, description="Log to W&B; needs $UVEITIS_WANDB_KEY_FILE")
+
+
+class EvaluationConfiguration(Configuration):
+    """How detections are judged: at image level, after merging."""
+
+    selection_iou: Ratio = Field(0.5, description="IoU of the AP by which the best checkpoint is chosen")
+    froc_iou: Ratio = Field(0.3, description="Smallest IoU of a hit in FROC and in the confusion matrix")
+    froc_fp_per_image: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    operating_score: Ratio = Field(0.1, description="Score from which per-class tp, fp and fn are counted")
+    max_detections: int = Field(400, ge=1, description="Best-scored detections per image that count")
+    bootstrap_samples: int = Field(1000, ge=0, description="Resamples of the patients; 0: no intervals")
+    bootstrap_seed: int = 42
+
+
+class InferenceConfiguration(Configuration):
+    """From tiles to an image's detections."""
+
+    batch_size: int = Field(8, ge=1, le=1024, description="Tiles per forward pass, across images")
+    score_threshold: Ratio = Field(0.3, description="Detections below are not written")
+    merge: Literal["nms", "weighted_box_fusion", "edge_aware"] = Field(
+        "nms", description="How the tiles' detections are merged; nms is the earlier scripts' way"
+    )
+    merge_iou: Ratio = 0.5
+    folds: tuple[int, ...] = Field((0,), min_length=1, description="Folds whose checkpoints predict; several: ensemble")
+    overlays: bool = Field(True, description="Write preds_vis/ overlays and heat maps")
+
+
+class DetectorConfiguration(Configuration):
+    """A detector without its place in the asset graph."""
+
+    model: ModelConfiguration = ModelConfiguration()
+    initialise: InitialisationConfiguration = InitialisationConfiguration()
+    augmentation: AugmentationConfiguration = AugmentationConfiguration()
+    sampling: SamplingConfiguration = SamplingConfiguration()
+    training: TrainingConfiguration = TrainingConfiguration()
+    evaluation: EvaluationConfiguration = EvaluationConfiguration()
+    inference: InferenceConfiguration = InferenceConfiguration()
+    overfit_images: int = Field(
+        0,
+        ge=0,
+        description="Train and evaluate on this many training images with lesions; 0: train on train, judge val",
+    )
