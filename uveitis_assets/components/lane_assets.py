@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from uveitis_assets.fundus.landed import RegisteredImage
     from uveitis_assets.fundus.preprocess import StageOutcome
 
-MANIFEST_CODE_VERSION = "1"
+MANIFEST_CODE_VERSION = "2"
 PREPROCESS_CODE_VERSION = "1"
-LABELS_CODE_VERSION = "1"
+LABELS_CODE_VERSION = "2"
 _MONTAGE_BATCHES = 8
 UPSTREAM_EVENT_METADATA = "upstream_event_id"
 BAD_LABELS_METADATA = "bad_labels"

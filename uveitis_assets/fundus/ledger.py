@@ -225,6 +225,11 @@ def registered_images(store: ArtefactStore, dataset: DatasetConfiguration, batch
     ]
 
 
+def label_hash(stamp: str) -> str:
+    """Content hash of a label file from its stamp; empty where the file could not be read or is no lesion label."""
+    return "" if stamp.startswith(":") else stamp.rpartition(":")[2]
+
+
 def message_name(dataset: DatasetConfiguration, image_id: str, relative_path: str) -> str:
     """What messages call an image: its path, or its id where file names name patients."""
     if dataset.image_folder.identify_by_content:

@@ -18,7 +18,7 @@ import polars as pl
 
 from uveitis_assets.fundus.configuration import DatasetConfiguration, SplitConfiguration
 from uveitis_assets.fundus.landed import SPLITS, Split
-from uveitis_assets.fundus.ledger import message_name
+from uveitis_assets.fundus.ledger import label_hash, message_name
 from uveitis_assets.fundus.pseudonym import patient_key, pseudonym
 from uveitis_assets.fundus.splits import patient_splits, read_pinned_splits, strictest
 from uveitis_assets.storage import ArtefactStore, json_bytes, write_bytes
@@ -44,6 +44,7 @@ _SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "duplicate_of": pl.String,
     "relative_path": pl.String,
     "label_paths": pl.List(pl.String),
+    "label_hashes": pl.List(pl.String),
     "batch": pl.String,
     "split_name": pl.String,
     "fold_splits": pl.List(pl.String),
@@ -119,6 +120,7 @@ def build_manifest_part(
                 "duplicate_of": member["duplicate_of"],
                 "relative_path": "" if hides_names else relative_path,
                 "label_paths": label_paths,
+                "label_hashes": [label_hash(stamp) for stamp in member["label_stamps"][: len(label_paths)]],
                 "batch": batch,
                 "split_name": splits.name,
                 "fold_splits": list(sides),
@@ -134,7 +136,8 @@ def read_manifest(store: ArtefactStore, lane: str) -> pl.DataFrame:
     parts = store.manifest_parts(lane)
     if not parts:
         return pl.DataFrame(schema=_SCHEMA)
-    frame = pl.concat([pl.read_parquet(part) for part in parts])
+    # Parts made before a column was added lack it: it is null there.
+    frame = pl.concat([pl.DataFrame(schema=_SCHEMA), *(pl.read_parquet(part) for part in parts)], how="diagonal")
     return frame.unique("image_id", keep="last", maintain_order=True).sort("image_id")
 
 

@@ -2,8 +2,8 @@
 
 It joins the manifest, the tiles' index, the frames of each image and its label files. Only labelled images enter
 (label format ``obb`` or ``mask``; an empty label file is a statement, a missing label is none), and only those whose
-preprocessing is of the manifest's bytes; every image left out is counted with its reason. It draws nothing and runs
-no checks.
+preprocessing and label files are of the bytes that were registered; every image left out is counted with its reason.
+It draws nothing and runs no checks.
 """
 
 from __future__ import annotations
@@ -26,18 +26,12 @@ from uveitis_assets.fundus.landed import Split
 from uveitis_assets.fundus.quarantine import QuarantineError
 from uveitis_assets.labels.class_map import ClassMap, LabelSpace
 from uveitis_assets.labels.coco_file import CocoFile
-from uveitis_assets.labels.lesion_masks import read_lesion_masks
+from uveitis_assets.labels.label_files import read_label_files
+from uveitis_assets.labels.lesion_masks import parse_lesion_masks
 from uveitis_assets.labels.lesions import Lesions, join_lesions
-from uveitis_assets.labels.oriented_boxes import read_oriented_boxes
+from uveitis_assets.labels.oriented_boxes import parse_oriented_boxes
 from uveitis_assets.labels.placement import PlacedLesion, place_in_image, place_in_tiles
-from uveitis_assets.storage import (
-    ArtefactStore,
-    PathEscapesRootError,
-    artefact_key,
-    read_json,
-    resolve_inside,
-    write_json,
-)
+from uveitis_assets.storage import ArtefactStore, artefact_key, read_json, write_json
 
 # Lesions of this many images per thread wait for the writer at most.
 IMAGES_PER_WORKER = 32
@@ -151,7 +145,7 @@ def build_coco_split(
     bad_labels: list[BadLabel] = []
     not_preprocessed = [row["image_id"] for row in labelled if preprocessed.get(row["image_id"]) != row["content_hash"]]
     patients: set[str] = set()
-    read = partial(_read_image, store, raw_folder, labels, label_space)
+    read = partial(_read_image, store, raw_folder, labels, label_space, lane=lane)
     ready = [row for row in labelled if preprocessed.get(row["image_id"]) == row["content_hash"]]
     for row, result in zip(ready, _map_in_order(read, ready, workers), strict=True):
         if isinstance(result, _LabelledImage):
@@ -308,6 +302,7 @@ def _rows_of_split(manifest: pl.DataFrame, lane: str, fold: int, split: Split) -
         "patient_id",
         "label_format",
         "label_paths",
+        "label_hashes",
         "content_hash",
         "quarantine_reason",
         "batch",
@@ -342,6 +337,8 @@ def _read_image(
     labels: LabelConfiguration,
     label_space: LabelSpace,
     row: Mapping[str, Any],
+    *,
+    lane: str,
 ) -> _LabelledImage | BadLabel | None:
     """Frames and lesions of one image; None when its metadata is gone although the index lists it."""
     image_id = row["image_id"]
@@ -351,21 +348,15 @@ def _read_image(
     except FileNotFoundError:
         return None
     try:
-        paths = sorted(row["label_paths"] or ())
-        if not paths:
-            raise QuarantineError("bad_label", f"{image_id}: expected a label file, found none in the manifest")
-        for path in paths:
-            resolve_inside(raw_folder, path)
+        files = read_label_files(store, lane, raw_folder, row)
         if labels.format == "mask":
-            lesions = read_lesion_masks(raw_folder, paths, label_space, frames.raw_size, labels.min_component_area)
+            lesions = parse_lesion_masks(files, label_space, frames.raw_size, labels.min_component_area)
         else:
             lesions = join_lesions(
-                [read_oriented_boxes(raw_folder / path, path, label_space, frames.raw_size) for path in paths]
+                [parse_oriented_boxes(data, name, label_space, frames.raw_size) for name, data in files]
             )
     except QuarantineError as error:
         return BadLabel(image_id, error.reason, error.detail)
-    except PathEscapesRootError as error:
-        return BadLabel(image_id, "bad_label", str(error))
     return _LabelledImage(image_id, frames, lesions)
 
 

@@ -7,7 +7,9 @@ aside, never resized, because it would put lesions in the wrong places. It knows
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+import io
+from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import cv2
@@ -25,21 +27,20 @@ OUTLINE_TOLERANCE_PX = 0.75
 EXIF_ORIENTATION = 0x0112
 
 
-def read_lesion_masks(
-    raw_folder: Path,
-    label_paths: list[str],
+def parse_lesion_masks(
+    files: Sequence[tuple[str, bytes]],
     label_space: LabelSpace,
     raw_size: tuple[int, int],
     min_component_area: int,
 ) -> Lesions:
-    """Read all masks of one image.
+    """Lesions of all masks of one image, sorted by file name.
 
     Masks of different folders stay apart also where they map to one category (hard and soft exudates): touching
     lesions do not merge, a lesion marked in both counts twice.
 
     Args:
-        raw_folder: the dataset's landing folder.
-        label_paths: mask files relative to it; the nearest folder that the class map names gives the class.
+        files: name (path below the dataset's landing folder) and bytes of each mask file; the nearest folder that the
+            class map names gives the class.
         label_space: meaning of the folders.
         raw_size: width and height of the displayed raw image, px.
         min_component_area: smallest component, raw px.
@@ -48,15 +49,15 @@ def read_lesion_masks(
         QuarantineError: ``bad_label`` with the file, found and expected.
     """
     parts = []
-    for label_path in sorted(label_paths):
-        category_id = _category_of(label_path, label_space)
-        mask = read_mask(raw_folder / label_path, label_path, raw_size)
+    for name, data in sorted(files):
+        category_id = _category_of(name, label_space)
+        mask = parse_mask(data, name, raw_size)
         parts.append(lesions_of_mask(mask, category_id, min_component_area))
     return join_lesions(parts)
 
 
-def read_mask(path: Path, name: str, raw_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Read one mask file: True where a lesion is marked, bool, shape (height, width), displayed raw frame.
+def parse_mask(data: bytes, name: str, raw_size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Decode one mask file: True where a lesion is marked, bool, shape (height, width), displayed raw frame.
 
     A pixel is lesion when it is not transparent and its colour (for palettes: the colour of its entry) is not black;
     in JPEG files, whose black is not exact, when a channel is at least 128.
@@ -66,7 +67,7 @@ def read_mask(path: Path, name: str, raw_size: tuple[int, int]) -> NDArray[np.bo
             without any background, or one where only the alpha channel says something.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data)) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise _bad(name, f"found {getattr(image, 'n_frames', 1)} frames, expected one")
             # Before any pixel is decoded: the size (either way round, EXIF comes after the pixels in PNG files).
@@ -76,7 +77,7 @@ def read_mask(path: Path, name: str, raw_size: tuple[int, int]) -> NDArray[np.bo
             deep = len(image.getbands()) > 1 and any(";16" in str(tile.args) for tile in image.tile)
             image.load()
             lossy = image.format == "JPEG"
-            levels, alpha = _deep_levels(path) if deep else _levels(image)
+            levels, alpha = _deep_levels(data) if deep else _levels(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, QuarantineError):
             raise
@@ -162,9 +163,9 @@ def _levels(image: Image.Image) -> tuple[NDArray[Any], NDArray[Any] | None]:
     raise ValueError(f"colour mode {image.mode}")
 
 
-def _deep_levels(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
+def _deep_levels(data: bytes) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """``_levels`` of a file with 16 bits per channel and several channels."""
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.ndim != 3:
         raise ValueError("16-bit channels that OpenCV does not decode")
     if pixels.shape[2] in {2, 4}:

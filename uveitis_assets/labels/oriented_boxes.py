@@ -12,7 +12,6 @@ are set to the edge; anything further out is a label of another image or another
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import shapely
@@ -31,30 +30,20 @@ _NOT_FINITE = re.compile(r"[+-]?(nan|inf(inity)?)", re.ASCII | re.IGNORECASE)
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
-def read_oriented_boxes(path: Path, name: str, label_space: LabelSpace, raw_size: tuple[int, int]) -> Lesions:
-    """Read one label file.
+def parse_oriented_boxes(data: bytes, name: str, label_space: LabelSpace, raw_size: tuple[int, int]) -> Lesions:
+    """Parse the bytes of one label file.
+
+    Outlines whose points are out of order (crossing sides) become the convex hull of the points; corners stay as
+    written.
 
     Args:
-        path: the file.
+        data: the whole file.
         name: what messages call the file (its path relative to the raw folder).
         label_space: meaning of the class numbers.
         raw_size: width and height of the displayed raw image, px.
 
     Raises:
         QuarantineError: ``bad_label`` with file, line, found and expected.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise QuarantineError("bad_label", f"{name}: expected a readable file, found {error.strerror}") from error
-    return parse_oriented_boxes(data, name, label_space, raw_size)
-
-
-def parse_oriented_boxes(data: bytes, name: str, label_space: LabelSpace, raw_size: tuple[int, int]) -> Lesions:
-    """Parse the bytes of one label file; arguments and errors as in ``read_oriented_boxes``.
-
-    Outlines whose points are out of order (crossing sides) become the convex hull of the points; corners stay as
-    written.
     """
     try:
         text = data.decode("utf-8-sig")

@@ -10,6 +10,7 @@ import time
 
 import polars as pl
 import pytest
+from blake3 import blake3
 
 from uveitis_assets.fundus import image_file
 from uveitis_assets.fundus.configuration import DatasetConfiguration, SplitConfiguration
@@ -74,6 +75,27 @@ def test_rows_of_the_uwf_layout(store):
     assert summary.label_formats == {"none": 1, "obb": 1}
     assert summary.eyes == {"L": 1, "unknown": 1}
     assert sum(summary.splits.values()) == 2
+
+
+def test_hashes_of_lesion_labels_are_those_of_the_registered_bytes(store):
+    for name in ("a", "b"):
+        land(store, f"Images/Uveitis/{name}.jpg")
+    land(store, "Labels/Uveitis/a.txt", b"1 0 0 1 0 1 1 0 1\n")
+    (store.raw / "ds" / "Labels" / "Uveitis" / "b.txt").symlink_to("/etc/hostname")
+    register(store, lane("uwf700"))
+    land(store, "Labels/Uveitis/a.txt", b"")
+    build_manifest_part(store, lane("uwf700"), SplitConfiguration(), "b00001")
+    found = {image_id: row["label_hashes"] for image_id, row in rows(store).items()}
+    assert found == {"lane::a": [blake3(b"1 0 0 1 0 1 1 0 1\n").hexdigest()], "lane::b": [""]}
+
+
+def test_parts_without_a_later_column_are_read_with_nulls(store):
+    for number in range(2):
+        land(store, f"{number}.jpg")
+    build(store, lane(batch_size=1))
+    first = store.manifest_part("lane", "b00001")
+    pl.read_parquet(first).drop("label_hashes").write_parquet(first)
+    assert [row["label_hashes"] for row in rows(store).values()] == [None, []]
 
 
 def test_several_masks_are_joined_by_semicolons(store, real_data):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from blake3 import blake3
 
 from uveitis_assets.fundus.geometry import ImageFrames, Tile
 from uveitis_assets.storage import ArtefactStore, artefact_key, write_json
@@ -25,6 +26,7 @@ MANIFEST_SCHEMA: dict[str, Any] = {
     "quarantine_reason": pl.String,
     "relative_path": pl.String,
     "label_paths": pl.List(pl.String),
+    "label_hashes": pl.List(pl.String),
     "batch": pl.String,
     "fold_splits": pl.List(pl.String),
 }
@@ -71,7 +73,7 @@ def frames_of(
 
 @dataclass
 class FakeLane:
-    """Collects images; ``finish`` writes the tile indexes and returns the manifest."""
+    """Collects images; ``finish`` writes the tile indexes and returns the manifest with the labels as they are now."""
 
     store: ArtefactStore
     name: str
@@ -138,4 +140,9 @@ class FakeLane:
             path = self.store.stage_index(self.name, "tiles", batch)
             path.parent.mkdir(parents=True, exist_ok=True)
             pl.DataFrame(rows, schema=schema).write_parquet(path)
-        return pl.DataFrame(self.rows, schema=MANIFEST_SCHEMA)
+        rows = [{"label_hashes": [self._hash_of(path) for path in row["label_paths"]], **row} for row in self.rows]
+        return pl.DataFrame(rows, schema=MANIFEST_SCHEMA)
+
+    def _hash_of(self, path: str) -> str:
+        label = self.raw_folder / path
+        return blake3(label.read_bytes()).hexdigest() if label.exists() else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from uveitis_assets.fundus.configuration import LabelConfiguration
+from uveitis_assets.labels import label_files
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.labels.coco import CocoSplitSummary, build_coco_split, write_coco_summary
 from uveitis_assets.storage import ArtefactStore, artefact_key, read_json
@@ -109,8 +111,8 @@ def assert_loads(lane: FakeLane, split: str = "train", fold: int = 0) -> None:
 
 def real_lane(store: ArtefactStore, real_data: Path, frame: str) -> tuple[FakeLane, dict[str, Any]]:
     """The 98 published label files on images of various sizes and crops."""
-    store.raw.joinpath("uwf700").symlink_to(real_data / "uwf700_labels")
     lane = FakeLane(store, "uwf700")
+    shutil.copytree(real_data / "uwf700_labels", lane.raw_folder)
     shapes = {}
     for number, path in enumerate(sorted((real_data / "uwf700_labels").rglob("*.txt"))):
         width, height = 3900 - 17 * number, 3072 - 11 * number
@@ -219,11 +221,12 @@ def test_real_masks_become_what_an_independent_recomputation_says(
     store: ArtefactStore, real_data: Path, frame: str
 ) -> None:
     folder = real_data / "idrid_fgadr_layout"
-    store.raw.joinpath("fgadr").symlink_to(folder)
     lane = FakeLane(store, "fgadr")
     shapes = {}
     for stem in ("IDRiD_01", "IDRiD_14"):
         paths = [name for name in FOLDERS if (folder / name / f"{stem}.png").exists()]
+        for name in paths:
+            lane.write_label(f"{name}/{stem}.png", (folder / name / f"{stem}.png").read_bytes())
         image = frames_of((4288, 2848), (300, 10, 3800, 2840), frame=frame)
         image_id = lane.add(stem, image, [f"{name}/{stem}.png" for name in paths], label_format="mask")
         shapes[image_id] = [
@@ -281,8 +284,8 @@ def test_only_labelled_images_enter_and_an_empty_label_is_a_negative(store: Arte
     lane.add("graded", FRAMES, [], label_format="grade")
     lane.add("lost", FRAMES, ["lost.txt"])
     lane.add("broken", FRAMES, [lane.write_label("broken.txt", SQUARE.format(4) + "4 nan")])
-    (store.raw / "elsewhere.txt").write_text(SQUARE.format(4))
-    lane.add("outside", FRAMES, ["../elsewhere.txt"])
+    (store.root / "elsewhere.txt").write_text(SQUARE.format(4))
+    lane.add("outside", FRAMES, ["../../elsewhere.txt"])
     lane.add("quarantined", FRAMES, [lane.write_label("q.txt", SQUARE.format(4))], quarantine_reason="truncated")
     lane.add("validation", FRAMES, [lane.write_label("v.txt", SQUARE.format(4))], split="val")
     summary = build(lane)
@@ -290,14 +293,67 @@ def test_only_labelled_images_enter_and_an_empty_label_is_a_negative(store: Arte
     assert (summary.n_images, summary.n_negatives, summary.n_unlabelled, summary.n_quarantined_images) == (2, 1, 2, 1)
     assert [(bad.image_id, bad.reason) for bad in summary.bad_labels] == [
         ("uwf700::broken", "bad_label"),
-        ("uwf700::lost", "bad_label"),
-        ("uwf700::outside", "bad_label"),
+        ("uwf700::lost", "missing"),
+        ("uwf700::outside", "escapes_root"),
     ]
     details = [bad.detail for bad in summary.bad_labels]
     assert details[0] == "broken.txt:2: found 2 values, expected 9: class x1 y1 x2 y2 x3 y3 x4 y4"
     assert "lost.txt" in details[1]
-    assert "../elsewhere.txt: expected a path below" in details[2]
+    assert details[2].startswith("../../elsewhere.txt: leads out of the raw folder")
     assert summary.n_annotations == 1
+
+
+@pytest.mark.parametrize("change", ["emptied", "replaced by a link"])
+def test_a_label_changed_after_registration_leaves_its_image_out_instead_of_making_it_a_negative(
+    store: ArtefactStore, change: str
+) -> None:
+    lane = FakeLane(store, "uwf700")
+    name = lane.write_label("a.txt", SQUARE.format(4))
+    lane.add("a", FRAMES, [name])
+    manifest = lane.finish()
+    label = lane.raw_folder / name
+    if change == "emptied":
+        label.write_text("")
+    else:
+        label.unlink()
+        label.symlink_to(lane.raw_folder / lane.write_label("other.txt", SQUARE.format(15)))
+    summary = build(lane, manifest=manifest)
+    assert (summary.n_images, summary.n_negatives) == (0, 0)
+    (bad,) = summary.bad_labels
+    assert (bad.image_id, bad.reason) == ("uwf700::a", "changed_since_registration")
+    assert bad.detail == (
+        "a.txt: found other content than was registered; run `uveitis-assets register uwf700`, then materialize "
+        "uwf700/manifest[b00001] and uwf700/coco_labels"
+    )
+
+
+def test_the_bytes_that_are_parsed_are_those_whose_hash_was_compared(
+    store: ArtefactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = FakeLane(store, "fgadr")
+    stream = io.BytesIO()
+    marked = np.zeros((800, 1000), np.uint8)
+    marked[100:110, 200:220] = 1
+    Image.fromarray(marked).save(stream, "PNG")
+    name = lane.write_label("Hemohedge_Masks/a.png", stream.getvalue())
+    lane.add("a", FRAMES, [name], label_format="mask")
+    manifest = lane.finish()
+    original = label_files.content_hash
+
+    def hash_then_swap(data: bytes) -> str:
+        (lane.raw_folder / name).write_bytes(b"swapped between comparison and parsing")
+        return original(data)
+
+    monkeypatch.setattr(label_files, "content_hash", hash_then_swap)
+    summary = build(lane, MASK, manifest)
+    assert (summary.n_annotations, summary.bad_labels) == (1, ())
+
+
+def test_a_manifest_made_before_labels_were_hashed_has_to_be_made_again(store: ArtefactStore) -> None:
+    lane = FakeLane(store, "uwf700")
+    lane.add("a", FRAMES, [lane.write_label("a.txt", SQUARE.format(4))], label_hashes=None)
+    (bad,) = build(lane).bad_labels
+    assert "found 0; materialize uwf700/manifest[b00001] again" in bad.detail
 
 
 def test_images_whose_preprocessing_is_of_other_bytes_or_missing_are_counted(store: ArtefactStore) -> None:
