@@ -92,7 +92,7 @@ class LedgerEntry:
 
     ``split_dataset`` and ``split_patient`` name the patient whose split the image follows: its own or, for a copy, that
     of the first image registered with this content, even if that one is gone by now. ``patient_official_split`` is the
-    strictest official split that any live image of this patient claims.
+    strictest official split that any image of this patient claims or claimed, removed and replaced ones included.
     """
 
     image_id: str
@@ -549,39 +549,41 @@ class _Registration:
                 self.noticed["duplicates"].append(entry.image_id)
 
     def _settle_patients(self) -> None:
-        """Settle whose split every image follows; report patients that copies or official splits pull apart."""
-        owners: dict[str, tuple[str, str]] = {}
+        """Settle whose split every image follows; report patients that copies or official splits pull apart.
+
+        What gone and superseded entries say about their patients stays true: a patient does not leave the test set
+        because the photograph that put it there was removed.
+        """
+        first: dict[str, LedgerEntry] = {}
         for entry in self.entries:
             # Quarantined files are left out: empty files are not copies of each other.
             if entry.content_hash and entry.quarantine_reason is None:
-                owners.setdefault(entry.content_hash, (entry.dataset, entry.patient))
+                first.setdefault(entry.content_hash, entry)
+        owners = [_patient_key(first.get(entry.content_hash, entry)) for entry in self.entries]
         claims: dict[tuple[str, str], set[Split]] = {}
-        for entry in self.entries:
-            if entry.official_split is not None and entry.state == "live":
-                owner = owners.get(entry.content_hash, (entry.dataset, entry.patient))
+        for entry, owner in zip(self.entries, owners, strict=True):
+            if entry.official_split is not None:
                 claims.setdefault(owner, set()).add(entry.official_split)
         conflicting = {patient for patient, splits in claims.items() if len(splits) > 1}
-        for index, entry in enumerate(self.entries):
-            if entry.state != "live":
-                continue
-            owner = owners.get(entry.content_hash, (entry.dataset, entry.patient))
+        for index, (entry, owner) in enumerate(zip(self.entries, owners, strict=True)):
             official = strictest(claims.get(owner, ()))
             if (entry.split_dataset, entry.split_patient, entry.patient_official_split) != (*owner, official):
                 self.entries[index] = dataclasses.replace(
                     entry, split_dataset=owner[0], split_patient=owner[1], patient_official_split=official
                 )
-                if index < len(self.loaded):
+                if index < len(self.loaded) and entry.state == "live":
                     self.touched.add(entry.batch)
-            if entry.duplicate_of and owner != (entry.dataset, entry.patient):
-                detail = (
-                    f"{entry.image_id} has the same content as {entry.duplicate_of} of another patient and follows "
-                    "its split; mend the patient ids if the patient is the same"
-                )
-                self._note(entry, "duplicate_of_other_patient", detail)
+            if entry.state != "live":
+                continue
+            if owner != _patient_key(entry):
+                self._note(entry, "duplicate_of_other_patient", _other_patient(entry, first[entry.content_hash]))
             if owner in conflicting:
                 conflicting.discard(owner)
                 sides = ", ".join(split for split in SPLITS if split in claims[owner])
-                detail = f"the patient of {entry.image_id} has the official splits {sides}; {official} holds"
+                detail = (
+                    f"the patient of {entry.image_id} has the official splits {sides}; {official} holds; removed and "
+                    "replaced images count"
+                )
                 self._note(entry, "conflicting_official_splits", detail)
 
     def _note(self, entry: LedgerEntry, reason: str, detail: str) -> None:
@@ -625,6 +627,21 @@ def _new_entry(image: LandedImage, content: _Content, image_id: str, *, patient:
         official_split=image.official_split,
         batch="",
         **dataclasses.asdict(content),
+    )
+
+
+def _patient_key(entry: LedgerEntry) -> tuple[str, str]:
+    return entry.dataset, entry.patient
+
+
+def _other_patient(entry: LedgerEntry, first: LedgerEntry) -> str:
+    """Why an image follows the split of another patient than its own, and what to do."""
+    fate = {"live": "", "gone": ", removed since,", "superseded": ", replaced since by another photograph,"}[
+        first.state
+    ]
+    return (
+        f"{entry.image_id} has the same content as {first.image_id}{fate} of another patient and follows its split, "
+        "other images of its own patient do not; mend the patient ids if the patient is the same, else remove the image"
     )
 
 

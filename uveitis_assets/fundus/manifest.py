@@ -220,14 +220,17 @@ def _changed_since(path: Path, registered_bytes: int, name: str) -> tuple[str | 
 def _pinned_sides(
     store: ArtefactStore, ledger: Path, splits: SplitConfiguration, members: pl.DataFrame
 ) -> tuple[dict[tuple[str, str], list[Split | None]], tuple[str, ...]]:
-    """Per patient of the batch the pinned side in each fold, from whichever of the patient's images are pinned."""
+    """Per patient of the batch the pinned side in each fold, from whichever of the patient's images are pinned.
+
+    Images that are gone or superseded count too: a pinned patient stays on its side when the photograph that bore the
+    pin is removed or replaced.
+    """
     pinned = read_pinned_splits(store.root, splits)
     if not pinned:
         return {}, ()
     patients = members.select("split_dataset", "split_patient").unique()
     images = (
         pl.scan_parquet(ledger)
-        .filter(pl.col("state") == "live")
         .select("split_dataset", "split_patient", "image_id")
         .join(patients.lazy(), on=["split_dataset", "split_patient"], how="semi")
         .sort("image_id")

@@ -424,6 +424,46 @@ def test_conflicting_official_splits_are_reported_and_the_strictest_holds(store)
     }
 
 
+@pytest.mark.parametrize("end", ["removed", "replaced", "replaced and removed"])
+def test_a_patient_keeps_the_official_split_of_a_photograph_that_is_gone(store, end):
+    header = b"patient_id,image_id,image_path,DR_level,position\n"
+    land(store, "ultra-widefield-training/Images/1/1_l1.jpg")
+    land(store, "ultra-widefield-training/ultra-widefield-training.csv", header + b"1,1_l1,,0,left\n")
+    only_test = land(store, "Challenge3_upload/Images/1/1_r1.jpg")
+    register(store, lane("deepdrid"))
+    if end.startswith("replaced"):
+        only_test.write_bytes(jpeg(99))
+        register(store, lane("deepdrid"))
+    if end.endswith("removed"):
+        only_test.unlink()
+    report = register(store, lane("deepdrid"))
+    assert live(store)["ultra-widefield-training/Images/1/1_l1.jpg"].patient_official_split == "test"
+    assert "conflicting_official_splits" in {problem.reason for problem in report.problems}
+    assert register(store, lane("deepdrid")).touched_batches == ()
+
+
+@pytest.mark.parametrize("end", ["removed", "replaced"])
+def test_content_that_another_patient_s_file_once_had_is_reported(store, end):
+    """B and C are photographs of Q; B follows P, whose file had its content before, C follows Q."""
+    dataset = lane(batch_size=10, image_folder={"csv": "meta.csv", "patient_column": "patient"})
+    land(store, "meta.csv", b"image,patient\nA.jpg,P\nB.jpg,Q\nC.jpg,Q\n")
+    first = land(store, "A.jpg", jpeg(1))
+    land(store, "C.jpg", jpeg(2))
+    if end == "removed":
+        land(store, "B.jpg", jpeg(1))
+    register(store, dataset)
+    if end == "removed":
+        first.unlink()
+    else:
+        land(store, "A.jpg", jpeg(3))
+        land(store, "B.jpg", jpeg(1))
+    report = register(store, dataset)
+    assert (live(store)["B.jpg"].split_patient, live(store)["C.jpg"].split_patient) == ("P", "Q")
+    (problem,) = (one for one in report.problems if one.reason == "duplicate_of_other_patient")
+    assert problem.path == "B.jpg"
+    assert f"lane::B has the same content as lane::A, {end} since" in problem.detail
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_random_histories_keep_the_ledger_consistent(store, seed):
     """Random landing, removing, renaming, copying and changing: what must hold after every registration."""

@@ -298,6 +298,30 @@ def test_pinned_patients_keep_their_side_and_new_images_join_them(store):
     assert "lane::003" in summary.problems[0]
 
 
+@pytest.mark.parametrize("end", ["removed", "replaced"])
+def test_patients_keep_the_pinned_side_of_photographs_that_are_gone(store, end):
+    table = ["image,patient"]
+    for number in range(40):
+        land(store, f"a{number:02d}.jpg", jpeg(number))
+        land(store, f"b{number:02d}.jpg", jpeg(100 + number))
+        table += [f"{letter}{number:02d}.jpg,P{number}" for letter in "ab"]
+    land(store, "meta.csv", "\n".join(table).encode())
+    (store.root / "splits").mkdir()
+    pinned = {"train": [], "val": [], "test": [f"lane::a{number:02d}" for number in range(40)]}
+    (store.root / "splits" / "old.json").write_text(json.dumps(pinned))
+    dataset = lane(image_folder={"csv": "meta.csv", "patient_column": "patient"}, batch_size=100)
+    splits = SplitConfiguration(pinned="splits/old.json")
+    build(store, dataset, splits)
+    assert {row["split"] for row in rows(store).values()} == {"test"}
+    for number in range(40):
+        (store.raw / "ds" / f"a{number:02d}.jpg").unlink()
+        if end == "replaced":
+            land(store, f"a{number:02d}.jpg", jpeg(200 + number))
+    build(store, dataset, splits)
+    assert len(rows(store)) == (40 if end == "removed" else 80)
+    assert {side for row in rows(store).values() for side in row["fold_splits"]} == {"test"}
+
+
 def test_official_splits_reach_the_manifest(store):
     for subset, patient in (("training", 1), ("validation", 2)):
         land(store, f"ultra-widefield-{subset}/Images/{patient}/{patient}_l1.jpg")
