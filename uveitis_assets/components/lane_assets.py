@@ -53,8 +53,22 @@ class LabelsRunConfig(dg.Config):
 
 
 def worker_count(configured: int) -> int:
-    """The configured number, else ``UVEITIS_WORKERS``, else the processors this process may use."""
-    return configured or int(os.environ.get("UVEITIS_WORKERS") or len(os.sched_getaffinity(0)))
+    """The configured number, else ``UVEITIS_WORKERS``, else the processors this process may use.
+
+    Raises:
+        ValueError: ``UVEITIS_WORKERS`` is no whole number from 1.
+    """
+    if configured:
+        return configured
+    text = os.environ.get("UVEITIS_WORKERS", "").strip()
+    if not text:
+        return len(os.sched_getaffinity(0))
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ValueError(
+            f"UVEITIS_WORKERS={text}: expected a whole number of threads, at least 1; mend the variable, or unset it "
+            "to use all processors"
+        )
+    return int(text)
 
 
 def lane_assets(lane: LaneConfiguration) -> list[dg.AssetsDefinition]:
@@ -161,6 +175,7 @@ def _preprocessing(lane: LaneConfiguration) -> dg.AssetsDefinition:
         store = ArtefactStore.from_environment()
         store.remove_dead_partial_files()
         stages = [stage for stage in STAGES if keys.stage(stage) in context.selected_asset_keys]
+        workers = worker_count(config.workers)
 
         def work(batch: str) -> dict[dg.AssetKey, Metadata]:
             images = registered_images(store, lane, batch)
@@ -176,7 +191,7 @@ def _preprocessing(lane: LaneConfiguration) -> dg.AssetsDefinition:
                 images,
                 lane.preprocess,
                 stages,
-                workers=worker_count(config.workers),
+                workers=workers,
                 code_version=PREPROCESS_CODE_VERSION,
                 progress=progress,
             )
@@ -235,6 +250,7 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
         manifest = read_manifest(store, lane.name)
         class_map = load_class_map()
         names = class_map.names
+        workers = worker_count(config.workers)
 
         def work(partition: str) -> dict[dg.AssetKey, Metadata]:
             started = time.perf_counter()
@@ -248,7 +264,7 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
                 fold=fold,
                 split=split,
                 manifest=manifest,
-                workers=worker_count(config.workers),
+                workers=workers,
             )
             write_coco_summary(store, summary)
             metadata: dict[str, MetadataEntry] = {

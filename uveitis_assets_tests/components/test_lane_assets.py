@@ -1,12 +1,14 @@
 """The lane's assets in one process: single keys, ranges, subsets, partial success, metadata and previews."""
 
 import base64
+import os
 import re
 from typing import Any
 
 import dagster as dg
 import pytest
 
+from uveitis_assets.components.lane_assets import worker_count
 from uveitis_assets.fundus import preprocess
 from uveitis_assets_tests.components.running_platform import ALL_FOLD_SPLITS, Platform, artefacts
 
@@ -96,6 +98,28 @@ def test_running_again_skips_every_finished_image(finished: Platform) -> None:
             metadata = fresh.metadata(f"uwf700/{asset}", key)
             assert (metadata["n_done"], metadata["n_skipped"]) == (0, 3)
     assert artefacts(finished.store.root) == before
+
+
+@pytest.mark.parametrize("value", ["abc", "0", "-1", "1.5"])
+def test_a_number_of_workers_that_cannot_be_is_named_with_its_variable(
+    finished: Platform, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("UVEITIS_WORKERS", value)
+    fresh = Platform(finished.definitions, finished.lanes, finished.store)
+    fresh.register("fgadr")
+    for result in (fresh.run("fgadr"), fresh.run_labels("fgadr")):
+        assert not result.success
+        (failure,) = [event for event in result.all_events if event.is_step_failure]
+        message = str(failure.event_specific_data)
+        assert f"UVEITIS_WORKERS={value}: expected a whole number of threads, at least 1" in message
+    assert fresh.materialized("fgadr/roi_masks") == set()
+
+
+def test_an_empty_number_of_workers_means_all_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UVEITIS_WORKERS", " ")
+    assert worker_count(0) == len(os.sched_getaffinity(0))
+    monkeypatch.setenv("UVEITIS_WORKERS", "3")
+    assert (worker_count(0), worker_count(7)) == (3, 7)
 
 
 @pytest.mark.parametrize("asset", BATCH_ASSETS[1:])
