@@ -2,7 +2,7 @@
 
     .venv/bin/python docs/generate_configuration.py
 
-Types, ranges, defaults and meanings come from the models; units, and meanings that the models leave out, stand here.
+Types, ranges, defaults and meanings come from the models; units and links stand here.
 It validates no defs.yaml.
 """
 
@@ -20,31 +20,11 @@ from uveitis_assets.fundus.configuration import LaneConfiguration, ReferenceColo
 
 PAGE = Path(__file__).parent / "reference" / "configuration.md"
 
-# Meanings of fields that have no description in the models; a field with neither is an error.
-MEANINGS = {
-    "layout": "How the folder is read; see [add a dataset](../how-to/add-a-dataset.md#choose-a-layout)",
-    "persist": "Which images are written; metadata, masks and indexes always are",
-    "image_folder.path_column": "Column with the image's path below the dataset folder, its file name or its stem",
-    "image_folder.patient_column": "Column with the patient id; without it every image is its own patient",
-    "image_folder.eye_column": "Column with the eye: `left`, `right`, `OS`, `OD`, `L`, `R`",
-    "image_folder.grade_column": "Column with a grade, a whole number from 0 to 99",
-    "roi.method": "First method; see [the methods](../explanation/design.md#regions-of-interest)",
-    "roi.sat_threshold": "`threshold` method: saturation above which a pixel is retina",
-    "roi.sam2.multimask_output": "Let SAM 2 propose three masks and choose the most plausible one",
-    "roi.sam2.apply_postprocessing": "Build the model as sam2's own `build_sam2` does: prefer stable single masks",
-    "roi.sam2.open_kernel": "Diameter of the ellipse that opens the mask, at the ROI scale",
-    "roi.sam2.close_kernel": "Diameter of the ellipse that closes the mask, at the ROI scale",
-    "normalize.method": "See [the methods](../explanation/design.md#colour-normalization)",
-    "normalize.zscore_clip": "`zscore_rgb`: mean ± this many deviations are mapped to 0..255",
-    "normalize.clahe_clip_limit": "`clahe_luminance`: OpenCV's clip limit",
-    "normalize.clahe_grid": "`clahe_luminance`: cells per side",
-    "verify.min_roi_area_ratio": "`roi_plausibility` fails for a smaller mask",
-    "verify.max_roi_border_touch_ratio": "`roi_plausibility` warns about a mask that covers more of the border lines",
-    "splits.name": "Lanes with the same name share the files `splits/<name>_<fold>.json`",
-    "splits.seed": "Seed of the hash that deals patients into splits",
-    "splits.test_ratio": "Share of the patients in test, in every fold",
-    "reference_color.owners": "E-mail addresses or team:<name>",
-    "reference_color.stats_erode_px": "Erosion of the ROI before statistics",
+# Where a field is explained at length.
+LINKS = {
+    "layout": "[add a dataset](../how-to/add-a-dataset.md#choose-a-layout)",
+    "roi.method": "[the methods](../explanation/design.md#regions-of-interest)",
+    "normalize.method": "[the methods](../explanation/design.md#colour-normalization)",
 }
 
 UNITS = {
@@ -106,7 +86,7 @@ INTRODUCTION = """# Configuration
 |---|---|---|
 | `UVEITIS_DATA` | `./data` | Root of everything that is made |
 | `UVEITIS_RAW` | `$UVEITIS_DATA/raw` | Root of the landing folders; only `uveitis-assets demo` ever writes there |
-| `UVEITIS_WORKERS` | processors of the process | Threads over images of one run |
+| `UVEITIS_WORKERS` | processors of the process | Threads over images of one run, at least 1 |
 | `UVEITIS_PATIENT_KEY_FILE` | `$UVEITIS_DATA/ledger/patient_key` | Key of the patient pseudonyms, 64 hex digits |
 | `UVEITIS_REAL_DATA` | `../shared/data` | Tests only: folder of real images; without it some tests are skipped |
 | `UVEITIS_ACCEPT_SNAPSHOT` | none | Tests only: write the snapshot of the asset graph instead of comparing it |
@@ -176,13 +156,9 @@ def _table(model: type[BaseModel], prefix: str) -> list[str]:
         if _model_of(field):
             continue
         dotted = prefix + name
-        if field.description and dotted in MEANINGS:
-            raise SystemExit(
-                f"{dotted} is described by its model now: remove it from MEANINGS in {Path(__file__).name}"
-            )
-        meaning = field.description or MEANINGS.get(dotted)
-        if not meaning:
+        if not field.description:
             raise SystemExit(f"{dotted} has no meaning: add a description to the model")
+        meaning = "; see ".join([field.description, *([LINKS[dotted]] if dotted in LINKS else [])])
         limits = ", ".join(part for part in (_range(field), UNITS.get(dotted, "")) if part)
         shown = dotted.removeprefix("reference_color.")
         cells = (f"`{shown}`", _type(field.annotation), _default(field), limits, _words(meaning))

@@ -7,6 +7,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from uveitis_assets.components.lane_assets import lane_assets
+from uveitis_assets.components.lane_attributes import LaneAttributes
 from uveitis_assets.components.lane_automation import lane_jobs, lane_schedule, lane_sensors
 from uveitis_assets.components.lane_checks import lane_checks
 from uveitis_assets.fundus.configuration import LaneConfiguration
@@ -21,7 +22,7 @@ class FundusDataset(dg.Component):
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:
         """Schema of the attributes."""
-        return LaneConfiguration
+        return LaneAttributes
 
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:

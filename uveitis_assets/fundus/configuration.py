@@ -42,8 +42,10 @@ class Sam2Configuration(Configuration):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA when there is a GPU")
     batch_size: int = Field(4, ge=1, le=64, description="Images per forward pass")
-    multimask_output: bool = True
-    apply_postprocessing: bool = True
+    multimask_output: bool = Field(True, description="Let SAM 2 propose three masks and choose the most plausible one")
+    apply_postprocessing: bool = Field(
+        True, description="Build the model as sam2's own `build_sam2` does: prefer stable single masks"
+    )
     points_norm: tuple[tuple[Ratio, Ratio, Literal[0, 1]], ...] = Field(
         (
             (0.50, 0.50, 1),
@@ -61,14 +63,18 @@ class Sam2Configuration(Configuration):
         min_length=1,
         description="Prompt points: x, y as a share of width and height, label 1 retina or 0 background",
     )
-    open_kernel: int = Field(7, ge=1, le=101)
-    close_kernel: int = Field(19, ge=1, le=101)
+    open_kernel: int = Field(
+        7, ge=1, le=101, description="Diameter of the ellipse that opens the mask, at the ROI scale"
+    )
+    close_kernel: int = Field(
+        19, ge=1, le=101, description="Diameter of the ellipse that closes the mask, at the ROI scale"
+    )
 
 
 class RoiConfiguration(Configuration):
     """How the retina's region of interest is found and when a mask is believed."""
 
-    method: RoiMethod = "threshold"
+    method: RoiMethod = Field("threshold", description="First method")
     method_by_dataset: dict[str, RoiMethod] = Field(
         default_factory=dict, description="Method per dataset tag, for lanes that hold several (deepdrid)"
     )
@@ -76,11 +82,19 @@ class RoiConfiguration(Configuration):
         (), description="Methods tried in this order when one fails or its mask is implausible"
     )
     downsample_max_side: int = Field(768, ge=64, le=4096, description="Longest side the methods work at, px")
-    sat_threshold: int = Field(18, ge=0, le=255)
+    sat_threshold: int = Field(
+        18, ge=0, le=255, description="`threshold` method: saturation above which a pixel is retina"
+    )
     crop_pad_px: int = Field(12, ge=0, le=1024, description="Margin of the crop around the mask, raw px")
     min_area_ratio: Ratio = Field(0.10, description="Smallest believed mask, share of the image")
-    max_area_ratio: Ratio = Field(0.98, description="Largest believed mask of the model-based methods")
-    max_border_touch_ratio: Ratio = Field(0.55, description="Largest believed mean of the four border lines")
+    max_area_ratio: Ratio = Field(
+        0.98, description="Largest believed mask of `sam2_prompted`; the other methods do not look at it"
+    )
+    max_border_touch_ratio: Ratio = Field(
+        0.55,
+        description="Largest believed mean of the four border lines of a `sam2_prompted` mask; the other methods do "
+        "not look at it, because a photograph cropped inside the field of view rightly touches its borders",
+    )
     sam2: Sam2Configuration = Sam2Configuration()
 
     def methods_for(self, dataset: str) -> tuple[RoiMethod, ...]:
@@ -91,11 +105,13 @@ class RoiConfiguration(Configuration):
 class NormalizationConfiguration(Configuration):
     """Photometric normalization; statistics come from the eroded ROI only."""
 
-    method: NormalizationMethod = "zscore_rgb"
+    method: NormalizationMethod = Field("zscore_rgb", description="How colours are made alike")
     stats_erode_px: int = Field(4, ge=0, le=256, description="Erosion of the ROI before statistics, px")
-    zscore_clip: float = Field(2.5, gt=0, le=10)
-    clahe_clip_limit: float = Field(2.0, gt=0, le=100)
-    clahe_grid: int = Field(8, ge=1, le=64)
+    zscore_clip: float = Field(
+        2.5, gt=0, le=10, description="`zscore_rgb`: mean ± this many deviations are mapped to 0..255"
+    )
+    clahe_clip_limit: float = Field(2.0, gt=0, le=100, description="`clahe_luminance`: OpenCV's clip limit")
+    clahe_grid: int = Field(8, ge=1, le=64, description="`clahe_luminance`: cells per side")
 
 
 class TilingConfiguration(Configuration):
@@ -112,8 +128,10 @@ class TilingConfiguration(Configuration):
 class VerificationConfiguration(Configuration):
     """Limits of the asset checks."""
 
-    min_roi_area_ratio: Ratio = 0.12
-    max_roi_border_touch_ratio: Ratio = 0.55
+    min_roi_area_ratio: Ratio = Field(0.12, description="`roi_plausibility` fails for a smaller mask")
+    max_roi_border_touch_ratio: Ratio = Field(
+        0.55, description="`roi_plausibility` warns about a mask that covers more of the border lines"
+    )
     max_reconstruction_abs_error: float = Field(1e-6, ge=0, description="Mean absolute error in grey levels")
     max_fallback_ratio: Ratio = Field(0.2, description="Share of images whose ROI came from a fallback method")
     max_quarantine_ratio: Ratio = Field(0.5, description="Share of quarantined images from which the check fails")
@@ -134,9 +152,13 @@ class PreprocessConfiguration(Configuration):
 class SplitConfiguration(Configuration):
     """Patient-level splits by a keyed hash: an image keeps its side when others land."""
 
-    name: str = Field("stage0", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    seed: int = 42
-    test_ratio: float = Field(0.15, ge=0.0, lt=1.0)
+    name: str = Field(
+        "stage0",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
+        description="Lanes with the same name share the files `splits/<name>_<fold>.json`",
+    )
+    seed: int = Field(42, description="Seed of the hash that deals patients into splits")
+    test_ratio: float = Field(0.15, ge=0.0, lt=1.0, description="Share of the patients in test, in every fold")
     folds: int = Field(5, ge=2, le=20, description="Folds over the patients outside test")
     use_official: bool = Field(True, description="Respect the dataset's own train/val/test in every fold")
     pinned: str | None = Field(
@@ -144,6 +166,14 @@ class SplitConfiguration(Configuration):
         description="Existing splits file to keep, relative to $UVEITIS_DATA; `{fold}` in it is replaced, without it "
         "the file holds for every fold",
     )
+
+    @field_validator("pinned")
+    @classmethod
+    def _pinned_stays_below_data(cls, pinned: str | None) -> str | None:
+        path = PurePosixPath(pinned or "any")
+        if not path.parts or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"expected a file below $UVEITIS_DATA without `..`, found {pinned!r}")
+        return pinned
 
 
 class LabelConfiguration(Configuration):
@@ -180,13 +210,31 @@ class ImageFolderConfiguration(Configuration):
     """Options of the generic ``image_folder`` layout."""
 
     csv: str | None = Field(None, description="CSV below the dataset folder")
-    path_column: str = "image"
-    patient_column: str | None = None
-    eye_column: str | None = None
-    grade_column: str | None = None
+    path_column: str = Field(
+        "image", description="Column with the image's path below the dataset folder, its file name or its stem"
+    )
+    patient_column: str | None = Field(
+        None, description="Column with the patient id; without it every image is its own patient"
+    )
+    eye_column: str | None = Field(None, description="Column with the eye: `left`, `right`, `OS`, `OD`, `L`, `R`")
+    grade_column: str | None = Field(None, description="Column with a grade, a whole number from 0 to 99")
     identify_by_content: bool = Field(
         False, description="File names name patients: image ids come from the content hash instead of the file name"
     )
+
+    @model_validator(mode="after")
+    def _columns_need_a_csv(self) -> Self:
+        columns = {
+            name: value
+            for name, value in self.model_dump().items()
+            if name.endswith("_column") and value != type(self).model_fields[name].default
+        }
+        if self.csv is None and columns:
+            raise ValueError(
+                f"{' and '.join(columns)} name columns of a CSV file: expected `csv`, found none; without it every "
+                "image would be a patient of its own"
+            )
+        return self
 
 
 class DatasetConfiguration(Configuration):
@@ -195,7 +243,7 @@ class DatasetConfiguration(Configuration):
     name: str = Field(
         pattern=r"^[a-z0-9]+(_[a-z0-9]+)*$", max_length=64, description="Lane name: key prefix and file names"
     )
-    layout: Layout
+    layout: Layout = Field(description="How the folder is read")
     folder: str = Field(description="Folder below $UVEITIS_RAW")
     batch_size: int = Field(256, ge=1, le=4096, description="Images per partition at most")
     image_folder: ImageFolderConfiguration = ImageFolderConfiguration()
@@ -249,7 +297,10 @@ class LaneConfiguration(DatasetConfiguration):
     normalize: NormalizationConfiguration = NormalizationConfiguration()
     tiling: TilingConfiguration = TilingConfiguration()
     verify: VerificationConfiguration = VerificationConfiguration()
-    persist: tuple[PersistedImage, ...] = PreprocessConfiguration.model_fields["persist"].default
+    persist: tuple[PersistedImage, ...] = Field(
+        PreprocessConfiguration.model_fields["persist"].default,
+        description="Which images are written; metadata, masks and indexes always are",
+    )
     splits: SplitConfiguration = SplitConfiguration()
     labels: LabelConfiguration = LabelConfiguration()
     automation: AutomationConfiguration = AutomationConfiguration()
@@ -262,6 +313,23 @@ class LaneConfiguration(DatasetConfiguration):
                 f"labels.format: layout {self.layout} has {' or '.join(sorted(allowed))}, found {self.labels.format}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _method_by_dataset_names_tags_of_the_lane(self) -> Self:
+        unknown = sorted(set(self.roi.method_by_dataset) - set(self.dataset_tags))
+        if unknown:
+            raise ValueError(
+                f"roi.method_by_dataset: expected dataset tags of the lane ({', '.join(self.dataset_tags)}), found "
+                f"{', '.join(unknown)}"
+            )
+        return self
+
+    @property
+    def dataset_tags(self) -> tuple[str, ...]:
+        """Dataset tags that the lane's layout gives to its images."""
+        if self.layout == "deepdrid":
+            return (f"{self.name}_regular", f"{self.name}_uwf")
+        return (self.name,)
 
     @property
     def preprocess(self) -> PreprocessConfiguration:
@@ -278,9 +346,9 @@ class ReferenceColorConfiguration(Configuration):
     datasets: tuple[str, ...] = Field(
         ("deepdrid_regular", "eyepacs", "fgadr"), min_length=1, description="Dataset tags to sample"
     )
-    owners: tuple[str, ...] = ("team:imaging",)
+    owners: tuple[str, ...] = Field(("team:imaging",), description="E-mail addresses or team:<name>")
     per_dataset: int = Field(50, ge=1, description="Images sampled of each dataset tag")
     max_images: int = Field(0, ge=0, description="Images altogether at most; 0 sets no limit")
     downsample_max_side: int = Field(512, ge=64, le=4096, description="Longest side that images are shrunk to, px")
     pixels_per_image: int = Field(20000, ge=100, description="Pixels sampled of each image")
-    stats_erode_px: int = Field(4, ge=0, le=256)
+    stats_erode_px: int = Field(4, ge=0, le=256, description="Erosion of the ROI before statistics")

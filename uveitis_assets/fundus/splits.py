@@ -15,6 +15,7 @@ from unicodedata import normalize
 
 from uveitis_assets.fundus.configuration import SplitConfiguration
 from uveitis_assets.fundus.landed import SPLITS, Split
+from uveitis_assets.storage import resolve_inside
 
 
 def hashed_splits(dataset: str, patient: str, configuration: SplitConfiguration) -> tuple[Split, ...]:
@@ -57,15 +58,14 @@ def read_pinned_splits(root: Path, configuration: SplitConfiguration) -> list[di
     """Read the pinned splits as image id -> side, one dictionary per fold; empty when nothing is pinned.
 
     Raises:
+        PathEscapesRootError: a link leads out of the root.
         ValueError: a file is missing, is not ``{"train": [ids], "val": [ids], "test": [ids]}``, or names an image on
             two sides; the message names the file.
     """
     if configuration.pinned is None:
         return []
-    if "{fold}" in configuration.pinned:
-        paths = [root / configuration.pinned.replace("{fold}", str(fold)) for fold in range(configuration.folds)]
-    else:
-        paths = [root / configuration.pinned] * configuration.folds
+    names = [configuration.pinned.replace("{fold}", str(fold)) for fold in range(configuration.folds)]
+    paths = [resolve_inside(root, name) for name in names]
     read = {path: _read_splits_file(path) for path in dict.fromkeys(paths)}
     return [read[path] for path in paths]
 

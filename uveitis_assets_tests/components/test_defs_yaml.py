@@ -79,6 +79,63 @@ MISTAKES = {
         "labels",
         "haemorage",
     ),
+    "columns of no CSV": (
+        [("    csv: images.csv\n", "")],
+        7,
+        "image_folder",
+        "patient_column and eye_column and grade_column name columns of a CSV file: expected `csv`, found none",
+    ),
+    "path column of no CSV": (
+        [(CLINIC[CLINIC.index("    csv") : CLINIC.index("  tiling")], "    path_column: p\n")],
+        7,
+        "image_folder",
+        "path_column name columns of a CSV file: expected `csv`, found none",
+    ),
+    "method of another lane's dataset": (
+        [("  tiling:", "  roi:\n    method_by_dataset: {uwf: uwf}\n  tiling:")],
+        2,
+        "roi.method_by_dataset",
+        "expected dataset tags of the lane (clinic), found uwf",
+    ),
+    "method of a DeepDRiD lane without its tags": (
+        [
+            (CLINIC[CLINIC.index("  layout") : CLINIC.index("  tiling")], "  layout: deepdrid\n  folder: clinic\n"),
+            ("  tiling:", "  roi:\n    method_by_dataset: {clinic: uwf}\n  tiling:"),
+        ],
+        2,
+        "roi.method_by_dataset",
+        "expected dataset tags of the lane (clinic_regular, clinic_uwf), found clinic",
+    ),
+    "pinned splits outside": (
+        [("  tiling:", "  splits:\n    pinned: ../../splits.json\n  tiling:")],
+        13,
+        "pinned",
+        "expected a file below $UVEITIS_DATA without `..`, found '../../splits.json'",
+    ),
+    "pinned splits from the root": (
+        [("  tiling:", "  splits:\n    pinned: /etc/splits.json\n  tiling:")],
+        13,
+        "pinned",
+        "expected a file below $UVEITIS_DATA",
+    ),
+    "bad cron": (
+        [("  tiling:", "  automation:\n    fill_cron: every night\n  tiling:")],
+        13,
+        "fill_cron",
+        "expected cron syntax (minute, hour, day of month, month, day of week), such as `0 2 * * *`",
+    ),
+    "cron with seconds": (
+        [("  tiling:", '  automation:\n    fill_cron: "0 2 * * * 30"\n  tiling:')],
+        13,
+        "fill_cron",
+        "found '0 2 * * * 30'",
+    ),
+    "cron beyond the clock": (
+        [("  tiling:", '  automation:\n    fill_cron: "0 25 * * *"\n  tiling:')],
+        13,
+        "fill_cron",
+        "found '0 25 * * *'",
+    ),
 }
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from uveitis_assets.fundus.configuration import SplitConfiguration
 from uveitis_assets.fundus.splits import hashed_splits, patient_splits, read_pinned_splits, strictest
+from uveitis_assets.storage import PathEscapesRootError
 
 CONFIGURATION = SplitConfiguration()
 # Second letters of train, val, test of Uveitis-001 to -040 in fold 0, recorded when the rule was made.
@@ -149,3 +150,11 @@ def test_wrong_pinned_files_are_named(tmp_path, text, message):
 def test_a_missing_pinned_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         read_pinned_splits(tmp_path, SplitConfiguration(pinned="none.json"))
+
+
+def test_a_link_among_the_pinned_files_must_not_lead_out_of_the_data_folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "outside.json").write_text('{"train": [], "val": [], "test": []}')
+    (tmp_path / "data" / "link.json").symlink_to(tmp_path / "outside.json")
+    with pytest.raises(PathEscapesRootError, match=r"link\.json"):
+        read_pinned_splits(tmp_path / "data", SplitConfiguration(pinned="link.json"))
