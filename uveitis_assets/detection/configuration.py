@@ -35,6 +35,8 @@ class ModelConfiguration(Configuration):
         (), description="Anchor sides per pyramid level, px of the input; empty: one size per level, 4 x its stride"
     )
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    pyramid_channels: int = Field(256, ge=8, le=1024, description="Channels of every pyramid level")
+    head_width: int = Field(1024, ge=8, le=4096, description="Width of the two layers that read a pooled region")
     rpn_foreground_iou: Ratio = Field(0.4, description="An anchor is positive from this IoU; low for lax boxes")
     rpn_background_iou: Ratio = 0.2
     roi_foreground_iou: Ratio = 0.4

@@ -1,0 +1,63 @@
+"""Non-maximum suppression within each class, and the box heads' post-processing that uses it.
+
+torchvision's ``batched_nms`` moves the classes apart by adding an offset to float32 coordinates when there are few
+boxes. The sum is rounded, so that an IoU close to the threshold may fall on its other side, and boxes left of zero may
+meet the class before. Here every class is suppressed on its own, on the coordinates as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.ops import boxes as box_operations
+
+_SMALLEST_SIDE_PX = 1e-2
+
+
+def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
+    """Rows kept by greedy NMS within each label, best score first; equal scores stay in the order given.
+
+    ``boxes`` (N, 4) as x0 y0 x1 y1, ``scores`` (N,), ``labels`` (N,) integers; a box goes when its IoU with a better
+    one of its label is above ``iou``. Returns int64 (K,).
+    """
+    kept = [
+        rows[box_operations.nms(boxes[rows].float(), scores[rows], iou)]
+        for rows in (torch.nonzero(labels == label)[:, 0] for label in torch.unique(labels))
+    ]
+    if not kept:
+        return torch.zeros(0, dtype=torch.int64, device=boxes.device)
+    rows = torch.cat(kept).sort().values
+    return rows[scores[rows].sort(descending=True, stable=True).indices]
+
+
+class ClassWiseRoIHeads(RoIHeads):  # type: ignore[misc]  # torchvision is untyped
+    """torchvision's box heads with exact class-wise NMS; parameter names and losses are torchvision's."""
+
+    def postprocess_detections(
+        self,
+        class_logits: Tensor,
+        box_regression: Tensor,
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Boxes (N, 4) px, scores (N,) and labels (N,) from 1 on for each image, best score first.
+
+        ``class_logits`` (R, classes) and ``box_regression`` (R, 4 x classes) of the R proposals of all images in turn.
+        """
+        n_per_image = [len(boxes) for boxes in proposals]
+        boxes_per_image = torch.split(self.box_coder.decode(box_regression, proposals), n_per_image)
+        scores_per_image = torch.split(functional.softmax(class_logits, -1), n_per_image)
+        result: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        for all_boxes, all_scores, shape in zip(boxes_per_image, scores_per_image, image_shapes, strict=True):
+            proposal, category = torch.nonzero(all_scores[:, 1:] > self.score_thresh, as_tuple=True)
+            labels = category + 1
+            scores = all_scores[proposal, labels]
+            boxes = box_operations.clip_boxes_to_image(all_boxes[proposal, labels], shape)
+            large = box_operations.remove_small_boxes(boxes, _SMALLEST_SIDE_PX)
+            boxes, scores, labels = boxes[large], scores[large], labels[large]
+            keep = class_wise_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
+            for column, values in zip(result, (boxes, scores, labels), strict=True):
+                column.append(values[keep])
+        return result

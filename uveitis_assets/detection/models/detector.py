@@ -1,0 +1,30 @@
+"""Builds a detector from its configuration, with random weights; weights are loaded by ``checkpoints``."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.models.backbones import Backbone, resnet50_backbone, timm_backbone
+from uveitis_assets.detection.models.faster_rcnn import faster_rcnn
+
+
+def build_detector(configuration: ModelConfiguration) -> nn.Module:
+    """A detector with random weights, drawn from torch's global generator, in training mode.
+
+    ``model(images, targets) -> losses`` in training and ``model(images) -> detections`` in evaluation mode, as
+    torchvision's: images are a list of float32 (3, H, W), RGB 0..1; boxes (N, 4) are x0 y0 x1 y1 in px of that image.
+
+    Raises:
+        ValueError: the configuration does not fit together (strides, anchors, input size).
+    """
+    model: nn.Module = faster_rcnn(_backbone(configuration), configuration)
+    return model
+
+
+def _backbone(configuration: ModelConfiguration) -> Backbone:
+    if configuration.backbone == "resnet50_fpn":
+        return resnet50_backbone(configuration)
+    if configuration.backbone == "timm_fpn":
+        return timm_backbone(configuration)
+    raise NotImplementedError(configuration.backbone)

@@ -1,0 +1,104 @@
+"""Faster R-CNN around a backbone: proposals, box heads and the input transform, with torchvision's parameter names.
+
+Training and evaluation calls are those of torchvision's detection models. Which backbone it is, is decided in
+``detector``; oriented boxes are added by ``oriented_head``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
+
+from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.models.anchors import PyramidAnchors, default_anchor_sizes
+from uveitis_assets.detection.models.backbones import Backbone
+from uveitis_assets.detection.models.class_wise_nms import ClassWiseRoIHeads
+
+_IMAGE_MEAN = (0.485, 0.456, 0.406)
+_IMAGE_STD = (0.229, 0.224, 0.225)
+_POOLED_SIDE = 7
+
+
+class _ProposalHead(RPNHead):  # type: ignore[misc]  # torchvision is untyped
+    """Hands on float32: torchvision computes the proposals in the type of the offsets, 4 px steps in bfloat16."""
+
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, offsets = super().forward(maps)
+        return [level.float() for level in logits], [level.float() for level in offsets]
+
+
+class _BoxPredictor(FastRCNNPredictor):  # type: ignore[misc]  # torchvision is untyped
+    """Computes in float32, see ``_ProposalHead``."""
+
+    def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(regions.device.type, enabled=False):
+            logits, offsets = super().forward(regions.float())
+        return logits, offsets
+
+
+def faster_rcnn(backbone: Backbone, configuration: ModelConfiguration) -> FasterRCNN:
+    """Assemble the detector; images are brought to ``input_size`` and normalized by ImageNet's mean and deviation.
+
+    Raises:
+        ValueError: ``anchor_sizes`` does not give every pyramid level equally many sizes.
+    """
+    sizes = configuration.anchor_sizes or default_anchor_sizes(backbone.strides)
+    strides = backbone.strides
+    if len(sizes) != len(strides) or len({len(level) for level in sizes}) != 1 or not sizes[0]:
+        raise ValueError(
+            f"anchor_sizes: expected one list for each of the strides {', '.join(map(str, strides))}, all of one "
+            f"length, found {[list(level) for level in sizes]}"
+        )
+    anchors = PyramidAnchors(sizes, configuration.anchor_ratios, strides)
+    model = FasterRCNN(
+        backbone,
+        num_classes=None,
+        # Equal sizes keep torchvision from enlarging tiles to its default of 800 px.
+        min_size=configuration.input_size,
+        max_size=configuration.input_size,
+        image_mean=list(_IMAGE_MEAN),
+        image_std=list(_IMAGE_STD),
+        rpn_anchor_generator=anchors,
+        rpn_head=_ProposalHead(backbone.out_channels, len(sizes[0]) * len(configuration.anchor_ratios)),
+        rpn_pre_nms_top_n_train=configuration.rpn_pre_nms_train,
+        rpn_pre_nms_top_n_test=configuration.rpn_pre_nms_test,
+        rpn_post_nms_top_n_train=configuration.rpn_post_nms_train,
+        rpn_post_nms_top_n_test=configuration.rpn_post_nms_test,
+        rpn_fg_iou_thresh=configuration.rpn_foreground_iou,
+        rpn_bg_iou_thresh=configuration.rpn_background_iou,
+        box_roi_pool=_region_pooling(backbone),
+        box_head=TwoMLPHead(backbone.out_channels * _POOLED_SIDE**2, configuration.head_width),
+        box_predictor=_BoxPredictor(configuration.head_width, configuration.n_categories + 1),
+        size_divisible=backbone.size_divisible,
+    )
+    heads = model.roi_heads
+    model.roi_heads = ClassWiseRoIHeads(
+        heads.box_roi_pool,
+        heads.box_head,
+        heads.box_predictor,
+        fg_iou_thresh=configuration.roi_foreground_iou,
+        bg_iou_thresh=configuration.roi_background_iou,
+        batch_size_per_image=512,
+        positive_fraction=0.25,
+        bbox_reg_weights=None,
+        score_thresh=configuration.box_score_threshold,
+        nms_thresh=configuration.box_nms_iou,
+        detections_per_img=configuration.detections_per_tile,
+    )
+    return model
+
+
+def _region_pooling(backbone: Backbone) -> MultiScaleRoIAlign:
+    strides = backbone.roi_strides
+    pooling = MultiScaleRoIAlign([str(index) for index in range(len(strides))], _POOLED_SIDE, sampling_ratio=2)
+    # torchvision infers the scales from the first batch it meets; they are known.
+    pooling.scales = [1 / stride for stride in strides]
+    pooling.map_levels = initLevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])))
+    return pooling
