@@ -159,6 +159,10 @@ class ArtefactStore:
         folder = self.root / "runs" / experiment
         return folder / f"fold{fold}" if fold > 0 else folder
 
+    def pretraining_folder(self, name: str) -> Path:
+        """Folder of an encoder's pretraining without labels."""
+        return self.root / "pretrain_runs" / name
+
     def prediction_file(self, experiment: str, key: str) -> Path:
         """Detections of one image as JSON."""
         return self.root / "preds" / experiment / f"{key}.json"

@@ -1,0 +1,294 @@
+"""Continue the pretraining of an encoder on global images without labels, by a masked autoencoder.
+
+Images of the test split are never shown. What an image looks like in an epoch depends on seed, epoch and image alone,
+so that a killed training that is continued ends with the weights of one that was not (on the CPU bit by bit).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save
+
+from uveitis_assets.detection.encoder_configuration import EncoderPretrainingConfiguration
+from uveitis_assets.detection.lane_images import TiledImage, tiled_images
+from uveitis_assets.detection.masked_autoencoder import CHANNEL_MEAN, CHANNEL_STD, SHAPES, MaskedAutoencoder
+from uveitis_assets.storage import ArtefactStore, write_bytes, write_json
+
+_LEAST_MATCHED = 0.9
+_PREFETCHED_BATCHES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainingOutcome:
+    """What a pretraining ended with; ``losses`` is the mean loss of each epoch."""
+
+    encoder: Path
+    n_images: int
+    n_held_out: int
+    n_steps: int
+    losses: tuple[float, ...]
+    started_from: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    epoch: int
+    step: int
+    losses: tuple[float, ...]
+    loss_sum: float
+
+
+def pretrain_encoder(
+    store: ArtefactStore,
+    configuration: EncoderPretrainingConfiguration,
+    *,
+    device: str,
+    log: Callable[[str], None],
+    threads: int = 2,
+) -> PretrainingOutcome:
+    """Train, or continue where a killed run stopped, and write ``pretrain_runs/<name>/encoder.safetensors``.
+
+    A folder of another configuration or of other images is started anew; its encoder stays until the new one is done.
+
+    Args:
+        store: global images in, run folder out.
+        configuration: lanes, sizes and optimization.
+        device: ``cpu`` or ``cuda``.
+        log: takes one line per epoch.
+        threads: that read images ahead.
+
+    Raises:
+        ValueError: no usable image, or the file to start from does not fit.
+    """
+    images, n_held_out = _images(store, configuration)
+    folder = store.pretraining_folder(configuration.name)
+    fingerprint = _fingerprint(configuration, images)
+    steps_per_epoch = math.ceil(len(images) / configuration.batch_size)
+    torch.manual_seed(configuration.seed)
+    model = MaskedAutoencoder(SHAPES[configuration.encoder])
+    started_from = "random weights"
+    if configuration.start_from is not None:
+        started_from = _load_start(model, store.root / configuration.start_from)
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(_parameter_groups(model, configuration.weight_decay), betas=(0.9, 0.95))
+    position = _resume(folder, fingerprint, model, optimizer, device) or _Position(0, 0, (), 0.0)
+    if position.step or position.epoch:
+        log(f"continuing at epoch {position.epoch + 1}, step {position.step + 1} of {steps_per_epoch}")
+    half = configuration.amp == "bf16" or (configuration.amp == "auto" and device.startswith("cuda"))
+    while position.epoch < configuration.epochs:
+        for pixels, noise in _batches(store, images, configuration, position, model=model, threads=threads):
+            done = position.epoch * steps_per_epoch + position.step
+            for group in optimizer.param_groups:
+                group["lr"] = _learning_rate(configuration, done / steps_per_epoch)
+            with torch.autocast(device.split(":", maxsplit=1)[0], dtype=torch.bfloat16, enabled=half):
+                loss = model(pixels.to(device), noise.to(device), configuration.masked_share)
+            if not torch.isfinite(loss):
+                where = f"epoch {position.epoch + 1}, step {position.step + 1}"
+                raise ValueError(f"{configuration.name}: loss {loss.item()} at {where}; lower learning_rate")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            loss_sum = position.loss_sum + loss.item()
+            position = _Position(position.epoch, position.step + 1, position.losses, loss_sum)
+            if (done + 1) % configuration.checkpoint_every_steps == 0:
+                _save_state(folder, fingerprint, model, optimizer, position)
+        losses = (*position.losses, position.loss_sum / steps_per_epoch)
+        position = _Position(position.epoch + 1, 0, losses, 0.0)
+        _save_state(folder, fingerprint, model, optimizer, position)
+        log(f"epoch {position.epoch} of {configuration.epochs}: loss {losses[-1]:.4f}")
+    encoder = folder / "encoder.safetensors"
+    lineage = {
+        "encoder": configuration.encoder,
+        "configuration": configuration.model_dump(mode="json"),
+        "images": fingerprint,
+        "n_images": len(images),
+        "started_from": started_from,
+        "losses": [round(loss, 6) for loss in position.losses],
+    }
+    write_bytes(encoder, save(model.encoder_state()))
+    write_json(encoder.with_suffix(".json"), lineage)
+    return PretrainingOutcome(
+        encoder, len(images), n_held_out, configuration.epochs * steps_per_epoch, position.losses, started_from
+    )
+
+
+def _images(store: ArtefactStore, configuration: EncoderPretrainingConfiguration) -> tuple[list[TiledImage], int]:
+    """Images that may be shown, and how many are held out because they are test images in some fold."""
+    found = [image for lane in configuration.learn_from for image in tiled_images(store, lane)]
+    shown = [image for image in found if "test" not in image.sides]
+    if not shown:
+        raise ValueError(
+            f"{configuration.name}: found no image with tiles outside test in {', '.join(configuration.learn_from)}; "
+            "materialize their tiles first"
+        )
+    return shown, len(found) - len(shown)
+
+
+def _fingerprint(configuration: EncoderPretrainingConfiguration, images: Sequence[TiledImage]) -> str:
+    settings = configuration.model_dump_json(exclude={"description", "owners", "checkpoint_every_steps"})
+    digest = hashlib.blake2b(settings.encode(), digest_size=8)
+    for image in images:
+        digest.update(f"\n{image.image_id} {image.fingerprint}".encode())
+    return digest.hexdigest()
+
+
+def _load_start(model: MaskedAutoencoder, path: Path) -> str:
+    """Load a RETFound file into encoder and decoder; returns what was taken.
+
+    Raises:
+        ValueError: the file has no root ``model``, or too few of the parameters.
+    """
+    root = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(root, dict) or not isinstance(root.get("model"), dict):
+        raise ValueError(f"{path}: expected a RETFound file with the root `model`; found another structure")
+    wanted = model.state_dict()
+    matching = {name: value for name, value in root["model"].items() if _fits(value, wanted.get(name))}
+    encoder = [name for name in wanted if not name.startswith(("decoder_", "mask_token"))]
+    share = sum(name in matching for name in encoder) / len(encoder)
+    if share < _LEAST_MATCHED:
+        missing = [name for name in encoder if name not in matching][:5]
+        raise ValueError(
+            f"{path}: provides {share:.0%} of the encoder's parameters, expected at least {_LEAST_MATCHED:.0%}; "
+            f"missing or of another shape: {', '.join(missing)}"
+        )
+    model.load_state_dict(matching, strict=False)
+    digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    return f"{path.name} ({digest}), {len(matching)} of {len(wanted)} tensors"
+
+
+def _fits(value: object, wanted: torch.Tensor | None) -> bool:
+    return wanted is not None and isinstance(value, torch.Tensor) and value.shape == wanted.shape
+
+
+def _parameter_groups(model: MaskedAutoencoder, weight_decay: float) -> list[dict[str, Any]]:
+    """No weight decay on vectors: biases, norms, tokens."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    flat = [parameter for parameter in trained if parameter.ndim <= 1 or parameter.shape[:2] == (1, 1)]
+    held = {id(parameter) for parameter in flat}
+    return [
+        {"params": [parameter for parameter in trained if id(parameter) not in held], "weight_decay": weight_decay},
+        {"params": flat, "weight_decay": 0.0},
+    ]
+
+
+def _learning_rate(configuration: EncoderPretrainingConfiguration, epochs_done: float) -> float:
+    """Linear warm-up, then a half cosine to zero."""
+    peak = configuration.learning_rate * configuration.batch_size / 256
+    if epochs_done < configuration.warmup_epochs:
+        return peak * epochs_done / configuration.warmup_epochs
+    rest = max(configuration.epochs - configuration.warmup_epochs, 1e-9)
+    return peak * 0.5 * (1 + math.cos(math.pi * (epochs_done - configuration.warmup_epochs) / rest))
+
+
+def _batches(
+    store: ArtefactStore,
+    images: Sequence[TiledImage],
+    configuration: EncoderPretrainingConfiguration,
+    position: _Position,
+    *,
+    model: MaskedAutoencoder,
+    threads: int,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The rest of the epoch's batches: pixels (B, 3, S, S) and noise (B, n_patches)."""
+    order = np.random.default_rng((configuration.seed, position.epoch)).permutation(len(images))
+    size = configuration.batch_size
+    groups = [order[start : start + size] for start in range(0, len(order), size)][position.step :]
+    n_patches = model.patch_embed.num_patches
+    side = model.shape.image_size
+
+    def sample(number: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        rng = np.random.default_rng((configuration.seed, position.epoch, int(number)))
+        view = _random_view(_read_global(store, images[number]), rng, side, configuration.smallest_crop)
+        return view, rng.random(n_patches, dtype=np.float32)
+
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = iter(groups)
+        pending = [[pool.submit(sample, n) for n in group] for group in islice(waiting, _PREFETCHED_BATCHES)]
+        while pending:
+            drawn = [future.result() for future in pending.pop(0)]
+            pending += [[pool.submit(sample, n) for n in group] for group in islice(waiting, 1)]
+            yield (
+                torch.from_numpy(np.stack([view for view, _ in drawn])),
+                torch.from_numpy(np.stack([noise for _, noise in drawn])),
+            )
+
+
+def _read_global(store: ArtefactStore, image: TiledImage) -> NDArray[np.uint8]:
+    path = store.global_image(image.key, image.frames(store).global_size)
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    if pixels is None:
+        raise ValueError(f"{path}: expected the global image of {image.image_id}; add `global` to the lane's persist")
+    return np.asarray(pixels, np.uint8)
+
+
+def _random_view(
+    pixels: NDArray[np.uint8], rng: np.random.Generator, side: int, smallest_crop: float
+) -> NDArray[np.float32]:
+    """Random crop of 3:4 to 4:3, resized and perhaps mirrored; float32 (3, side, side), normalized channels."""
+    height, width = pixels.shape[:2]
+    area = height * width * rng.uniform(smallest_crop, 1.0)
+    ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+    crop_width = min(width, max(1, round(math.sqrt(area * ratio))))
+    crop_height = min(height, max(1, round(math.sqrt(area / ratio))))
+    x = int(rng.integers(0, width - crop_width + 1))
+    y = int(rng.integers(0, height - crop_height + 1))
+    crop = pixels[y : y + crop_height, x : x + crop_width]
+    shrinks = crop_width >= side and crop_height >= side
+    view = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    if rng.random() < 0.5:
+        view = view[:, ::-1]
+    normalized = (view.astype(np.float32) / 255.0 - np.array(CHANNEL_MEAN, np.float32)) / np.array(
+        CHANNEL_STD, np.float32
+    )
+    return np.ascontiguousarray(normalized.transpose(2, 0, 1))
+
+
+def _save_state(
+    folder: Path, fingerprint: str, model: MaskedAutoencoder, optimizer: torch.optim.Optimizer, position: _Position
+) -> None:
+    """What a killed training is continued from; safe to load (tensors and plain values)."""
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "position": json.dumps(
+            {
+                "epoch": position.epoch,
+                "step": position.step,
+                "losses": position.losses,
+                "loss_sum": position.loss_sum,
+                "fingerprint": fingerprint,
+            }
+        ),
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(folder / "last.pth", buffer.getbuffer())
+
+
+def _resume(
+    folder: Path, fingerprint: str, model: MaskedAutoencoder, optimizer: torch.optim.Optimizer, device: str
+) -> _Position | None:
+    path = folder / "last.pth"
+    if not path.exists():
+        return None
+    state = torch.load(path, map_location=device, weights_only=True)
+    saved = json.loads(state["position"])
+    if saved.pop("fingerprint") != fingerprint:
+        return None
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return _Position(saved["epoch"], saved["step"], tuple(saved["losses"]), saved["loss_sum"])
