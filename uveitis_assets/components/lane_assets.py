@@ -31,10 +31,10 @@ _MONTAGE_BATCHES = 8
 UPSTREAM_EVENT_METADATA = "upstream_event_id"
 BAD_LABELS_METADATA = "bad_labels"
 
-_STAGE_TEXTS: dict[PreprocessStage, tuple[str, set[str]]] = {
-    "roi_masks": ("Retina region-of-interest masks, single-channel PNG in raw pixels.", {"opencv", "png"}),
-    "normalized_crops": ("ROI crops and photometrically normalized crops with their metadata.", {"opencv", "png"}),
-    "tiles": ("Square global images and overlapping tiles with their coordinate frames.", {"opencv", "png"}),
+_STAGE_TEXTS: dict[PreprocessStage, str] = {
+    "roi_masks": "Retina region-of-interest masks, single-channel PNG in raw pixels.",
+    "normalized_crops": "ROI crops and photometrically normalized crops with their metadata.",
+    "tiles": "Square global images and overlapping tiles with their coordinate frames.",
 }
 
 
@@ -138,7 +138,7 @@ def _preprocessing(lane: LaneConfiguration) -> dg.AssetsDefinition:
     needs_reference = lane.normalize.method == "reinhard_lab_ref"
 
     def spec(stage: PreprocessStage) -> dg.AssetSpec:
-        text, kinds = _STAGE_TEXTS[stage]
+        needs_model = uses_sam2 and stage == "roi_masks"
         deps: list[dg.AssetKey] = [upstream[stage]]
         if needs_reference and stage == "normalized_crops":
             deps.append(dg.AssetKey("reference_color"))
@@ -148,10 +148,10 @@ def _preprocessing(lane: LaneConfiguration) -> dg.AssetsDefinition:
             partitions_def=keys.batches,
             group_name=lane.name,
             owners=list(lane.owners),
-            kinds=kinds,
+            kinds={"numpy", "file", *(["pytorch"] if needs_model else [])},
             code_version=PREPROCESS_CODE_VERSION,
-            description=text,
-            tags={"uveitis/gpu": "preferred" if uses_sam2 and stage == "roi_masks" else "none"},
+            description=_STAGE_TEXTS[stage],
+            tags={"uveitis/gpu": "preferred" if needs_model else "none"},
             metadata={"configuration": dg.MetadataValue.json(_configuration_of(lane, stage))},
             skippable=True,
         )
@@ -231,7 +231,7 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=lane.name,
         owners=list(lane.owners),
-        kinds={"coco", "json"},
+        kinds={"python", "json"},
         code_version=LABELS_CODE_VERSION,
         metadata={"configuration": dg.MetadataValue.json(lane.labels.model_dump(mode="json"))},
         description="COCO label files of the global images and of the tiles, per fold and split, with overlays. "

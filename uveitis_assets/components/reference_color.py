@@ -41,7 +41,7 @@ class ReferenceColor(dg.Component):
             ],
             group_name="reference",
             owners=list(configuration.owners),
-            kinds={"opencv", "json"},
+            kinds={"numpy", "json"},
             code_version="1",
             metadata={"configuration": dg.MetadataValue.json(configuration.model_dump(mode="json"))},
             description="Mean and standard deviation of RGB and LAB inside the retina of regular fundus photographs.",

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,16 @@ def test_every_asset_says_what_it_is_whose_it_is_and_of_which_kind(definitions: 
         assert node.kinds, key
         assert node.code_version, key
         assert node.group_name != "default", key
+
+
+def test_the_user_interface_has_an_icon_for_every_kind(definitions: dg.Definitions) -> None:
+    pages = Path(str(files("dagster_webserver"))) / "webapp" / "build"
+    (script,) = [text for path in pages.rglob("*.js") if "scikitlearn:{icon:" in (text := path.read_text())]
+    known = set(re.findall(r'[{,]"?([\w.-]+)"?:\{icon:', script))
+    assert len(known) > 100
+    graph = definitions.resolve_asset_graph()
+    kinds = {kind for key in graph.get_all_asset_keys() for kind in graph.get(key).kinds}
+    assert kinds - known == set()
 
 
 def test_loading_the_definitions_imports_nothing_heavy() -> None:

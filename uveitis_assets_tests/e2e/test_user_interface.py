@@ -45,7 +45,7 @@ def test_a_lane_s_graph_leads_from_the_manifest_to_the_labels_with_kinds_and_gro
     left = [ui.node(name).rect["x"] for name in names]
     assert left == sorted(left)
     assert len(set(left)) == len(names)
-    for kind in ("Polars", "Parquet", "opencv", "png", "json", "coco"):
+    for kind in ("Polars", "Parquet", "NumPy", "File", "Python", "json"):
         assert ui.all(f"//*[text()='{kind}']"), kind
     assert ui.all("//*[normalize-space()='uwf700']")
     assert "Asset Group in" in ui.text()
