@@ -130,7 +130,9 @@ class EvaluationConfiguration(Configuration):
     froc_iou: Ratio = Field(0.3, description="Smallest IoU of a hit in FROC and in the confusion matrix")
     froc_fp_per_image: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     operating_score: Ratio = Field(0.1, description="Score from which per-class tp, fp and fn are counted")
-    max_detections: int = Field(400, ge=1, description="Best-scored detections per image that count")
+    max_detections: int = Field(
+        400, ge=1, description="Best-scored detections per image and class that count, as in COCO"
+    )
     bootstrap_samples: int = Field(1000, ge=0, description="Resamples of the patients; 0: no intervals")
     bootstrap_seed: int = 42
 
