@@ -1,0 +1,165 @@
+"""Detections of many images, one after the other: tiles are read ahead, detected across images, merged and handed on.
+
+Memory is bounded: a window of a few batches is in work while the next one is being read. Nothing is written here;
+``prediction_batch`` writes files and remembers what is done.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from uveitis_assets.detection.configuration import InferenceConfiguration
+from uveitis_assets.detection.detections import Detections
+from uveitis_assets.detection.merging import fuse_detectors, merge_images
+from uveitis_assets.detection.tile_inference import detect_tiles, tiles_per_pass
+from uveitis_assets.fundus.geometry import ImageFrames
+
+Pixels = NDArray[np.uint8]
+
+# Batches per window: the last batch of a window may be part full, so more batches waste less and hold more memory.
+_BATCHES_PER_WINDOW = 4
+
+
+class TileFile(Protocol):
+    """A tile that lies on the disk."""
+
+    @property
+    def file(self) -> Path: ...
+
+
+class TiledImage(Protocol):
+    """What has to be known of an image to predict it; ``LabelledImage`` is one."""
+
+    @property
+    def image_id(self) -> str: ...
+
+    @property
+    def frames(self) -> ImageFrames: ...
+
+    @property
+    def tiles(self) -> Sequence[TileFile]: ...
+
+
+Image = TypeVar("Image", bound=TiledImage)
+
+
+def predict_images(
+    models: Sequence[torch.nn.Module],
+    images: Iterable[Image],
+    configuration: InferenceConfiguration,
+    *,
+    device: torch.device | str,
+    amp: bool | None = None,
+    read_tiles: Callable[[Image], Sequence[Pixels]] | None = None,
+    readers: int = 2,
+) -> Iterator[tuple[Image, Detections]]:
+    """Detect lesions in images, in the order given.
+
+    The result for an image does not depend on the images beside it (``tile_inference`` says how far). For judging a
+    detector, pass a copy of the configuration with a ``score_threshold`` near 0: AP wants the weak detections too.
+
+    Args:
+        models: detectors, already on ``device``; several are an ensemble whose answers are fused.
+        images: consumed as they are needed.
+        configuration: batch size, merging, score threshold.
+        device: where the models are.
+        amp: mixed precision; None: on CUDA.
+        read_tiles: returns an image's tiles as uint8 RGB (H, W, 3), in the order of its frames; called in threads.
+            None reads the PNG files of ``image.tiles``.
+        readers: threads that read tiles ahead.
+
+    Yields:
+        Each image with its detections in global px.
+
+    Raises:
+        ValueError: no models; a tile is missing, damaged or of another size than its frames say.
+    """
+    if not models:
+        raise ValueError("expected at least one model to predict with, found none")
+    device = torch.device(device)
+    mixed = device.type == "cuda" if amp is None else amp
+    tiles_per_window = configuration.batch_size * _BATCHES_PER_WINDOW
+    for window in _windows(images, read_tiles or read_tile_files, tiles_per_window, readers):
+        in_window = [image for image, _ in window]
+        frames = [image.frames for image in in_window]
+        pixels = [tile for _, tiles in window for tile in tiles]
+        merged = []
+        for model in models:
+            detected = iter(
+                detect_tiles(
+                    model,
+                    pixels,
+                    batch_size=tiles_per_pass(device, configuration.batch_size),
+                    device=device,
+                    amp=mixed,
+                )
+            )
+            per_image = [[next(detected) for _ in tiles] for _, tiles in window]
+            merged.append(merge_images(frames, per_image, configuration))
+        yield from zip(in_window, fuse_detectors(frames, merged, configuration), strict=True)
+
+
+def read_tile_files(image: TiledImage) -> list[Pixels]:
+    """Read an image's tiles from their PNG files, RGB uint8.
+
+    Raises:
+        ValueError: a file is missing or damaged; the message names it.
+    """
+    tiles = []
+    for tile in image.tiles:
+        data = cv2.imread(str(tile.file), cv2.IMREAD_COLOR_RGB) if tile.file.is_file() else None
+        if data is None:
+            state = "damaged" if tile.file.is_file() else "missing"
+            raise ValueError(
+                f"{image.image_id}: {tile.file}: expected a tile as PNG, found it {state}; materialize the tiles again"
+            )
+        tiles.append(np.asarray(data, dtype=np.uint8))
+    return tiles
+
+
+def _windows(
+    images: Iterable[Image], read_tiles: Callable[[Image], Sequence[Pixels]], n_tiles: int, readers: int
+) -> Iterator[list[tuple[Image, Sequence[Pixels]]]]:
+    """Images with their pixels in groups of about ``n_tiles`` tiles; as many again are read meanwhile."""
+    waiting: deque[tuple[Image, Future[Sequence[Pixels]]]] = deque()
+    source = iter(images)
+    ahead = 0
+    with ThreadPoolExecutor(readers, thread_name_prefix="read-tiles") as pool:
+        try:
+            while True:
+                while ahead < 2 * n_tiles and (image := next(source, None)) is not None:
+                    waiting.append((image, pool.submit(_checked_tiles, image, read_tiles)))
+                    ahead += len(image.frames.tiles)
+                if not waiting:
+                    return
+                window: list[tuple[Image, Sequence[Pixels]]] = []
+                in_window = 0
+                while waiting and in_window < n_tiles:
+                    image, future = waiting.popleft()
+                    window.append((image, future.result()))
+                    in_window += len(image.frames.tiles)
+                ahead -= in_window
+                yield window
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _checked_tiles(image: Any, read_tiles: Callable[[Any], Sequence[Pixels]]) -> Sequence[Pixels]:
+    tiles = read_tiles(image)
+    expected = [(tile.height, tile.width) for tile in image.frames.tiles]
+    found = [tile.shape[:2] for tile in tiles]
+    if expected != found:
+        raise ValueError(
+            f"{image.image_id}: expected tiles of (height, width) {expected}, found {found}; "
+            "materialize the tiles again"
+        )
+    return tiles

@@ -1,0 +1,163 @@
+import numpy as np
+import pytest
+import torch
+from torchvision.models import resnet18
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+
+from uveitis_assets.detection.detections import Detections
+from uveitis_assets.detection.tile_inference import detect_tiles, tiles_per_pass
+from uveitis_assets_tests.detection.known_detectors import PaintedBoxDetector, painted
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    """A small Faster R-CNN with random weights that finds something everywhere."""
+    torch.manual_seed(3)
+    backbone = _resnet_fpn_extractor(resnet18(weights=None, norm_layer=torch.nn.BatchNorm2d), trainable_layers=5)
+    model = FasterRCNN(backbone, num_classes=4, min_size=96, max_size=96, box_detections_per_img=30)
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.weight.normal_(0, 0.5)
+    return model.eval()
+
+
+def noise_tiles(n: int, size: int = 96) -> list[np.ndarray]:
+    return [np.random.default_rng(seed).integers(0, 255, (size, size, 3), np.uint8) for seed in range(n)]
+
+
+def rows(found: Detections) -> list[tuple[float, ...]]:
+    return sorted(
+        (*box, score, label)
+        for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+    )
+
+
+def test_tiles_are_seen_as_rgb_between_0_and_1_and_come_back_in_their_order() -> None:
+    class Means(torch.nn.Module):
+        def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+            return [
+                {
+                    "boxes": torch.tensor([[0.0, 0.0, 1.0, 1.0]]),
+                    "scores": image.mean(dim=(1, 2))[:1],
+                    "labels": torch.tensor([1]),
+                }
+                for image in images
+            ]
+
+    tiles = [np.full((8, 8, 3), (red, 7, 9), np.uint8) for red in (255, 51, 0, 102)]
+    tiles[1] = np.full((4, 16, 3), (51, 7, 9), np.uint8)
+    found = detect_tiles(Means(), tiles, batch_size=3, device=CPU, amp=False)
+    assert [round(float(one.scores[0]), 4) for one in found] == [1.0, 0.2, 0.0, 0.4]
+
+
+def test_tiles_of_all_sizes_are_batched_with_their_like() -> None:
+    model = PaintedBoxDetector()
+    tiles = [painted(32, 32, {1: (1, 2, 9, 8)})] * 5 + [painted(32, 20, {2: (3, 3, 7, 7)})] * 2
+    found = detect_tiles(model, tiles, batch_size=4, device=CPU, amp=False)
+    assert model.passes == [4, 1, 2]
+    assert [one.boxes.tolist() for one in found] == [[[1, 2, 9, 8]]] * 5 + [[[3, 3, 7, 7]]] * 2
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does() -> None:
+    model = PaintedBoxDetector(most_tiles=2)
+    tiles = [painted(16, 16, {1: (n, 0, n + 3, 4)}) for n in range(9)]
+    found = detect_tiles(model, tiles, batch_size=8, device=CPU, amp=False)
+    assert model.passes == [2, 2, 2, 2, 1]
+    assert [one.boxes[0, 0] for one in found] == list(range(9))
+
+
+def test_a_single_tile_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        detect_tiles(PaintedBoxDetector(most_tiles=0), [painted(8, 8, {})], batch_size=4, device=CPU, amp=False)
+
+
+def test_other_errors_of_the_network_are_not_taken_for_a_lack_of_memory() -> None:
+    class Broken(torch.nn.Module):
+        def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        detect_tiles(Broken(), [painted(8, 8, {})] * 2, batch_size=2, device=CPU, amp=False)
+
+
+def test_a_network_gives_equal_bits_whatever_the_order_of_tiles_on_the_cpu(network: torch.nn.Module) -> None:
+    tiles = noise_tiles(6)
+    size = tiles_per_pass(CPU, 8)
+    forwards = detect_tiles(network, tiles, batch_size=size, device=CPU, amp=False)
+    backwards = detect_tiles(network, tiles[::-1], batch_size=size, device=CPU, amp=False)[::-1]
+    assert sum(len(one) for one in forwards) > 20
+    for one, other in zip(forwards, backwards, strict=True):
+        assert np.array_equal(one.boxes, other.boxes)
+        assert np.array_equal(one.scores, other.scores)
+        assert np.array_equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 6])
+def test_a_network_finds_the_same_in_batches_of_any_size(network: torch.nn.Module, batch_size: int) -> None:
+    tiles = noise_tiles(6)
+    alone = detect_tiles(network, tiles, batch_size=1, device=CPU, amp=False)
+    together = detect_tiles(network, tiles, batch_size=batch_size, device=CPU, amp=False)
+    for one, other in zip(alone, together, strict=True):
+        assert len(one) == len(other)
+        assert np.allclose(rows(one), rows(other), atol=1 / 64 + 1e-6)
+
+
+def test_values_lie_on_the_documented_grid(network: torch.nn.Module) -> None:
+    found = detect_tiles(network, noise_tiles(1), batch_size=1, device=CPU, amp=False)[0]
+    assert np.array_equal(found.boxes * 64, np.round(found.boxes * 64))
+    assert np.array_equal(found.scores, np.round(found.scores.astype(np.float64), 4).astype(np.float32))
+
+
+def test_the_model_comes_back_in_the_mode_it_came_in(network: torch.nn.Module) -> None:
+    network.train()
+    network.backbone.eval()
+    try:
+        detect_tiles(network, noise_tiles(1), batch_size=1, device=CPU, amp=False)
+        assert network.training
+        assert network.roi_heads.training
+        assert not network.backbone.training
+    finally:
+        network.eval()
+
+
+def test_oriented_corners_are_passed_on() -> None:
+    class Oriented(torch.nn.Module):
+        def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+            corners = torch.tensor([[[2.0, 0.0], [4.0, 2.0], [2.0, 4.0], [0.0, 2.0]]])
+            boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+            return [
+                {
+                    "boxes": boxes,
+                    "scores": torch.ones(1),
+                    "labels": torch.ones(1, dtype=torch.int64),
+                    "corners": corners,
+                }
+            ] * len(images)
+
+    found = detect_tiles(Oriented(), [painted(8, 8, {})], batch_size=1, device=CPU, amp=False)[0]
+    assert found.corners is not None
+    assert found.corners.tolist() == [[[2, 0], [4, 2], [2, 4], [0, 2]]]
+
+
+def test_nan_from_damaged_weights_is_refused() -> None:
+    class Diverged(torch.nn.Module):
+        def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+            nan = torch.full((1, 4), float("nan"))
+            return [{"boxes": nan, "scores": torch.ones(1), "labels": torch.ones(1, dtype=torch.int64)}]
+
+    with pytest.raises(ValueError, match="boxes: expected finite values"):
+        detect_tiles(Diverged(), [painted(8, 8, {})], batch_size=1, device=CPU, amp=False)
+
+
+@pytest.mark.parametrize(
+    "tile", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((0, 8, 3), np.uint8)]
+)
+def test_what_is_no_tile_is_refused(tile: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="tile 0: expected uint8 of shape"):
+        detect_tiles(PaintedBoxDetector(), [tile], batch_size=1, device=CPU, amp=False)
+
+
+def test_no_tiles_give_no_detections() -> None:
+    assert detect_tiles(PaintedBoxDetector(), [], batch_size=2, device=CPU, amp=False) == []
