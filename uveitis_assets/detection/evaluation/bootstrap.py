@@ -2,15 +2,16 @@
 
 Images of one patient are no independent samples, so patients are drawn with replacement and an image counts as often
 as its patient was drawn (Efron & Tibshirani, An Introduction to the Bootstrap, 1993: percentile intervals of a cluster
-bootstrap). Hits do not depend on other images, so a resample is a weight per image: cumulative sums of weights along
-the detections sorted by score give every curve. The same seed draws the same patients for every metric. Where scores
-tie between images, copies of a detection stand together.
+bootstrap). Hits do not depend on other images, so a resample is a weight per patient, and what a metric needs is how
+many detections and hits of each patient stand above each hit in the order of scores: one matrix product gives the
+curves of all resamples. Where scores tie between images, the copies of a detection stand together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,8 @@ from uveitis_assets.detection.evaluation.average_precision import RECALLS
 from uveitis_assets.detection.evaluation.froc import allowed_false_positives, threshold_ends
 from uveitis_assets.detection.evaluation.matching import ScoredHits
 
-_CELLS_AT_ONCE = 8_000_000
-"""Detections times resamples held at once; 32 MB per array of int32."""
+_CELLS_AT_ONCE = 4_000_000
+"""Hits times resamples held at once; 32 MB per array of float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,68 +32,69 @@ class Interval:
     high: float
 
 
-def patient_resamples(patients: Sequence[str], *, n_samples: int, seed: int) -> NDArray[np.int32]:
+@dataclass(frozen=True, slots=True)
+class PatientResamples:
+    """``weights`` float32 (B, P): how often each patient was drawn, whole numbers; ``patient_of_image`` int64 (I,)."""
+
+    weights: NDArray[np.float32]
+    patient_of_image: NDArray[np.int64]
+
+
+def patient_resamples(patients: Sequence[str], *, n_samples: int, seed: int) -> PatientResamples:
     """Draw as many patients as there are, with replacement, ``n_samples`` times.
 
-    Args:
-        patients: the patient of each image.
-
-    Returns:
-        int32 (n_samples, images): how often each image counts in each resample. Depends on the patients' names by
-        their sorted order only.
+    ``patients`` names the patient of each image. The same seed draws the same patients for every metric; names matter
+    by their sorted order only.
     """
     names, patient_of_image = np.unique(np.asarray(patients), return_inverse=True)
     draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=n_samples)
-    return draws.astype(np.int32)[:, patient_of_image]
+    return PatientResamples(draws.astype(np.float32), patient_of_image.astype(np.int64))
 
 
-def resampled_average_precision(hits: ScoredHits, weights: NDArray[np.int32]) -> NDArray[np.float64]:
+def resampled_average_precision(hits: ScoredHits, resamples: PatientResamples) -> NDArray[np.float64]:
     """101-point AP in each resample, float64 (B,); NaN in resamples without lesions of the class."""
-    n_lesions = weights @ hits.lesions
+    n_lesions = _per_resample(hits.lesions, resamples)
     values = np.where(n_lesions > 0, 0.0, np.nan)
-    hit_rows = np.flatnonzero(hits.hits)
-    if len(hit_rows) == 0:
-        return values
-    # The precision envelope changes at hits only: what stands between two of them is added up in one go.
-    starts = np.concatenate([[0], hit_rows[:-1] + 1])
-    for chunk in _chunks(len(weights), hit_rows[-1] + 1):
-        per_detection = _weights_per_detection(hits, weights[chunk], int(hit_rows[-1]) + 1)
-        n_hit = np.cumsum(per_detection[hit_rows], axis=0)
-        n_found = np.cumsum(np.add.reduceat(per_detection, starts, axis=0), axis=0)
+    # The precision envelope and the recall change at hits only.
+    rows = np.flatnonzero(hits.hits)
+    n_found_by, n_hit_by = _counts_up_to(rows, hits, resamples)
+    for chunk in _chunks(len(values), len(rows)):
+        weights = resamples.weights[chunk]
+        n_found, n_hit = (weights @ n_found_by).astype(np.float64), (weights @ n_hit_by).astype(np.float64)
+        recall = n_hit / np.maximum(n_lesions[chunk, None], 1)
         precision = n_hit / np.maximum(n_found, 1)
-        envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1].T
-        recall = (n_hit / np.maximum(n_lesions[chunk], 1)).T
-        padded = np.concatenate([envelope, np.zeros((len(envelope), 1))], axis=1)
-        for offset, sample in enumerate(range(*chunk.indices(len(weights)))):
-            if n_lesions[sample] > 0:
-                reached = np.searchsorted(recall[offset], RECALLS, side="left")
-                values[sample] = padded[offset, reached].mean()
+        envelope = np.zeros((len(weights), len(rows) + 1))
+        envelope[:, :-1] = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        for offset in np.flatnonzero(n_lesions[chunk] > 0).tolist():
+            reached = np.searchsorted(recall[offset], RECALLS, side="left")
+            values[chunk.start + offset] = envelope[offset, reached].mean()
     return values
 
 
 def resampled_sensitivities(
-    hits: ScoredHits, rates: Sequence[float], weights: NDArray[np.int32]
+    hits: ScoredHits, rates: Sequence[float], resamples: PatientResamples
 ) -> NDArray[np.float64]:
-    """FROC sensitivity at each rate in each resample, float64 (B, F); NaN in resamples without lesions."""
-    n_lesions = weights @ hits.lesions
-    values = np.where(n_lesions > 0, 0.0, np.nan)[:, None].repeat(len(rates), axis=1)
+    """FROC sensitivity at each rate in each resample, float64 (B, F); NaN in resamples without lesions.
+
+    A rate's false positives are per image of the resample, which holds more images when patients with many were drawn.
+    """
+    n_lesions = _per_resample(hits.lesions, resamples)
+    n_images = _per_resample(np.ones(hits.n_images), resamples)
+    allowed = allowed_false_positives(rates, n_images)
+    values = np.full((len(n_lesions), len(rates)), np.nan)
+    # Thresholds that add no hit never give the best sensitivity at a rate alone.
     ends = threshold_ends(hits.scores)
-    if len(ends) == 0:
-        return values
-    allowed = allowed_false_positives(rates, weights.sum(axis=1))
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    for chunk in _chunks(len(weights), len(hits.scores)):
-        per_detection = _weights_per_detection(hits, weights[chunk], len(hits.scores))
-        n_found = np.cumsum(np.add.reduceat(per_detection, starts, axis=0), axis=0)
-        per_detection[~hits.hits] = 0
-        n_hit = np.cumsum(np.add.reduceat(per_detection, starts, axis=0), axis=0)
-        n_missed = n_found - n_hit
-        n_hit = np.concatenate([np.zeros((1, n_hit.shape[1]), n_hit.dtype), n_hit])
-        columns = np.arange(n_hit.shape[1])
+    ends = ends[np.diff(np.cumsum(hits.hits)[ends], prepend=0) > 0]
+    n_found_by, n_hit_by = _counts_up_to(ends, hits, resamples)
+    for chunk in _chunks(len(values), len(ends)):
+        weights = resamples.weights[chunk]
+        n_missed = weights @ (n_found_by - n_hit_by)
+        n_hit = np.zeros((len(weights), len(ends) + 1))
+        n_hit[:, 1:] = weights @ n_hit_by
         for rate in range(len(rates)):
-            within = np.count_nonzero(n_missed <= allowed[rate, chunk], axis=0)
-            known = n_lesions[chunk] > 0
-            values[chunk, rate][known] = (n_hit[within, columns] / np.maximum(n_lesions[chunk], 1))[known]
+            within = np.count_nonzero(n_missed <= allowed[rate, chunk, None], axis=1)
+            reached = np.take_along_axis(n_hit, within[:, None], axis=1)[:, 0]
+            np.divide(reached, n_lesions[chunk], out=values[chunk, rate], where=n_lesions[chunk] > 0)
     return values
 
 
@@ -105,11 +107,30 @@ def percentile_interval(values: NDArray[np.float64]) -> Interval | None:
     return Interval(float(low), float(high))
 
 
-def _weights_per_detection(hits: ScoredHits, weights: NDArray[np.int32], n: int) -> NDArray[np.int32]:
-    return np.ascontiguousarray(weights.T)[hits.images[:n]]
+def _per_resample(per_image: NDArray[Any], resamples: PatientResamples) -> NDArray[np.float64]:
+    n_patients = resamples.weights.shape[1]
+    per_patient = np.bincount(resamples.patient_of_image, weights=per_image, minlength=n_patients)
+    return resamples.weights.astype(np.float64) @ per_patient
 
 
-def _chunks(n_samples: int, n_detections: int) -> Iterator[slice]:
-    step = max(1, _CELLS_AT_ONCE // max(1, n_detections))
+def _counts_up_to(
+    rows: NDArray[np.int64], hits: ScoredHits, resamples: PatientResamples
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Each patient's detections, and hits, up to and including each of the given rows; float32 (P, rows) both.
+
+    Whole numbers below 2^24, so that float32 products with whole weights are exact whatever the order of summation.
+    """
+    n_patients = resamples.weights.shape[1]
+    segment = np.searchsorted(rows, np.arange(len(hits.scores)))
+    counts = []
+    for kept in (segment < len(rows), (segment < len(rows)) & hits.hits):
+        cell = resamples.patient_of_image[hits.images[kept]] * len(rows) + segment[kept]
+        per_segment = np.bincount(cell, minlength=n_patients * len(rows)).reshape(n_patients, len(rows))
+        counts.append(np.cumsum(per_segment, axis=1, dtype=np.float32))
+    return counts[0], counts[1]
+
+
+def _chunks(n_samples: int, n_rows: int) -> Iterator[slice]:
+    step = max(1, _CELLS_AT_ONCE // max(1, n_rows))
     for start in range(0, n_samples, step):
         yield slice(start, min(start + step, n_samples))

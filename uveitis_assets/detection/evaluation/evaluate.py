@@ -20,6 +20,7 @@ from uveitis_assets.detection.evaluation.average_precision import (
 )
 from uveitis_assets.detection.evaluation.bootstrap import (
     Interval,
+    PatientResamples,
     patient_resamples,
     percentile_interval,
     resampled_average_precision,
@@ -130,10 +131,10 @@ def evaluate_detections(
     froc = free_response(froc_hits, configuration.froc_fp_per_image)
     intervals = None
     if configuration.bootstrap_samples > 0:
-        weights = patient_resamples(
+        resamples = patient_resamples(
             patients, n_samples=configuration.bootstrap_samples, seed=configuration.bootstrap_seed
         )
-        intervals = _intervals(selection_hits, froc_hits, froc.rates, patients, weights)
+        intervals = _intervals(selection_hits, froc_hits, froc.rates, patients, resamples)
     return Evaluation(
         categories={category: categories[category] for category in ids},
         configuration=configuration,
@@ -159,7 +160,7 @@ def _intervals(
     froc_hits: Mapping[int, ScoredHits],
     rates: Sequence[float],
     patients: Sequence[str],
-    weights: NDArray[np.int32],
+    resamples: PatientResamples,
 ) -> Intervals:
     pooled = pool(froc_hits.values())
 
@@ -168,10 +169,10 @@ def _intervals(
         return percentile_interval(values) if _patients_with(hits, patients) > 1 else None
 
     def of_sensitivities(hits: ScoredHits) -> tuple[Interval | None, ...]:
-        values = resampled_sensitivities(hits, rates, weights)
+        values = resampled_sensitivities(hits, rates, resamples)
         return tuple(of(hits, values[:, rate]) for rate in range(len(rates)))
 
-    precisions = {category: resampled_average_precision(hits, weights) for category, hits in selection_hits.items()}
+    precisions = {category: resampled_average_precision(hits, resamples) for category, hits in selection_hits.items()}
     return Intervals(
         map_selection=of(pooled, _mean_over_known(np.stack(list(precisions.values())))),
         ap_selection={category: of(selection_hits[category], values) for category, values in precisions.items()},
