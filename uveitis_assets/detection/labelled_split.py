@@ -28,7 +28,8 @@ class LabelledImage:
     """One labelled image; ``truth`` is in the global image's pixels.
 
     ``patient`` is the manifest's pseudonym. ``frames`` place the tiles in the global image and in the source image.
-    ``tiles`` holds every tile, those without lesions too, in the order of the COCO file.
+    ``tiles`` holds every tile, those without lesions too, in the order of the COCO file. ``tiles_fingerprint`` is 16
+    hex digits that change with the tiles' pixels, whatever the labels; empty where nothing has to know.
     """
 
     image_id: str
@@ -37,6 +38,7 @@ class LabelledImage:
     frames: ImageFrames
     truth: GroundTruth
     tiles: tuple[LabelledTile, ...]
+    tiles_fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,169 @@
+"""Tiles and their lesions as a torch dataset: uint8 pixels at the network's input size, and the targets that
+torchvision's detectors expect. What an item looks like depends on the seed, the epoch and the draw alone, never on
+which worker made it. It decides no order and no batches; those are ``sampling`` and ``detector_batches``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from uveitis_assets.detection.augmentation import augment
+from uveitis_assets.detection.configuration import AugmentationConfiguration
+from uveitis_assets.detection.detections import GroundTruth
+from uveitis_assets.detection.labelled_split import LabelledImage, LabelledTile
+from uveitis_assets.fundus.geometry import AxisAlignedTransform
+
+Target = dict[str, Tensor]
+
+
+class TileDraw(NamedTuple):
+    """What a sampler asks for: a position in the dataset and how often the epoch has drawn that tile before."""
+
+    item: int
+    repeat: int
+
+
+class TilePixels(Protocol):
+    """Where tiles come from: their PNG files or a ``TileStore``."""
+
+    def read(self, image: LabelledImage, tile: int) -> NDArray[np.uint8]:
+        """The tile's pixels, (H, W, 3) uint8 RGB; the caller may change them."""
+        ...
+
+
+class TileFiles:
+    """Decodes the tiles' PNG files one by one."""
+
+    def read(self, image: LabelledImage, tile: int) -> NDArray[np.uint8]:
+        """The tile's pixels, (H, W, 3) uint8 RGB.
+
+        Raises:
+            FileNotFoundError: the PNG is gone.
+            ValueError: it is not an image or has another size than its label.
+        """
+        return read_tile_file(image, image.tiles[tile])
+
+
+def read_tile_file(image: LabelledImage, tile: LabelledTile) -> NDArray[np.uint8]:
+    """Decode one tile's PNG: (H, W, 3) uint8 RGB.
+
+    Raises:
+        FileNotFoundError: the PNG is gone.
+        ValueError: it is not an image or has another size than its label.
+    """
+    try:
+        data = np.fromfile(tile.file, np.uint8)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{tile.file}: expected tile {tile.tile_id} of {image.image_id}, found no file; materialize the lane's "
+            "tiles with `tiles` in `persist`"
+        ) from error
+    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
+    if pixels is None:
+        raise ValueError(
+            f"{tile.file}: expected a PNG, found {data.size} bytes that do not decode; materialize the tiles"
+        )
+    if pixels.shape != (tile.height, tile.width, 3):
+        raise ValueError(
+            f"{tile.file}: expected {tile.width}x{tile.height} px as in the labels, found "
+            f"{pixels.shape[1]}x{pixels.shape[0]}; materialize the lane's coco_labels again"
+        )
+    return np.asarray(pixels, np.uint8)
+
+
+def fit_to_input(pixels: NDArray[np.uint8], input_size: int) -> tuple[NDArray[np.uint8], AxisAlignedTransform]:
+    """Scale a tile so that its longer side is ``input_size`` and pad it with black, right and below.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        input_size: side of the result, px.
+
+    Returns:
+        (input_size, input_size, 3) uint8, and the exact map from tile px to input px: whole pixel counts make the
+        scales of the two axes differ by a fraction of a pixel.
+    """
+    height, width = pixels.shape[:2]
+    if (height, width) == (input_size, input_size):
+        return pixels, AxisAlignedTransform()
+    longer = max(height, width)
+    new_width, new_height = max(1, round(width * input_size / longer)), max(1, round(height * input_size / longer))
+    fitted = np.zeros((input_size, input_size, 3), np.uint8)
+    interpolation = cv2.INTER_AREA if longer > input_size else cv2.INTER_LINEAR
+    fitted[:new_height, :new_width] = cv2.resize(pixels, (new_width, new_height), interpolation=interpolation)
+    return fitted, AxisAlignedTransform(new_width / width, new_height / height)
+
+
+class TileDataset(Dataset[tuple[Tensor, Target]]):
+    """Every tile of some images, image after image; ``len`` is the number of tiles.
+
+    An item is ``(pixels, target)``: uint8 (3, S, S) RGB with S the input size, and ``boxes`` float32 (N, 4) x0 y0 x1
+    y1, ``labels`` int64 (N,), ``corners`` float32 (N, 4, 2) with NaN rows where a lesion has no oriented box, all in
+    input px; ``image_index`` and ``tile_index``, int64 scalars, say which tile of ``images`` it is.
+
+    Items are asked for by position or by ``TileDraw``: a tile that an epoch shows twice is augmented in two ways.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[LabelledImage],
+        augmentation: AugmentationConfiguration | None,
+        seed: int,
+        input_size: int,
+        pixels: TilePixels | None = None,
+    ) -> None:
+        """``augmentation`` None leaves the tiles as they are; ``pixels`` None decodes the PNG files."""
+        self.images = tuple(images)
+        self.input_size = input_size
+        self._augmentation = augmentation
+        self._seed = seed
+        self._pixels = pixels or TileFiles()
+        self._places = [(i, t) for i, image in enumerate(self.images) for t in range(len(image.tiles))]
+        # Shared memory: workers that live for several epochs would keep a plain number at its first value.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose random changes the following items get; call it before iterating."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int | TileDraw) -> tuple[Tensor, Target]:
+        item, repeat = index if isinstance(index, TileDraw) else (index, 0)
+        image_index, tile_index = self._places[item]
+        image = self.images[image_index]
+        pixels, to_input = fit_to_input(self._pixels.read(image, tile_index), self.input_size)
+        truth = _moved(image.tiles[tile_index].truth, to_input)
+        boxes, corners = truth.boxes, truth.corners
+        if self._augmentation is not None:
+            rng = np.random.default_rng((self._seed, int(self._epoch), item, repeat))
+            pixels, boxes, corners = augment(pixels, boxes, corners, self._augmentation, rng)
+        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        return torch.from_numpy(planes), {
+            "boxes": torch.from_numpy(boxes),
+            "labels": torch.from_numpy(truth.labels.copy()),
+            "corners": torch.from_numpy(corners),
+            "image_index": torch.tensor(image_index),
+            "tile_index": torch.tensor(tile_index),
+        }
+
+
+def _moved(truth: GroundTruth, to_input: AxisAlignedTransform) -> GroundTruth:
+    """The ground truth in input px, as arrays of its own."""
+    boxes = to_input.apply_boxes(truth.boxes).astype(np.float32)
+    corners = to_input.apply(truth.corners).astype(np.float32)
+    return GroundTruth(boxes, truth.labels, corners, truth.scores)
+
+
+def collate(items: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
+    """Images and targets of a batch as two lists, as torchvision's detectors take them."""
+    images, targets = zip(*items, strict=True)
+    return list(images), list(targets)
