@@ -74,7 +74,7 @@ def main() -> None:
 
         batches = registered_batches(store, "many")
         parts = seconds(lambda: [build_manifest_part(store, dataset, SplitConfiguration(), key) for key in batches])
-        export = seconds(lambda: export_manifest(store, dataset))
+        export = seconds(lambda: export_manifest(store, dataset, SplitConfiguration()))
         splits = seconds(lambda: write_splits_files(store, "stage0", 5))
 
     print(f"files                                {arguments.files}")

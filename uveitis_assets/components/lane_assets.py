@@ -122,7 +122,13 @@ def _manifest(lane: LaneConfiguration) -> dg.AssetsDefinition:
             }
 
         def export() -> None:
-            export_manifest(store, lane)
+            exported = export_manifest(store, lane, lane.splits)
+            # Batches of this run are new; the others had been dealt otherwise.
+            if dealt_again := sorted(set(exported.dealt_again) - set(context.partition_keys)):
+                context.log.warning(
+                    f"{lane.name}/manifest: the splits changed since {', '.join(dealt_again)} were made; their images "
+                    "were dealt again, like those of this run"
+                )
             write_splits_files(store, lane.splits.name, lane.splits.folds)
 
         yield from materialize_keys(context, [keys.manifest], work, export)
@@ -238,7 +244,7 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
         "Only labelled images are listed: an empty label file is a negative, a missing one is not.",
     )
     def coco_labels(context: dg.AssetExecutionContext, config: LabelsRunConfig) -> Iterator[dg.MaterializeResult[None]]:
-        from uveitis_assets.fundus.manifest import read_manifest
+        from uveitis_assets.fundus.manifest import read_manifest, require_one_dealing
         from uveitis_assets.labels.class_map import load_class_map
         from uveitis_assets.labels.coco import build_coco_split, write_coco_summary
         from uveitis_assets.labels.overlays import label_contact_sheet, write_label_overlays
@@ -248,6 +254,7 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
         # Read before the inputs: what is materialized from now on is newer than these labels.
         upstream_event = latest_event_id(context.instance, [keys.manifest, keys.stage("tiles")])
         manifest = read_manifest(store, lane.name)
+        require_one_dealing(lane.name, manifest)
         class_map = load_class_map()
         names = class_map.names
         workers = worker_count(config.workers)

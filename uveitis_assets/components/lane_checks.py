@@ -4,13 +4,14 @@ They read the books that the assets wrote, not pixels. Every partition has a res
 """
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import dagster as dg
 
 from uveitis_assets.components.lane_assets import BAD_LABELS_METADATA, landing_problems
 from uveitis_assets.components.lane_keys import LaneKeys, fold_and_split
-from uveitis_assets.components.partitioned_check import partitioned_check
+from uveitis_assets.components.partitioned_check import Evaluate, partitioned_check
 from uveitis_assets.fundus.configuration import LaneConfiguration, PreprocessStage
 from uveitis_assets.storage import ArtefactStore, artefact_key
 
@@ -26,45 +27,82 @@ def lane_checks(lane: LaneConfiguration) -> list[dg.AssetChecksDefinition]:
 def _manifest_integrity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
     keys = LaneKeys.of(lane)
 
-    def evaluate(instance: dg.DagsterInstance, batch: str) -> dg.AssetCheckResult:
-        import polars as pl
-
-        from uveitis_assets.fundus.ledger import registered_images
-
+    def begin() -> Evaluate:
         store = ArtefactStore.from_environment()
-        path = store.manifest_part(lane.name, batch)
-        if not path.exists():
-            return _not_materialized(keys.manifest, batch)
-        part = pl.read_parquet(path)
-        listed = Counter(part["image_id"].to_list())
-        registered = {image.image_id for image in registered_images(store, lane, batch)}
-        errors = [f"{name} is listed {n} times" for name, n in sorted(listed.items()) if n > 1]
-        errors += [f"{name} is registered but not listed" for name in sorted(registered - set(listed))]
-        errors += [f"{name} is listed but not registered" for name in sorted(set(listed) - registered)]
-        usable = part.filter(pl.col("quarantine_reason").is_null())
-        sizeless = usable.filter((pl.col("width") <= 0) | (pl.col("height") <= 0))["image_id"].to_list()
-        errors += [f"{name} has no size" for name in sizeless]
-        set_aside = part.filter(pl.col("quarantine_reason").is_not_null()).sort("image_id")
-        quarantined = [
-            f"{row['image_id']}: {row['quarantine_reason']}: {row['quarantine_detail']}"
-            for row in set_aside.iter_rows(named=True)
-        ]
-        if len(quarantined) > lane.verify.max_quarantine_ratio * max(part.height, 1):
-            errors.append(
-                f"{len(quarantined)} of {part.height} images are quarantined, more than the share "
-                f"{lane.verify.max_quarantine_ratio} of `verify.max_quarantine_ratio`"
-            )
-        warnings = [*quarantined, *(f"landing folder: {problem}" for problem in landing_problems(store, lane))]
-        return _result(errors, warnings, n_images=part.height, n_quarantined=len(quarantined))
+        return partial(_evaluate_manifest, lane, _splits_of_lane(store, lane))
 
     return partitioned_check(
         "manifest_integrity",
         keys.manifest,
         keys.batches,
-        "Rows are unique, agree with the ledger and few are quarantined; quarantined images and what could not be "
-        "taken from the landing folder are listed.",
-        evaluate,
+        "Rows are unique, agree with the ledger and few are quarantined; in the whole lane every patient stands on one "
+        "side of every fold; quarantined images and what could not be taken from the landing folder are listed.",
+        begin,
     )
+
+
+def _evaluate_manifest(
+    lane: LaneConfiguration, lane_errors: list[str], _instance: dg.DagsterInstance, batch: str
+) -> dg.AssetCheckResult:
+    import polars as pl
+
+    from uveitis_assets.fundus.ledger import registered_images
+
+    store = ArtefactStore.from_environment()
+    path = store.manifest_part(lane.name, batch)
+    if not path.exists():
+        return _not_materialized(LaneKeys.of(lane).manifest, batch)
+    part = pl.read_parquet(path)
+    listed = Counter(part["image_id"].to_list())
+    registered = {image.image_id for image in registered_images(store, lane, batch)}
+    errors = list(lane_errors)
+    errors += [f"{name} is listed {n} times" for name, n in sorted(listed.items()) if n > 1]
+    errors += [f"{name} is registered but not listed" for name in sorted(registered - set(listed))]
+    errors += [f"{name} is listed but not registered" for name in sorted(set(listed) - registered)]
+    usable = part.filter(pl.col("quarantine_reason").is_null())
+    sizeless = usable.filter((pl.col("width") <= 0) | (pl.col("height") <= 0))["image_id"].to_list()
+    errors += [f"{name} has no size" for name in sizeless]
+    set_aside = part.filter(pl.col("quarantine_reason").is_not_null()).sort("image_id")
+    quarantined = [
+        f"{row['image_id']}: {row['quarantine_reason']}: {row['quarantine_detail']}"
+        for row in set_aside.iter_rows(named=True)
+    ]
+    if len(quarantined) > lane.verify.max_quarantine_ratio * max(part.height, 1):
+        errors.append(
+            f"{len(quarantined)} of {part.height} images are quarantined, more than the share "
+            f"{lane.verify.max_quarantine_ratio} of `verify.max_quarantine_ratio`"
+        )
+    warnings = [*quarantined, *(f"landing folder: {problem}" for problem in landing_problems(store, lane))]
+    return _result(errors, warnings, n_images=part.height, n_quarantined=len(quarantined))
+
+
+def _splits_of_lane(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
+    """What is wrong with the sides of the lane's images, over all batches and folds."""
+    from uveitis_assets.fundus.dealing import read_dealing
+    from uveitis_assets.fundus.manifest import dealt_otherwise, read_manifest
+    from uveitis_assets.labels.sanity import check_patients_disjoint
+
+    manifest = read_manifest(store, lane.name)
+    errors = [
+        finding.message for fold in range(lane.splits.folds) for finding in check_patients_disjoint(manifest, fold)
+    ]
+    if errors:
+        errors.append(
+            "patients are torn apart by a copy of another patient's photograph, which follows that one (landing "
+            "problem duplicate_of_other_patient: mend the patient ids or remove the copy), or by rows that the ledger "
+            f"does not know: run `uveitis-assets register {lane.name}`, then materialize {lane.name}/manifest of all "
+            "batches"
+        )
+    try:
+        batches = dealt_otherwise(manifest, read_dealing(store.root, lane.splits).fingerprint)
+    except ValueError as error:
+        return [*errors, str(error)]
+    if batches:
+        errors.append(
+            f"{_number(batches, 'batch', 'batches')} not dealt by the present `splits`: {', '.join(batches[:10])}; "
+            f"materialize {lane.name}/manifest[{batches[0]}] again, which deals all batches alike, then the labels"
+        )
+    return errors
 
 
 def _roi_plausibility(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
@@ -109,7 +147,7 @@ def _roi_plausibility(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
         keys.batches,
         f"Masks cover at least {limits.min_roi_area_ratio:.0%} of the image; border touch, fallbacks and quarantined "
         "images are listed.",
-        evaluate,
+        lambda: evaluate,
     )
 
 
@@ -146,7 +184,7 @@ def _tile_reconstruction(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
         keys.stage("tiles"),
         keys.batches,
         "Tiles put together give the image they were cut from, and their files are there.",
-        evaluate,
+        lambda: evaluate,
     )
 
 
@@ -181,7 +219,7 @@ def _label_sanity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
         keys.fold_splits,
         "Boxes lie inside their images, classes are known, patients are disjoint across splits; classes that a split "
         "lacks and label files that were set aside are warnings.",
-        evaluate,
+        lambda: evaluate,
     )
 
 
@@ -228,5 +266,5 @@ def _result(errors: list[str], warnings: list[str], **numbers: float) -> dg.Asse
     )
 
 
-def _number(findings: list[str], noun: str) -> str:
-    return f"{len(findings)} {noun}{'' if len(findings) == 1 else 's'}"
+def _number(findings: list[str], noun: str, nouns: str = "") -> str:
+    return f"{len(findings)} {noun if len(findings) == 1 else nouns or noun + 's'}"

@@ -21,13 +21,17 @@ def partitioned_check(
     asset: dg.AssetKey,
     partitions: dg.PartitionsDefinition[str],
     description: str,
-    evaluate: Evaluate,
+    begin: Callable[[], Evaluate],
 ) -> dg.AssetChecksDefinition:
-    """Make a check of a function of the instance and one partition key; a run calls it for each of its keys."""
+    """Make a check of a function of the instance and one partition key; a run calls it for each of its keys.
+
+    ``begin`` is called once per run and returns that function, so that what concerns all keys is read once.
+    """
     spec = dg.AssetCheckSpec(name, asset=asset, partitions_def=partitions, description=description)
 
     @dg.multi_asset_check(name=f"{'__'.join(asset.path)}_{name}", specs=[spec], can_subset=True)
     def check(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        evaluate = begin()
         for partition in context.partition_keys:
             result = evaluate(context.instance, partition)
             evaluation = dg.AssetCheckEvaluation(

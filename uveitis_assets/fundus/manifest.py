@@ -4,11 +4,17 @@ Rows come from the ledger alone; of each file only existence and size are checke
 ledger: here they are pseudonyms, and where file names name patients (``identify_by_content``) ``filepath``,
 ``labels_path``, ``label_paths`` and ``relative_path`` are empty. ``filepath`` and ``labels_path`` (several joined by
 ``;``) are written as every path in artefacts; ``relative_path`` and ``label_paths`` start at the dataset's raw folder.
+
+Parts are made batch by batch; the export deals all of them again by the configuration and the ledger of now, so that
+no two parts of a lane tear a patient apart.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import io
+import operator
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -17,10 +23,10 @@ from pathlib import Path
 import polars as pl
 
 from uveitis_assets.fundus.configuration import DatasetConfiguration, SplitConfiguration
-from uveitis_assets.fundus.landed import SPLITS, Split
+from uveitis_assets.fundus.dealing import deal, read_dealing, read_ledger_snapshot
+from uveitis_assets.fundus.landed import SPLITS
 from uveitis_assets.fundus.ledger import label_hash, message_name
 from uveitis_assets.fundus.pseudonym import patient_key, pseudonym
-from uveitis_assets.fundus.splits import patient_splits, read_pinned_splits, strictest
 from uveitis_assets.storage import ArtefactStore, json_bytes, write_bytes
 
 _EARLIER_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -48,13 +54,18 @@ _SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "batch": pl.String,
     "split_name": pl.String,
     "fold_splits": pl.List(pl.String),
+    "split_fingerprint": pl.String,
 }
+_DEALT = ("split", "split_name", "fold_splits", "split_fingerprint")
 EXPORTED_COLUMNS = (*_EARLIER_COLUMNS, "content_hash", "quarantine_reason")
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestSummary:
-    """Counts over the rows of one part or lane. Splits (fold 0), label formats and eyes count usable images only."""
+    """Counts over the rows of one part or lane. Splits (fold 0), label formats and eyes count usable images only.
+
+    ``dealt_again`` are the batches whose sides the export had to change.
+    """
 
     n_images: int
     n_usable: int
@@ -66,6 +77,7 @@ class ManifestSummary:
     label_formats: dict[str, int]
     eyes: dict[str, int]
     problems: tuple[str, ...] = ()
+    dealt_again: tuple[str, ...] = ()
 
 
 def build_manifest_part(
@@ -79,14 +91,25 @@ def build_manifest_part(
     Raises:
         ValueError: the batch is not in the ledger, or the pinned splits file is wrong.
     """
-    ledger = store.ledger_file(dataset.name)
-    if not ledger.exists():
-        raise ValueError(f"{ledger}: expected the ledger of {dataset.name}, found none; register the dataset first")
-    members = pl.scan_parquet(ledger).filter(pl.col("batch") == batch).collect()
+    with store.lock(_manifest_lock(dataset.name)):
+        part, problems = _manifest_rows(store, dataset, splits, batch)
+        _write_parquet(store.manifest_part(dataset.name, batch), part)
+    return summarize(part, problems)
+
+
+def _manifest_rows(
+    store: ArtefactStore, dataset: DatasetConfiguration, splits: SplitConfiguration, batch: str
+) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    path = store.ledger_file(dataset.name)
+    if not path.exists():
+        raise ValueError(f"{path}: expected the ledger of {dataset.name}, found none; register the dataset first")
+    ledger = read_ledger_snapshot(path)
+    members = ledger.filter(pl.col("batch") == batch).collect()
     if members.is_empty():
-        raise ValueError(f"{ledger}: found no batch {batch}; register the dataset again")
-    members = members.filter(pl.col("state") == "live").sort("image_id")
-    pinned, problems = _pinned_sides(store, ledger, splits, members)
+        raise ValueError(f"{path}: found no batch {batch}; register the dataset again")
+    dealing = read_dealing(store.root, splits)
+    dealt, problems = deal(ledger, dealing, batch)
+    members = members.with_columns(dealt["fold_splits"]).filter(pl.col("state") == "live").sort("image_id")
     key = patient_key(store)
     folder = store.raw_folder(dataset.folder)
     hides_names = dataset.image_folder.identify_by_content
@@ -98,15 +121,13 @@ def build_manifest_part(
         if reason is None:
             name = message_name(dataset, member["image_id"], relative_path)
             reason, detail = _changed_since(path, member["size"], name)
-        owner = (member["split_dataset"], member["split_patient"])
-        sides = patient_splits(*owner, splits, member["patient_official_split"], pinned.get(owner, ()))
         label_paths = [] if hides_names else member["label_paths"]
         rows.append(
             {
                 "image_id": member["image_id"],
                 "filepath": "" if hides_names else store.name_of(path),
                 "dataset": member["dataset"],
-                "split": sides[0],
+                "split": member["fold_splits"][0],
                 "eye": member["eye"],
                 "labels_path": ";".join(store.name_of(folder / label) for label in label_paths),
                 "label_format": member["label_format"],
@@ -123,37 +144,123 @@ def build_manifest_part(
                 "label_hashes": [label_hash(stamp) for stamp in member["label_stamps"][: len(label_paths)]],
                 "batch": batch,
                 "split_name": splits.name,
-                "fold_splits": list(sides),
+                "fold_splits": member["fold_splits"],
+                "split_fingerprint": dealing.fingerprint,
             }
         )
-    part = pl.DataFrame(rows, schema=_SCHEMA)
-    _write_parquet(store.manifest_part(dataset.name, batch), part)
-    return summarize(part, problems)
+    return pl.DataFrame(rows, schema=_SCHEMA), problems
 
 
 def read_manifest(store: ArtefactStore, lane: str) -> pl.DataFrame:
-    """All parts of a lane, one row per image id (the latest batch holds), sorted by image id."""
-    parts = store.manifest_parts(lane)
-    if not parts:
-        return pl.DataFrame(schema=_SCHEMA)
-    # Parts made before a column was added lack it: it is null there.
-    frame = pl.concat([pl.DataFrame(schema=_SCHEMA), *(pl.read_parquet(part) for part in parts)], how="diagonal")
-    return frame.unique("image_id", keep="last", maintain_order=True).sort("image_id")
+    """All parts of a lane, one row per image id (the latest batch holds), sorted by image id.
 
-
-def export_manifest(store: ArtefactStore, dataset: DatasetConfiguration) -> ManifestSummary:
-    """Write ``manifests/<lane>.jsonl``, ``.csv`` and ``.parquet`` from the lane's parts.
-
-    Columns are the earlier ones in their order, then ``content_hash`` and ``quarantine_reason``; quarantined images
-    are listed. Lanes running at the same time take turns.
+    Waits while the lane's export deals its parts again.
     """
-    with store.lock(f"{dataset.name}.manifest"):
-        manifest = read_manifest(store, dataset.name)
+    with store.lock(_manifest_lock(lane)):
+        parts = _read_parts(store, lane)
+    return _one_row_per_image(parts)
+
+
+def dealt_otherwise(manifest: pl.DataFrame, fingerprint: str) -> list[str]:
+    """Batches with rows whose sides were not decided by the dealing of this fingerprint, sorted."""
+    others = manifest.filter(pl.col("split_fingerprint").ne_missing(fingerprint))
+    batches: list[str] = others["batch"].unique().sort().to_list()
+    return batches
+
+
+def require_one_dealing(lane: str, manifest: pl.DataFrame) -> None:
+    """Refuse a manifest whose rows were dealt by several split configurations: patients may stand on two sides.
+
+    Raises:
+        ValueError: says what to materialize.
+    """
+    if manifest["split_fingerprint"].n_unique() > 1:
+        newest = str(manifest.sort("batch")["split_fingerprint"].last())
+        raise ValueError(
+            f"{lane}/manifest: expected all batches to be dealt by one split configuration, found "
+            f"{', '.join(dealt_otherwise(manifest, newest))} dealt by another than the last one; materialize any "
+            f"batch of {lane}/manifest again: that deals all of them alike. If the message stays, register {lane} and "
+            "materialize the manifest of all batches"
+        )
+
+
+def export_manifest(store: ArtefactStore, dataset: DatasetConfiguration, splits: SplitConfiguration) -> ManifestSummary:
+    """Deal all parts of the lane alike, then write ``manifests/<lane>.jsonl``, ``.csv`` and ``.parquet`` from them.
+
+    Parts made under another split configuration, or before images landed that changed a patient's side, get the sides
+    that configuration and ledger give now; parts that have them already are left alone. Columns are the earlier ones
+    in their order, then ``content_hash`` and ``quarantine_reason``; quarantined images are listed. Lanes running at
+    the same time take turns.
+
+    Raises:
+        ValueError: the pinned splits file is wrong.
+    """
+    with store.lock(_manifest_lock(dataset.name)):
+        parts, dealt_again = _deal_parts_again(store, dataset.name, splits)
+        manifest = _one_row_per_image(parts)
         exported = manifest.select(EXPORTED_COLUMNS)
         write_bytes(store.manifest_export(dataset.name, "jsonl"), exported.write_ndjson().encode())
         write_bytes(store.manifest_export(dataset.name, "csv"), exported.write_csv().encode())
         _write_parquet(store.manifest_export(dataset.name, "parquet"), exported)
-    return summarize(manifest)
+    return dataclasses.replace(summarize(manifest), dealt_again=dealt_again)
+
+
+def _manifest_lock(lane: str) -> str:
+    """Held by who writes a part and by who reads several: parts are only ever seen dealt alike."""
+    return f"{lane}.manifest"
+
+
+def _read_parts(store: ArtefactStore, lane: str) -> pl.DataFrame:
+    """Rows of all parts in the order of their batches. Parts made before a column was added lack it: null there."""
+    parts = [pl.read_parquet(part) for part in store.manifest_parts(lane)]
+    return pl.concat([pl.DataFrame(schema=_SCHEMA), *parts], how="diagonal")
+
+
+def _one_row_per_image(parts: pl.DataFrame) -> pl.DataFrame:
+    return parts.unique("image_id", keep="last", maintain_order=True).sort("image_id")
+
+
+def _deal_parts_again(
+    store: ArtefactStore, lane: str, splits: SplitConfiguration
+) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """Bring the sides of all parts up to configuration and ledger; returns all rows and the batches that changed.
+
+    An image that the ledger now knows under another id is found by its content. A row that it does not know at all
+    keeps its sides and their fingerprint: the check of the manifest lists it.
+    """
+    parts = _read_parts(store, lane)
+    ledger = store.ledger_file(lane)
+    if parts.is_empty() or not ledger.exists():
+        return parts, ()
+    dealing = read_dealing(store.root, splits)
+    dealt, _ = deal(read_ledger_snapshot(ledger), dealing)
+    by_id = dealt.unique(["batch", "image_id"], keep="last").select("batch", "image_id", by_id="fold_splits")
+    read = dealt.filter(pl.col("content_hash") != "")
+    by_content = read.unique(["batch", "content_hash"], keep="last").select(
+        "batch", "content_hash", by_content="fold_splits"
+    )
+    sides = pl.coalesce("by_id", "by_content")
+    updated = (
+        parts.join(by_id, on=["batch", "image_id"], how="left", maintain_order="left")
+        .join(by_content, on=["batch", "content_hash"], how="left", maintain_order="left")
+        .with_columns(
+            fold_splits=pl.coalesce(sides, "fold_splits"),
+            split=pl.coalesce(sides.list.first(), "split"),
+            split_name=pl.when(sides.is_null()).then("split_name").otherwise(pl.lit(splits.name)),
+            split_fingerprint=pl.when(sides.is_null()).then("split_fingerprint").otherwise(pl.lit(dealing.fingerprint)),
+        )
+        .select(parts.columns)
+    )
+    differs = [_comparable(parts, column).ne_missing(_comparable(updated, column)) for column in _DEALT]
+    changed = updated.filter(functools.reduce(operator.or_, differs))["batch"].unique().sort().to_list()
+    for batch in changed:
+        _write_parquet(store.manifest_part(lane, batch), updated.filter(pl.col("batch") == batch).rechunk())
+    return updated, tuple(changed)
+
+
+def _comparable(frame: pl.DataFrame, column: str) -> pl.Series:
+    values = frame[column]
+    return values.list.join(",") if values.dtype == pl.List else values
 
 
 def write_splits_files(store: ArtefactStore, split_name: str, folds: int) -> list[Path]:
@@ -170,7 +277,8 @@ def write_splits_files(store: ArtefactStore, split_name: str, folds: int) -> lis
             manifest = read_manifest(store, lane).filter(pl.col("split_name") == split_name)
             if manifest.filter(pl.col("fold_splits").list.len() < folds).height:
                 raise ValueError(
-                    f"{lane}/manifest: expected {folds} folds of {split_name}, found fewer; materialize it again"
+                    f"{lane}/manifest: expected {folds} folds of {split_name}, found fewer; materialize it again, or "
+                    f"remove index/{lane} if the lane does not exist any more"
                 )
             frames.append(manifest.filter(pl.col("quarantine_reason").is_null()).select("image_id", "fold_splits"))
         everything = pl.concat(frames).sort("image_id") if frames else pl.DataFrame(schema=_SCHEMA)
@@ -215,41 +323,6 @@ def _changed_since(path: Path, registered_bytes: int, name: str) -> tuple[str | 
         detail = f"{name}: expected {registered_bytes} bytes as registered, found {found_bytes}; register again"
         return "changed_since_registration", detail
     return None, None
-
-
-def _pinned_sides(
-    store: ArtefactStore, ledger: Path, splits: SplitConfiguration, members: pl.DataFrame
-) -> tuple[dict[tuple[str, str], list[Split | None]], tuple[str, ...]]:
-    """Per patient of the batch the pinned side in each fold, from whichever of the patient's images are pinned.
-
-    Images that are gone or superseded count too: a pinned patient stays on its side when the photograph that bore the
-    pin is removed or replaced.
-    """
-    pinned = read_pinned_splits(store.root, splits)
-    if not pinned:
-        return {}, ()
-    patients = members.select("split_dataset", "split_patient").unique()
-    images = (
-        pl.scan_parquet(ledger)
-        .select("split_dataset", "split_patient", "image_id")
-        .join(patients.lazy(), on=["split_dataset", "split_patient"], how="semi")
-        .sort("image_id")
-        .collect()
-    )
-    claims: dict[tuple[str, str], list[set[Split]]] = {}
-    first_id: dict[tuple[str, str], str] = {}
-    for dataset, patient, image_id in images.iter_rows():
-        first_id.setdefault((dataset, patient), image_id)
-        sides = claims.setdefault((dataset, patient), [set() for _ in pinned])
-        for side, split_by_id in zip(sides, pinned, strict=True):
-            if image_id in split_by_id:
-                side.add(split_by_id[image_id])
-    problems = tuple(
-        f"the patient of {first_id[patient]} stands on several sides of the pinned splits; the strictest holds"
-        for patient, sides in claims.items()
-        if any(len(side) > 1 for side in sides)
-    )
-    return {patient: [strictest(side) for side in sides] for patient, sides in claims.items()}, problems
 
 
 def _write_parquet(path: Path, frame: pl.DataFrame) -> None:

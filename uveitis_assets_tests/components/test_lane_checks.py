@@ -110,6 +110,43 @@ def test_rows_that_disagree_with_the_ledger_are_errors(finished: Platform) -> No
     assert "uwf700::stranger is listed but not registered" in text
 
 
+def test_a_patient_torn_between_two_batches_is_an_error_of_every_batch_and_fold(finished: Platform) -> None:
+    manifests = [finished.store.manifest_part("uwf700", batch) for batch in ("b00001", "b00002", "b00003")]
+    sides = [pl.read_parquet(path)["fold_splits"][0].to_list() for path in manifests]
+    for path in manifests:
+        first = pl.read_parquet(path)["image_id"][0]
+        patient_id = pl.when(pl.col("image_id") == first).then(pl.lit("p_1")).otherwise("patient_id")
+        rewrite(path, patient_id.alias("patient_id"))
+    torn = [fold for fold in range(5) if len({side[fold] for side in sides}) > 1]
+    assert torn
+    for evaluation in finished.checks("uwf700/manifest", "manifest_integrity", "b00001", "b00003").values():
+        assert evaluation.severity == ERROR
+        text = findings(evaluation)
+        found = [fold for fold in range(5) if f"1 patients in several splits of fold {fold}: uwf700: p_1" in text]
+        assert found == torn
+        assert "materialize uwf700/manifest of all batches" in text
+
+
+def test_batches_dealt_by_another_configuration_are_an_error_and_give_no_labels(finished: Platform) -> None:
+    rewrite(finished.store.manifest_part("uwf700", "b00002"), pl.lit("0" * 16).alias("split_fingerprint"))
+    evaluation = finished.check("uwf700/manifest", "manifest_integrity", "b00001")
+    assert evaluation.severity == ERROR
+    expected = "1 batch not dealt by the present `splits`: b00002; materialize uwf700/manifest[b00002] again"
+    assert expected in findings(evaluation)
+    result = finished.run_labels("uwf700")
+    assert not result.success
+    assert "found b00002 dealt by another than the last one" in failure_of(result)
+    fresh = Platform(finished.definitions, finished.lanes, finished.store)
+    fresh.register("uwf700")
+    assert fresh.run("uwf700", "b00001", only=["manifest"]).success
+    assert fresh.check("uwf700/manifest", "manifest_integrity", "b00001").passed
+    assert fresh.run_labels("uwf700", "fold0|val", None).success
+
+
+def failure_of(result: dg.ExecuteInProcessResult) -> str:
+    return "".join(str(event.event_specific_data) for event in result.all_events if event.is_step_failure)
+
+
 def test_a_patient_in_two_splits_is_an_error(finished: Platform) -> None:
     part = finished.store.manifest_part("uwf700", "b00001")
     rows = pl.read_parquet(part)

@@ -97,7 +97,7 @@ def preprocess(store: ArtefactStore, workers: int, report: Any) -> None:
 def make_manifest(store: ArtefactStore, _workers: int, report: Any) -> None:
     store.remove_dead_partial_files()
     build_manifest_part(store, LANE, LANE.splits, "b00001")
-    export_manifest(store, LANE)
+    export_manifest(store, LANE, LANE.splits)
     write_splits_files(store, LANE.splits.name, LANE.splits.folds)
     report.put(None)
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
 import pytest
@@ -19,9 +20,12 @@ from uveitis_assets.fundus.manifest import (
     build_manifest_part,
     export_manifest,
     read_manifest,
+    require_one_dealing,
+    summarize,
     write_splits_files,
 )
 from uveitis_assets.fundus.pseudonym import patient_key, pseudonym
+from uveitis_assets.fundus.splits import hashed_splits
 from uveitis_assets_tests.fundus.landing_samples import jpeg, land
 
 EARLIER_COLUMNS = [
@@ -162,14 +166,14 @@ def test_equal_input_gives_equal_bytes(store):
     for number in range(6):
         land(store, f"{number}.jpg")
     build(store, lane())
-    export_manifest(store, lane())
+    export_manifest(store, lane(), SplitConfiguration())
     files = [
         *store.manifest_parts("lane"),
         *(store.manifest_export("lane", kind) for kind in ("jsonl", "csv", "parquet")),
     ]
     before = [file.read_bytes() for file in files]
     build(store, lane())
-    export_manifest(store, lane())
+    export_manifest(store, lane(), SplitConfiguration())
     assert [file.read_bytes() for file in files] == before
 
 
@@ -178,7 +182,7 @@ def test_exports_have_the_earlier_columns_first_in_all_three_formats(store):
     land(store, "é_left.jpg")
     land(store, "zero.jpg", b"")
     build(store, lane())
-    export_manifest(store, lane())
+    export_manifest(store, lane(), SplitConfiguration())
     columns = [*EARLIER_COLUMNS, "content_hash", "quarantine_reason"]
     lines = store.manifest_export("lane", "jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
@@ -322,6 +326,136 @@ def test_patients_keep_the_pinned_side_of_photographs_that_are_gone(store, end):
     assert {side for row in rows(store).values() for side in row["fold_splits"]} == {"test"}
 
 
+@pytest.fixture
+def visits(store):
+    """A lane whose 20 patients have one photograph in the first batch and one that lands later."""
+    table = ["image,patient"] + [f"{letter}{number:02d}.jpg,P{number}" for number in range(20) for letter in "ab"]
+    land(store, "meta.csv", "\n".join(table).encode())
+    for number in range(20):
+        land(store, f"a{number:02d}.jpg", jpeg(number))
+    return lane(image_folder={"csv": "meta.csv", "patient_column": "patient"}, batch_size=100)
+
+
+def land_second_visits(store):
+    for number in range(20):
+        land(store, f"b{number:02d}.jpg", jpeg(100 + number))
+
+
+def torn_patients(store):
+    torn = set()
+    for fold in range(5):
+        sides = {}
+        for row in rows(store).values():
+            sides.setdefault(row["patient_id"], set()).add(row["fold_splits"][fold])
+        torn |= {patient for patient, side in sides.items() if len(side) > 1}
+    return torn
+
+
+def write_pinned(store, split):
+    ids = [f"lane::a{number:02d}" for number in range(20)]
+    (store.root / "pinned.json").write_text(json.dumps({"train": [], "val": [], "test": [], split: ids}))
+
+
+CHANGES = {
+    "seed": ({}, {"seed": 7}),
+    "test ratio": ({}, {"test_ratio": 0.6}),
+    "folds": ({"folds": 8}, {}),
+    "official splits": ({"use_official": False}, {}),
+    "pinned file": ({}, {"pinned": "pinned.json"}),
+    "content of the pinned file": ({"pinned": "pinned.json"}, {"pinned": "pinned.json"}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_split_configuration_deals_all_batches_alike_although_only_the_new_one_runs(store, visits, change):
+    before, after = (SplitConfiguration(**options) for options in CHANGES[change])
+    write_pinned(store, "test")
+    build(store, visits, before)
+    export_manifest(store, visits, before)
+    write_pinned(store, "val")
+    land_second_visits(store)
+    build(store, visits, after, batches=["b00002"])
+    summary = export_manifest(store, visits, after)
+    assert torn_patients(store) == set()
+    dealt_apart = [path.read_bytes() for path in store.manifest_parts("lane")]
+    build(store, visits, after)
+    assert [path.read_bytes() for path in store.manifest_parts("lane")] == dealt_apart
+    assert summary.dealt_again == ("b00001",)
+    assert summary.splits == summarize(read_manifest(store, "lane")).splits
+
+
+def test_images_that_move_a_patient_move_it_in_batches_that_do_not_run(store):
+    land(store, "ultra-widefield-training/Images/1/1_l1.jpg")
+    build(store, lane("deepdrid"))
+    land(store, "Challenge3_upload/Images/1/1_r1.jpg")
+    build(store, lane("deepdrid"), batches=["b00002"])
+    assert export_manifest(store, lane("deepdrid"), SplitConfiguration()).dealt_again == ("b00001",)
+    assert {side for row in rows(store).values() for side in row["fold_splits"]} == {"test"}
+
+
+def test_parts_that_are_dealt_rightly_are_left_alone(store, visits):
+    land_second_visits(store)
+    build(store, visits)
+    before = [path.stat().st_ino for path in store.manifest_parts("lane")]
+    assert export_manifest(store, visits, SplitConfiguration()).dealt_again == ()
+    assert [path.stat().st_ino for path in store.manifest_parts("lane")] == before
+
+
+def test_a_part_from_before_dealings_were_fingerprinted_is_dealt_again(store, visits):
+    build(store, visits)
+    (part,) = store.manifest_parts("lane")
+    expected = part.read_bytes()
+    pl.read_parquet(part).drop("split_fingerprint").write_parquet(part)
+    assert export_manifest(store, visits, SplitConfiguration()).dealt_again == ("b00001",)
+    assert part.read_bytes() == expected
+
+
+def test_an_image_that_came_back_under_another_id_follows_its_content_until_its_batch_runs(store):
+    before, after = SplitConfiguration(seed=1), SplitConfiguration(seed=4)
+    assert hashed_splits("lane", "x/a", before) != hashed_splits("lane", "x/a", after)
+    path = land(store, "x/a.jpg", jpeg(1))
+    build(store, lane(), before)
+    path.unlink()
+    land(store, "z.jpg", jpeg(9))
+    register(store, lane())
+    land(store, "y/a.jpg", jpeg(2))
+    register(store, lane())
+    land(store, "x/a.jpg", jpeg(1))
+    build(store, lane(), after, batches=["b00002", "b00003"])
+    export_manifest(store, lane(), after)
+    listed = pl.read_parquet(store.manifest_part("lane", "b00001")).row(0, named=True)
+    build(store, lane(), after)
+    (renamed,) = (row for image_id, row in rows(store).items() if image_id.startswith("lane::a~"))
+    assert (listed["image_id"], listed["fold_splits"]) == ("lane::a", renamed["fold_splits"])
+
+
+def test_a_manifest_of_two_dealings_is_refused_with_what_to_materialize(store, visits):
+    build(store, visits)
+    land_second_visits(store)
+    build(store, visits, SplitConfiguration(seed=7), batches=["b00002"])  # and killed before the export
+    with pytest.raises(ValueError, match="found b00001 dealt by another than the last one; materialize any batch"):
+        require_one_dealing("lane", read_manifest(store, "lane"))
+    export_manifest(store, visits, SplitConfiguration(seed=7))
+    require_one_dealing("lane", read_manifest(store, "lane"))
+    require_one_dealing("empty", read_manifest(store, "empty"))
+
+
+@pytest.mark.parametrize("action", ["build", "export", "read"])
+def test_building_exporting_and_reading_a_lane_take_turns(store, visits, action):
+    build(store, visits)
+    actions = {
+        "build": lambda: build_manifest_part(store, visits, SplitConfiguration(), "b00001"),
+        "export": lambda: export_manifest(store, visits, SplitConfiguration()),
+        "read": lambda: read_manifest(store, "lane"),
+    }
+    with ThreadPoolExecutor(1) as pool:
+        with store.lock("lane.manifest"):
+            waiting = pool.submit(actions[action])
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.3)
+        waiting.result(timeout=20)
+
+
 def test_official_splits_reach_the_manifest(store):
     for subset, patient in (("training", 1), ("validation", 2)):
         land(store, f"ultra-widefield-{subset}/Images/{patient}/{patient}_l1.jpg")
@@ -364,7 +498,7 @@ def test_raw_patient_ids_and_private_file_names_stay_in_the_ledger(store):
     summaries = build(store, dataset)
     (store.raw / "ds" / "Roe-John-1980.jpg").unlink()
     summaries += [build_manifest_part(store, dataset, SplitConfiguration(), "b00001")]
-    summaries += [export_manifest(store, dataset)]
+    summaries += [export_manifest(store, dataset, SplitConfiguration())]
     write_splits_files(store, "stage0", 5)
     for secret in secrets:
         for path, data in written_bytes(store, with_ledger=False):
@@ -383,7 +517,7 @@ def test_raw_patient_ids_of_a_csv_stay_in_the_ledger_without_hidden_names_too(st
     dataset = lane(image_folder={"csv": "meta.csv", "patient_column": "patient"})
     report = register(store, dataset)
     summaries = build(store, dataset)
-    export_manifest(store, dataset)
+    export_manifest(store, dataset, SplitConfiguration())
     write_splits_files(store, "stage0", 5)
     assert b"PATIENT-47" in b"".join(data for _, data in written_bytes(store, with_ledger=True))
     assert b"PATIENT-47" not in b"".join(data for _, data in written_bytes(store, with_ledger=False))
@@ -426,11 +560,12 @@ def test_lanes_exporting_at_the_same_time_write_whole_files(store):
         "import sys\n"
         "from pathlib import Path\n"
         "from uveitis_assets.storage import ArtefactStore\n"
-        "from uveitis_assets.fundus.configuration import DatasetConfiguration\n"
+        "from uveitis_assets.fundus.configuration import DatasetConfiguration, SplitConfiguration\n"
         "from uveitis_assets.fundus.manifest import export_manifest, write_splits_files\n"
         f"store = ArtefactStore(Path({str(store.root)!r}), Path({str(store.raw)!r}))\n"
         "for _ in range(10):\n"
-        "    export_manifest(store, DatasetConfiguration(name=sys.argv[1], layout='image_folder', folder='x'))\n"
+        "    dataset = DatasetConfiguration(name=sys.argv[1], layout='image_folder', folder='x')\n"
+        "    export_manifest(store, dataset, SplitConfiguration())\n"
         "    write_splits_files(store, 'stage0', 5)\n"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code, name]) for name in ("one", "two")]
