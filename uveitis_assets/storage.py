@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -85,6 +86,12 @@ class ArtefactStore:
     def splits_file(self, name: str, fold: int) -> Path:
         """Image ids of train, val and test over all lanes that share the split name."""
         return self.root / "splits" / f"{name}_{fold}.json"
+
+    def splits_files(self, name: str) -> dict[int, Path]:
+        """Splits files of the name that exist, by fold, sorted."""
+        pattern = re.compile(re.escape(name) + r"_(0|[1-9][0-9]*)\.json")
+        matches = {path: pattern.fullmatch(path.name) for path in (self.root / "splits").glob("*.json")}
+        return dict(sorted((int(match[1]), path) for path, match in matches.items() if match))
 
     # Preprocessing ----------------------------------------------------------------------------------------
 

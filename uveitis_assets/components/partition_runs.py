@@ -31,7 +31,7 @@ def materialize_keys(
             what is made over all keys up to date.
 
     Raises:
-        dagster.Failure: some keys failed; the others are recorded as materialized.
+        dagster.Failure: some keys or the finish failed; the good keys are recorded as materialized.
     """
     metadata: dict[str, Mapping[dg.AssetKey, Metadata]] = {}
     failures: dict[str, Exception] = {}
@@ -41,18 +41,26 @@ def materialize_keys(
         except Exception as error:
             context.log.exception(f"{asset_keys[-1].to_user_string()}[{key}] failed")
             failures[key] = error
+    finish_failure: Exception | None = None
     if finish is not None and metadata:
-        finish()
-    if failures:
+        try:
+            finish()
+        except Exception as error:
+            context.log.exception(f"{asset_keys[-1].to_user_string()}: what is made over all partitions failed")
+            finish_failure = error
+    if failures or finish_failure:
         for key, of_assets in metadata.items():
             for asset_key in asset_keys:
                 context.log_event(
                     dg.AssetMaterialization(asset_key, partition=key, metadata=dict(of_assets[asset_key]))
                 )
-        lines = "\n".join(f"[{key}] {type(error).__name__}: {error}" for key, error in failures.items())
+        lines = [f"[{key}] {type(error).__name__}: {error}" for key, error in failures.items()]
+        if finish_failure:
+            lines.append(f"what is made over all partitions: {type(finish_failure).__name__}: {finish_failure}")
         raise dg.Failure(
-            f"{len(failures)} of {len(context.partition_keys)} partitions failed, the others are done:\n{lines}",
-            metadata={"failed_partitions": ", ".join(failures)},
+            f"{len(failures)} of {len(context.partition_keys)} partitions failed, the others are done:\n"
+            + "\n".join(lines),
+            metadata={"failed_partitions": ", ".join(failures) or "none"},
             allow_retries=False,
         )
     for asset_key in asset_keys:

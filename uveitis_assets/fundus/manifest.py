@@ -266,7 +266,7 @@ def _comparable(frame: pl.DataFrame, column: str) -> pl.Series:
 def write_splits_files(store: ArtefactStore, split_name: str, folds: int) -> list[Path]:
     """Write ``splits/<name>_<fold>.json`` over all lanes whose manifests bear the split name.
 
-    Quarantined images are left out; ids are sorted.
+    Quarantined images are left out; ids are sorted. Files of folds that do not exist any more are removed.
 
     Raises:
         ValueError: a lane's manifest was made with fewer folds.
@@ -290,6 +290,9 @@ def write_splits_files(store: ArtefactStore, split_name: str, folds: int) -> lis
             }
             paths.append(store.splits_file(split_name, fold))
             write_bytes(paths[-1], json_bytes(value))
+        for fold, path in store.splits_files(split_name).items():
+            if fold >= folds:
+                path.unlink()
     return paths
 
 

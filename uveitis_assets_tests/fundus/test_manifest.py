@@ -232,6 +232,19 @@ def test_fewer_folds_than_asked_are_an_error_that_names_the_lane(store):
         write_splits_files(store, "stage0", 5)
 
 
+def test_splits_files_of_folds_that_do_not_exist_any_more_are_removed_and_no_others(store):
+    land(store, "a.jpg")
+    for folds in (12, 3):
+        build(store, lane(), SplitConfiguration(folds=folds))
+        write_splits_files(store, "stage0", folds)
+        for name in ("stage0_x.json", "stage0_1_7.json", "old_stage0_9.json", "stage0_09.json", "stage00_9.json"):
+            (store.root / "splits" / name).write_text("{}")
+    assert sorted(path.name for path in (store.root / "splits").iterdir()) == sorted(
+        ["stage0_0.json", "stage0_1.json", "stage0_2.json", "stage0_x.json", "stage0_1_7.json", "old_stage0_9.json",
+         "stage0_09.json", "stage00_9.json"]
+    )  # fmt: skip
+
+
 def test_nothing_moves_when_images_land(store):
     for number in range(40):
         land(store, f"{number:03d}.jpg", jpeg(number))
