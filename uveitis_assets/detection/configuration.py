@@ -96,7 +96,11 @@ class SamplingConfiguration(Configuration):
     """Which tiles an epoch shows."""
 
     class_balanced: bool = Field(True, description="Tiles with rare classes are drawn more often")
-    empty_share: Ratio = Field(0.25, description="Share of tiles without lesions in an epoch; 1 tile in 4")
+    rare_below: Ratio = Field(
+        0.3,
+        description="Classes in a smaller share f of the images with lesions come sqrt(rare_below / f) times as often",
+    )
+    empty_share: float = Field(0.25, ge=0, lt=1, description="Share of an epoch's tiles that have no lesions")
     max_images: int = Field(0, ge=0, description="Random subset of the training images; 0 takes all")
 
 
@@ -115,7 +119,7 @@ class TrainingConfiguration(Configuration):
     freeze_epochs: int = Field(10, ge=0, description="From this epoch on frozen blocks are trained")
     unfreeze_blocks_per_epoch: int = Field(4, ge=0, description="Blocks unfrozen per epoch, last first; 0: all at once")
     amp: Literal["auto", "bf16", "off"] = Field("auto", description="auto: bf16 on CUDA, off on CPU")
-    seed: int = 42
+    seed: int = Field(42, ge=0)
     patience: int = Field(10, ge=0, description="Epochs without a better AP before training stops; 0: never stops")
     evaluate_every: int = Field(1, ge=1, description="Epochs between evaluations")
     save_every_epochs: int = Field(0, ge=0, description="Keep checkpoints/epoch_<n> every so many epochs; 0: never")
