@@ -101,6 +101,7 @@ def _load_lanes() -> "dict[str, LaneConfiguration]":
     from pydantic import ValidationError
 
     from uveitis_assets.components.lanes import load_lanes
+    from uveitis_assets.fundus.lane_conflicts import LaneConflictError
 
     try:
         return load_lanes()
@@ -108,7 +109,7 @@ def _load_lanes() -> "dict[str, LaneConfiguration]":
         # Dagster wraps what is wrong with a defs.yaml in a tree of all components and a long trace.
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, ValidationError):
+            if isinstance(cause, ValidationError | LaneConflictError):
                 _fail(str(cause))
             cause = cause.__cause__
         raise

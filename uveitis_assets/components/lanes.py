@@ -6,10 +6,16 @@ import dagster as dg
 
 from uveitis_assets.components.fundus_dataset import FundusDataset
 from uveitis_assets.fundus.configuration import LaneConfiguration
+from uveitis_assets.fundus.lane_conflicts import refuse_conflicts
 
 
 def load_lanes() -> dict[str, LaneConfiguration]:
-    """Configuration of every FundusDataset under defs/, by lane name."""
-    tree = dg.ComponentTree.for_project(Path(__file__).parent)
-    lanes = [component.lane for component in tree.get_all_components(of_type=FundusDataset)]
+    """Configuration of every FundusDataset under defs/, by lane name.
+
+    Raises:
+        LaneConflictError: the lanes cannot be used together.
+    """
+    components = dg.ComponentTree.for_project(Path(__file__).parent).get_all_components(of_type=FundusDataset)
+    refuse_conflicts([component.placed for component in components])
+    lanes = [component.lane for component in components]
     return {lane.name: lane for lane in sorted(lanes, key=lambda lane: lane.name)}

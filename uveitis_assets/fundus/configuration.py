@@ -248,6 +248,11 @@ class DatasetConfiguration(Configuration):
     batch_size: int = Field(256, ge=1, le=4096, description="Images per partition at most")
     image_folder: ImageFolderConfiguration = ImageFolderConfiguration()
 
+    @property
+    def dataset_tags(self) -> tuple[str, ...]:
+        """What the lane's image ids begin with: its name, or one tag per kind of photograph."""
+        return (f"{self.name}_regular", f"{self.name}_uwf") if self.layout == "deepdrid" else (self.name,)
+
     @field_validator("folder")
     @classmethod
     def _folder_stays_below_raw(cls, folder: str) -> str:

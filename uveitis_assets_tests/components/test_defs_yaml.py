@@ -154,6 +154,78 @@ def test_a_mistake_in_defs_yaml_is_named_with_file_line_and_expectation(
     assert expectation in message
 
 
+SMALL_LANE = """\
+type: uveitis_assets.components.fundus_dataset.FundusDataset
+attributes:
+  name: {name}
+  layout: {layout}
+  folder: {name}
+"""
+
+
+def lane_text(name: str, layout: str = "image_folder", more: str = "") -> str:
+    return SMALL_LANE.format(name=name, layout=layout) + more
+
+
+CONFLICTS = {
+    "folds of one split name": (
+        {
+            "one": lane_text("one"),
+            "two": lane_text("two", more="  splits:\n    seed: 1\n    folds: 3\n"),
+        },
+        ["one/defs.yaml:2", "two/defs.yaml:8"],
+        "expected 5 as in `splits.folds` of lane one",
+    ),
+    "a lane called like a dataset tag": (
+        {"deep": lane_text("deepdrid", "deepdrid"), "wide": lane_text("deepdrid_uwf")},
+        ["deep/defs.yaml:3", "wide/defs.yaml:3"],
+        "begin with `deepdrid_uwf::` too",
+    ),
+    "another lane called like a dataset tag": (
+        {"deep": lane_text("deepdrid", "deepdrid"), "regular": lane_text("deepdrid_regular")},
+        ["deep/defs.yaml:3", "regular/defs.yaml:3"],
+        "begin with `deepdrid_regular::` too",
+    ),
+    "one name twice": (
+        {"one": lane_text("same"), "two": lane_text("same")},
+        ["one/defs.yaml:3", "two/defs.yaml:3"],
+        "found the name of `name` of lane same",
+    ),
+    "a pinned file that is overwritten": (
+        {"one": lane_text("one", more="  splits:\n    name: old\n    pinned: splits/stage0_{fold}.json\n"),
+         "two": lane_text("two")},
+        ["one/defs.yaml:8"],
+        "found splits/stage0_{fold}.json, which the manifest of lane two overwrites",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("conflict", CONFLICTS)
+def test_lanes_that_would_write_the_same_files_are_refused_with_both_files_and_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conflict: str
+) -> None:
+    lanes, places, expectation = CONFLICTS[conflict]
+    with pytest.raises(Exception) as caught:
+        load(tmp_path, f"conflicting_{re.sub('[^a-z]', '_', conflict)}", lanes, monkeypatch)
+    message = "".join(traceback.format_exception(caught.value))
+    assert "LaneConflictError" in message
+    assert expectation in message
+    for place in places:
+        assert f"defs/{place}" in message
+
+
+def test_lanes_with_other_split_names_may_have_other_folds_and_pin_files_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lanes = {
+        "one": lane_text("one", more="  splits: {pinned: pinned/stage0_0.json}\n"),
+        "two": lane_text("two", more="  splits: {name: other, folds: 3, pinned: splits/older_0.json}\n"),
+        "three": lane_text("deepdrid", "deepdrid"),
+        "four": lane_text("deepdrid_wide"),
+    }
+    assert load(tmp_path, "peaceful", lanes, monkeypatch).resolve_asset_graph().get_all_asset_keys()
+
+
 def test_the_command_line_shows_the_mistake_to_the_user(tmp_path: Path) -> None:
     write_project(tmp_path, "mistaken_cli", {"clinic": lines_of(CLINIC, ("batch_size: 4", "batch_size: 0"))})
     finished = subprocess.run(
