@@ -195,7 +195,8 @@ class ArtefactStore:
         return path.as_posix()
 
     def remove_dead_partial_files(self) -> None:
-        """Remove what killed processes left beside books: ledger, manifests, splits, indexes, labels, figures.
+        """Remove what killed processes left beside books (ledger, manifests, splits, indexes, labels, figures) and
+        predictions.
 
         Only files whose writer is known to be dead, or that are a day old: other processes may be writing now. The
         artefacts of single images are the business of their batch's journal.
@@ -208,6 +209,9 @@ class ArtefactStore:
             "labels_coco/*",
             "labels_debug/*",
             "labels_debug/*/*",
+            "preds/*",
+            "preds_vis/*",
+            "preds_vis/*/heat_maps",
         )
         for pattern in (*folders, "index/*/*", "preproc/verify", "preproc/ref"):
             for path in self.root.glob(f"{pattern}/.*{TEMPORARY_SUFFIX}"):

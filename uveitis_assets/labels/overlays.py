@@ -98,7 +98,7 @@ def label_contact_sheet(
         if pixels is None:
             continue
         pictures.append(_sheet_tile(pixels, by_image.get(image["id"], ()), _names(coco)))
-    return _encode_within(_sheet(pictures, f"{lane} {split} fold {fold}: no tile images"), max_bytes)
+    return encode_within(sheet_of(pictures, f"{lane} {split} fold {fold}: no tile images"), max_bytes)
 
 
 def draw_labels(
@@ -191,7 +191,8 @@ def _sheet_tile(
     return square
 
 
-def _sheet(pictures: list[NDArray[np.uint8]], text_if_empty: str) -> NDArray[np.uint8]:
+def sheet_of(pictures: list[NDArray[np.uint8]], text_if_empty: str) -> NDArray[np.uint8]:
+    """Square RGB pictures of ``SHEET_TILE_PX`` side by side; without pictures, the text that says so."""
     if not pictures:
         sheet = np.zeros((60, 600, 3), np.uint8)
         draw_name(sheet, text_if_empty, (10, 40, 11, 41), (200, 200, 200))
@@ -207,7 +208,8 @@ def _sheet(pictures: list[NDArray[np.uint8]], text_if_empty: str) -> NDArray[np.
     return sheet
 
 
-def _encode_within(sheet: NDArray[np.uint8], max_bytes: int) -> bytes:
+def encode_within(sheet: NDArray[np.uint8], max_bytes: int) -> bytes:
+    """JPEG of an RGB sheet; its quality, then its size, go down until it has at most ``max_bytes``."""
     while True:
         for quality in JPEG_QUALITIES:
             bgr = cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)

@@ -1,0 +1,280 @@
+"""Predict one batch into files: what is done already is skipped, what is stale is removed, any kill can be continued.
+
+An image is done when its prediction file bears the present fingerprint (weights, tiles, merging). Its pictures are
+written before that file, so that the file says that all of it is there; a missing picture is drawn again without the
+network. The index of the batch is written at the end. It decides nothing about detections.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from uveitis_assets.detection.configuration import InferenceConfiguration
+from uveitis_assets.detection.detections import Detections
+from uveitis_assets.detection.heat_map import draw_heat_map, heat_map
+from uveitis_assets.detection.predict_images import predict_images
+from uveitis_assets.detection.prediction_file import prediction_fingerprint, read_prediction, write_prediction
+from uveitis_assets.detection.prediction_overlays import draw_detections, prediction_sheet
+from uveitis_assets.detection.preprocessed_images import (
+    PreprocessedImage,
+    read_global_image,
+    read_preprocessed_images,
+    read_tile_pixels,
+)
+from uveitis_assets.fundus.png import encode_png
+from uveitis_assets.storage import ArtefactStore, artefact_key, write_bytes
+
+INDEX_SCHEMA = pl.Schema(
+    {
+        "image_id": pl.String,
+        "key": pl.String,
+        "fingerprint": pl.String,
+        "n_detections": pl.Int32,
+        "best_score": pl.Float32,
+    }
+)
+_DRAWING_THREADS = 2
+_DRAWINGS_WAITING = 16
+_SHEET_PICTURES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPrediction:
+    """What a run over one batch did.
+
+    ``n_images`` = ``n_predicted`` (now) + ``n_skipped`` (were done). ``n_removed`` are images whose predictions were
+    removed because they are not usable any more. ``detections_per_class`` maps category ids to detections of all
+    images; categories without any are left out.
+    """
+
+    n_images: int
+    n_predicted: int
+    n_skipped: int
+    n_removed: int
+    n_detections: int
+    n_images_without_detections: int
+    detections_per_class: dict[int, int] = field(default_factory=dict)
+    duration_s: float = 0.0
+
+
+def predict_batch(
+    store: ArtefactStore,
+    experiment: str,
+    lane: str,
+    batch: str,
+    *,
+    load_models: Callable[[], Sequence[torch.nn.Module]],
+    checkpoints: Sequence[str],
+    configuration: InferenceConfiguration,
+    names: Mapping[int, str],
+    device: torch.device | str,
+    code_version: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> BatchPrediction:
+    """Bring the predictions of a batch up to date; a second process on the same batch waits and finds it done.
+
+    Args:
+        store: where everything lies.
+        experiment: the detector's lane; names the folders.
+        lane: the fundus lane that is predicted.
+        batch: its batch; its tiles have to be materialized.
+        load_models: returns the detectors on ``device``; called only when an image has to be predicted.
+        checkpoints: digests of the detectors' weights.
+        configuration: merging, thresholds and whether pictures are drawn.
+        names: names of the categories.
+        device: where the models run.
+        code_version: part of every fingerprint.
+        progress: called with images predicted and images to predict.
+
+    Raises:
+        FileNotFoundError: the batch's tiles have not been materialized.
+        ValueError: tiles are missing or damaged.
+    """
+    started = time.perf_counter()
+    index = store.prediction_index(experiment, lane, batch)
+    with store.lock(f"{experiment}.{lane}.{batch}.predict"):
+        images = read_preprocessed_images(store, lane, batch)
+        removed = _remove_unusable(store, experiment, index, {image.image_id for image in images})
+        fingerprints = {
+            image.image_id: prediction_fingerprint(image.fingerprint, checkpoints, configuration, code_version)
+            for image in images
+        }
+        done = {
+            image.image_id: detections
+            for image in images
+            if (detections := _done(store, experiment, image, fingerprints[image.image_id])) is not None
+        }
+        todo = [image for image in images if image.image_id not in done]
+        with _drawing(store, experiment, configuration, names) as draw:
+            for image in images:
+                if image.image_id in done:
+                    draw(image, done[image.image_id], None)
+            if todo:
+                predicted = predict_images(
+                    load_models(), todo, configuration, device=device, read_tiles=partial(read_tile_pixels, store)
+                )
+                for number, (image, detections) in enumerate(predicted, start=1):
+                    finish = partial(
+                        write_prediction,
+                        store,
+                        experiment,
+                        image.image_id,
+                        image.frames,
+                        detections,
+                        checkpoints=checkpoints,
+                        configuration=configuration,
+                        fingerprint=fingerprints[image.image_id],
+                    )
+                    draw(image, detections, finish)
+                    done[image.image_id] = detections
+                    if progress is not None:
+                        progress(number, len(todo))
+        _write_index(index, images, fingerprints, done)
+    labels = Counter(label for detections in done.values() for label in detections.labels.tolist())
+    return BatchPrediction(
+        n_images=len(images),
+        n_predicted=len(todo),
+        n_skipped=len(images) - len(todo),
+        n_removed=removed,
+        n_detections=labels.total(),
+        n_images_without_detections=sum(not len(detections) for detections in done.values()),
+        detections_per_class=dict(sorted(labels.items())),
+        duration_s=time.perf_counter() - started,
+    )
+
+
+def batch_prediction_sheet(
+    store: ArtefactStore, experiment: str, lane: str, batch: str, names: Mapping[int, str]
+) -> bytes:
+    """JPEG (at most 150 kB) of the batch's images with the most detections; the batch has to be predicted.
+
+    Raises:
+        FileNotFoundError: the batch has not been predicted.
+    """
+    found = [
+        (read_prediction(store.prediction_file(experiment, image.key)).detections, image)
+        for image in read_preprocessed_images(store, lane, batch)
+    ]
+    found.sort(key=lambda pair: (-len(pair[0]), pair[1].image_id))
+    pictures = [
+        (read_global_image(store, image), detections)
+        for detections, image in found[:_SHEET_PICTURES]
+        if len(detections)
+    ]
+    return prediction_sheet(pictures, names, text_if_empty=f"{experiment}: no detections in {lane} {batch}")
+
+
+def _done(store: ArtefactStore, experiment: str, image: PreprocessedImage, fingerprint: str) -> Detections | None:
+    """The image's detections if its file is of the present fingerprint."""
+    path = store.prediction_file(experiment, image.key)
+    if not path.exists():
+        return None
+    prediction = read_prediction(path)
+    return prediction.detections if prediction.fingerprint == fingerprint else None
+
+
+def _remove_unusable(store: ArtefactStore, experiment: str, index: Path, usable: set[str]) -> int:
+    """Remove predictions of images that the batch no longer has; returns how many images that were."""
+    if not index.exists():
+        return 0
+    gone = sorted(set(pl.read_parquet(index, memory_map=False)["image_id"]) - usable)
+    for image_id in gone:
+        key = artefact_key(image_id)
+        store.prediction_file(experiment, key).unlink(missing_ok=True)
+        _remove_pictures(store, experiment, key)
+    return len(gone)
+
+
+def _remove_pictures(store: ArtefactStore, experiment: str, key: str) -> None:
+    store.prediction_overlay(experiment, key).unlink(missing_ok=True)
+    store.prediction_heat_map(experiment, key).unlink(missing_ok=True)
+
+
+Draw = Callable[[PreprocessedImage, Detections, Callable[[], Path] | None], None]
+
+
+@contextmanager
+def _drawing(
+    store: ArtefactStore, experiment: str, configuration: InferenceConfiguration, names: Mapping[int, str]
+) -> Iterator[Draw]:
+    """A function that draws in threads, so that the network does not wait, and then calls what finishes the image."""
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(_DRAWING_THREADS, thread_name_prefix="draw") as pool:
+
+        def draw(image: PreprocessedImage, detections: Detections, finish: Callable[[], Path] | None) -> None:
+            while len(waiting) >= _DRAWINGS_WAITING:
+                waiting.popleft().result()
+            fresh = finish is not None
+            if fresh:
+                # Pictures of the new detections must not stand beside a file of the old ones, not even after a kill.
+                store.prediction_file(experiment, image.key).unlink(missing_ok=True)
+            waiting.append(pool.submit(_pictures_then, image, detections, fresh, finish))
+
+        def _pictures_then(
+            image: PreprocessedImage, detections: Detections, fresh: bool, finish: Callable[[], Path] | None
+        ) -> None:
+            if not (configuration.overlays and len(detections)):
+                _remove_pictures(store, experiment, image.key)
+            else:
+                _write_pictures(store, experiment, image, detections, names, fresh=fresh)
+            if finish is not None:
+                finish()
+
+        try:
+            yield draw
+            while waiting:
+                waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _write_pictures(
+    store: ArtefactStore,
+    experiment: str,
+    image: PreprocessedImage,
+    detections: Detections,
+    names: Mapping[int, str],
+    *,
+    fresh: bool,
+) -> None:
+    """Write overlay and heat map; those of a finished image only when they are missing."""
+    overlay, heat = store.prediction_overlay(experiment, image.key), store.prediction_heat_map(experiment, image.key)
+    if not fresh and overlay.exists() and heat.exists():
+        return
+    picture = read_global_image(store, image)
+    size = (picture.shape[1], picture.shape[0])
+    write_bytes(heat, encode_png(draw_heat_map(picture, heat_map(detections, size))))
+    drawn: NDArray[np.uint8] = picture.copy()
+    draw_detections(drawn, detections, names)
+    write_bytes(overlay, encode_png(drawn))
+
+
+def _write_index(
+    path: Path, images: Sequence[PreprocessedImage], fingerprints: Mapping[str, str], done: Mapping[str, Detections]
+) -> None:
+    rows = [
+        {
+            "image_id": image.image_id,
+            "key": image.key,
+            "fingerprint": fingerprints[image.image_id],
+            "n_detections": len(done[image.image_id]),
+            "best_score": max(done[image.image_id].scores.tolist(), default=None),
+        }
+        for image in images
+    ]
+    buffer = io.BytesIO()
+    pl.DataFrame(rows, schema=INDEX_SCHEMA).write_parquet(buffer, compression="zstd", statistics=True)
+    write_bytes(path, buffer.getbuffer())

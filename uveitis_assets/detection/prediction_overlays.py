@@ -1,0 +1,110 @@
+"""Pictures of predictions for the eye: detections, and the labels where there are any, drawn on the global image.
+
+Colours, boxes and names are those of the label overlays. Nothing is measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from uveitis_assets.detection.detections import Detections, GroundTruth
+from uveitis_assets.labels.overlays import NAMES_PER_CATEGORY, SHEET_TILE_PX, encode_within, sheet_of
+from uveitis_assets.labels.palette import Color, category_color, draw_box, draw_name, draw_polygon, name_rectangle
+
+Pixels = NDArray[np.uint8]
+
+_DASH_PX = 7
+MAX_JPEG_BYTES = 150_000
+
+
+def draw_detections(
+    image: Pixels,
+    detections: Detections,
+    names: Mapping[int, str],
+    *,
+    truth: GroundTruth | None = None,
+    enlarge: float = 1.0,
+) -> None:
+    """Draw detections into an RGB image, in place, with ``name:0.87`` where it covers no better one's name.
+
+    Oriented detections are drawn as their polygons. Labels are dashed, in their category's colour, without a name.
+
+    Args:
+        image: uint8 (H, W, 3).
+        detections: px of the image, best first.
+        names: names of the categories.
+        truth: labelled lesions, px of the image.
+        enlarge: factor of lines and letters, for images that are shown reduced.
+    """
+    thickness = max(1, round(enlarge))
+    if truth is not None:
+        for box, corners, label in zip(truth.boxes, truth.corners, truth.labels.tolist(), strict=True):
+            outline = _rectangle(box) if np.isnan(corners).any() else corners.astype(np.float64)
+            _draw_dashed(image, outline, category_color(label), thickness=thickness, dash=_DASH_PX * enlarge)
+    for row, label in enumerate(detections.labels.tolist()):
+        color = category_color(label)
+        if detections.corners is None:
+            draw_box(image, detections.boxes[row].tolist(), color, thickness=thickness)
+        else:
+            draw_polygon(image, detections.corners[row].astype(np.float64), color, thickness=thickness)
+    _draw_names(image, detections, names, height_px=round(11 * enlarge))
+
+
+def prediction_sheet(
+    pictures: Sequence[tuple[Pixels, Detections]], names: Mapping[int, str], *, text_if_empty: str
+) -> bytes:
+    """JPEG (at most 150 kB) of global images with their detections.
+
+    Args:
+        pictures: RGB images, each with its detections in its pixels; the images are not changed.
+        names: names of the categories.
+        text_if_empty: what the sheet says when there are no pictures.
+    """
+    return encode_within(sheet_of([_cell(*picture, names) for picture in pictures], text_if_empty), MAX_JPEG_BYTES)
+
+
+def _cell(image: Pixels, detections: Detections, names: Mapping[int, str]) -> Pixels:
+    scale = SHEET_TILE_PX / max(image.shape[:2])
+    drawn = image.copy()
+    draw_detections(drawn, detections, names, enlarge=max(1.0 / scale, 1.0))
+    size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
+    cell = np.zeros((SHEET_TILE_PX, SHEET_TILE_PX, 3), np.uint8)
+    cell[: size[1], : size[0]] = cv2.resize(drawn, size, interpolation=cv2.INTER_AREA)
+    return cell
+
+
+def _draw_names(image: Pixels, detections: Detections, names: Mapping[int, str], *, height_px: int) -> None:
+    """Names best first: the best of each category always, a few more where they cover no other name."""
+    taken: list[tuple[int, int, int, int]] = []
+    named: dict[int, int] = {}
+    for row, label in enumerate(detections.labels.tolist()):
+        text = f"{names.get(label, f'category {label}')}:{detections.scores[row]:.2f}"
+        box = detections.boxes[row].tolist()
+        place = name_rectangle(image, text, box, height_px=height_px)
+        covers = any(
+            place[0] < other[2] and other[0] < place[2] and place[1] < other[3] and other[1] < place[3]
+            for other in taken
+        )
+        if label not in named or (not covers and named[label] < NAMES_PER_CATEGORY):
+            draw_name(image, text, box, category_color(label), height_px=height_px)
+            taken.append(place)
+            named[label] = named.get(label, 0) + 1
+
+
+def _rectangle(box: NDArray[np.float32]) -> NDArray[np.float64]:
+    x0, y0, x1, y1 = box.tolist()
+    return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+
+
+def _draw_dashed(image: Pixels, outline: NDArray[np.float64], color: Color, *, thickness: int, dash: float) -> None:
+    """Draw a closed polygon, points (n, 2) at pixel edges, as dashes of ``dash`` px with gaps as long, in place."""
+    for start, end in zip(outline, np.roll(outline, -1, axis=0), strict=True):
+        n_dashes = max(1, round(float(np.linalg.norm(end - start)) / (2 * dash)))
+        for number in range(n_dashes):
+            ends = start + (end - start) * (np.array([[number], [number + 0.5]]) / n_dashes)
+            one, other = np.rint((ends - 0.5) * 16).astype(int).tolist()
+            cv2.line(image, one, other, color, thickness, cv2.LINE_AA, shift=4)

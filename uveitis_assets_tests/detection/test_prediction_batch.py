@@ -1,0 +1,228 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import polars as pl
+import pytest
+import torch
+
+from uveitis_assets.detection.configuration import InferenceConfiguration
+from uveitis_assets.detection.prediction_batch import BatchPrediction, batch_prediction_sheet, predict_batch
+from uveitis_assets.detection.prediction_file import read_prediction
+from uveitis_assets.storage import ArtefactStore
+from uveitis_assets_tests.detection.known_detectors import PaintedBoxDetector
+from uveitis_assets_tests.detection.preprocessed_lane import BATCH, LANE, write_preprocessed_batch
+
+NAMES = {1: "foyer_choroidien", 2: "hyalite"}
+# Lesions lie clear of the tiles' edges at 36 and 64 px, so that none is cut.
+IMAGES = {"a": {1: (5, 5, 30, 34)}, "b": {1: (0, 0, 10, 10), 2: (66, 66, 80, 90)}, "c": {}}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtefactStore:
+    return ArtefactStore(tmp_path, tmp_path / "raw")
+
+
+def run(
+    store: ArtefactStore,
+    *,
+    load_models: Callable[[], Sequence[torch.nn.Module]] = lambda: [PaintedBoxDetector()],
+    checkpoints: Sequence[str] = ("weights-1",),
+    **settings: object,
+) -> BatchPrediction:
+    return predict_batch(
+        store,
+        "exp",
+        LANE,
+        BATCH,
+        load_models=load_models,
+        checkpoints=checkpoints,
+        configuration=InferenceConfiguration(**settings),
+        names=NAMES,
+        device="cpu",
+        code_version="1",
+    )
+
+
+def no_models() -> Sequence[torch.nn.Module]:
+    raise AssertionError("nothing has to be predicted")
+
+
+def files_of(store: ArtefactStore) -> dict[str, bytes]:
+    folders = ("preds", "preds_vis", f"index/{LANE}/predictions_exp")
+    return {
+        path.relative_to(store.root).as_posix(): path.read_bytes()
+        for folder in folders
+        for path in sorted((store.root / folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_batch_becomes_files_index_and_numbers(store: ArtefactStore) -> None:
+    write_preprocessed_batch(store, IMAGES)
+    outcome = run(store)
+    assert (outcome.n_images, outcome.n_predicted, outcome.n_skipped, outcome.n_removed) == (3, 3, 0, 0)
+    assert (outcome.n_detections, outcome.n_images_without_detections) == (3, 1)
+    assert outcome.detections_per_class == {1: 2, 2: 1}
+    assert sorted(files_of(store)) == [
+        f"index/{LANE}/predictions_exp/{BATCH}.parquet",
+        "preds/exp/clinic__a.json",
+        "preds/exp/clinic__b.json",
+        "preds/exp/clinic__c.json",
+        "preds_vis/exp/clinic__a.png",
+        "preds_vis/exp/clinic__b.png",
+        "preds_vis/exp/heat_maps/clinic__a.png",
+        "preds_vis/exp/heat_maps/clinic__b.png",
+    ]
+    found = read_prediction(store.prediction_file("exp", "clinic__b")).detections
+    assert found.boxes.tolist() == [[0, 0, 10, 10], [66, 66, 80, 90]]
+    index = pl.read_parquet(store.prediction_index("exp", LANE, BATCH))
+    assert index["n_detections"].to_list() == [1, 2, 0]
+    assert index["best_score"].to_list()[2] is None
+
+
+def test_a_second_run_predicts_nothing_and_leaves_the_same_bytes(store: ArtefactStore) -> None:
+    write_preprocessed_batch(store, IMAGES)
+    run(store)
+    before = files_of(store)
+    outcome = run(store, load_models=no_models)
+    assert (outcome.n_predicted, outcome.n_skipped, outcome.n_detections) == (0, 3, 3)
+    assert files_of(store) == before
+
+
+def test_only_the_image_whose_file_is_gone_is_predicted_again(store: ArtefactStore) -> None:
+    write_preprocessed_batch(store, IMAGES)
+    run(store)
+    before = files_of(store)
+    store.prediction_file("exp", "clinic__b").unlink()
+    assert run(store).n_predicted == 1
+    assert files_of(store) == before
+
+
+@pytest.mark.parametrize("change", [{"checkpoints": ("weights-2",)}, {"merge_iou": 0.4}, {"score_threshold": 0.2}])
+def test_other_weights_and_other_merging_predict_again(store: ArtefactStore, change: dict[str, object]) -> None:
+    write_preprocessed_batch(store, IMAGES)
+    run(store)
+    assert run(store, **change).n_predicted == 3  # type: ignore[arg-type]
+    assert run(store, **change, batch_size=3, load_models=no_models).n_predicted == 0  # type: ignore[arg-type]
+
+
+def test_new_tiles_predict_again(store: ArtefactStore) -> None:
+    write_preprocessed_batch(store, IMAGES)
+    run(store)
+    write_preprocessed_batch(store, {**IMAGES, "a": {2: (5, 5, 30, 34)}}, fingerprint="f1")
+    assert run(store).n_predicted == 3
+    assert read_prediction(store.prediction_file("exp", "clinic__a")).detections.labels.tolist() == [2]
+
+
+def test_images_set_aside_later_lose_their_predictions(store: ArtefactStore) -> None:
+    write_preprocessed_batch(store, IMAGES)
+    run(store)
+    write_preprocessed_batch(store, IMAGES, quarantined=("b",))
+    outcome = run(store, load_models=no_models)
+    assert (outcome.n_images, outcome.n_removed) == (2, 1)
+    assert not any("clinic__b" in name for name in files_of(store))
+
+
+def test_missing_pictures_are_drawn_again_without_the_network(store: ArtefactStore) -> None:
+    write_preprocessed_batch(store, IMAGES)
+    run(store)
+    before = files_of(store)
+    run(store, overlays=False, load_models=no_models)
+    assert not list((store.root / "preds_vis").rglob("*.png"))
+    run(store, load_models=no_models)
+    assert files_of(store) == before
+
+
+def test_an_image_that_loses_its_detections_loses_its_pictures(store: ArtefactStore) -> None:
+    write_preprocessed_batch(store, IMAGES)
+    run(store)
+    run(store, load_models=lambda: [PaintedBoxDetector(score=0.1)], checkpoints=("weak",))
+    assert not list((store.root / "preds_vis").rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("frame", "persist"),
+    [("global", ("global",)), ("global", ("tiles",)), ("native", ("norm",)), ("native", ("tiles",))],
+)
+def test_pixels_are_found_whichever_artefact_is_persisted(
+    store: ArtefactStore, frame: str, persist: tuple[str, ...]
+) -> None:
+    write_preprocessed_batch(store, {"a": {1: (20, 10, 60, 40)}}, crop=(200, 100), frame=frame, persist=persist)
+    run(store, score_threshold=0.5)
+    found = read_prediction(store.prediction_file("exp", "clinic__a")).detections
+    # Half the size, 25 px down; in the global frame the painted edges are blurred by less than a pixel.
+    assert found.boxes[0].tolist() == pytest.approx([10, 30, 30, 45], abs=1)
+    overlay = cv2.imread(str(store.prediction_overlay("exp", "clinic__a")))
+    assert overlay is not None
+    assert overlay.shape == (100, 100, 3)
+
+
+def test_a_batch_without_tiles_says_what_to_do(store: ArtefactStore) -> None:
+    with pytest.raises(FileNotFoundError, match="materialize the tiles first"):
+        run(store)
+
+
+def test_missing_tiles_stop_the_batch_with_the_images_name(store: ArtefactStore) -> None:
+    write_preprocessed_batch(store, IMAGES)
+    store.tile("clinic__b", "tile_001").unlink()
+    with pytest.raises(ValueError, match=r"clinic::b: .*tile_001.png"):
+        run(store)
+
+
+def test_the_contact_sheet_is_a_small_jpeg_also_without_detections(store: ArtefactStore) -> None:
+    write_preprocessed_batch(store, IMAGES)
+    run(store)
+    sheet = batch_prediction_sheet(store, "exp", LANE, BATCH, NAMES)
+    assert sheet[:2] == b"\xff\xd8"
+    assert len(sheet) <= 150_000
+    run(store, score_threshold=0.95)
+    assert batch_prediction_sheet(store, "exp", LANE, BATCH, NAMES)[:2] == b"\xff\xd8"
+
+
+def test_a_killed_run_leaves_whole_files_and_is_continued(store: ArtefactStore) -> None:
+    images = {f"image{n:02d}": {1: (n, 5, n + 20, 34)} for n in range(12)}
+    write_preprocessed_batch(store, images)
+    script = textwrap.dedent(
+        f"""
+        import time
+        from pathlib import Path
+        from uveitis_assets_tests.detection.known_detectors import PaintedBoxDetector
+        from uveitis_assets_tests.detection.test_prediction_batch import run
+        from uveitis_assets.storage import ArtefactStore
+
+        class Slow(PaintedBoxDetector):
+            def forward(self, images):
+                time.sleep(0.05)
+                return super().forward(images)
+
+        root = Path({str(store.root)!r})
+        run(ArtefactStore(root, root / "raw"), load_models=lambda: [Slow()], batch_size=1)
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        while not (n_done := len(list((store.root / "preds").rglob("*.json")))):
+            assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    n_done = len(list((store.root / "preds").rglob("clinic__*.json")))
+    assert 0 < n_done < 12
+    for path in (store.root / "preds").rglob("clinic__*.json"):
+        read_prediction(path)
+    store.remove_dead_partial_files()
+    assert not list(store.root.rglob("*.partial"))
+
+    outcome = run(store)
+    assert (outcome.n_predicted, outcome.n_skipped) == (12 - n_done, n_done)
+    continued = files_of(store)
+    for path in (store.root / "preds").rglob("*.json"):
+        path.unlink()
+    run(store)
+    assert files_of(store) == continued
