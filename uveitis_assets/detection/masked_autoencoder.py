@@ -9,6 +9,8 @@ is the model alone: images and steps are the business of ``encoder_pretraining``
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ from torch import Tensor, nn
 # ImageNet's, as RETFound was trained with.
 CHANNEL_MEAN = (0.485, 0.456, 0.406)
 CHANNEL_STD = (0.229, 0.224, 0.225)
+# timm takes any factory here; its annotation asks for a class.
+_NORM = cast("type[nn.Module]", partial(nn.LayerNorm, eps=1e-6))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +47,6 @@ SHAPES = {
 }
 
 
-class _Norm(nn.LayerNorm):
-    """Layer norm with the epsilon of the MAE's ViTs."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-6)
-
-
 class MaskedAutoencoder(nn.Module):
     """Encoder and decoder; ``forward`` gives the loss of a batch."""
 
@@ -61,17 +58,17 @@ class MaskedAutoencoder(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, n_patches + 1, shape.width), requires_grad=False)
         self.blocks = nn.ModuleList(
-            Block(shape.width, shape.heads, 4.0, qkv_bias=True, norm_layer=_Norm) for _ in range(shape.depth)
+            Block(shape.width, shape.heads, 4.0, qkv_bias=True, norm_layer=_NORM) for _ in range(shape.depth)
         )
-        self.norm = _Norm(shape.width)
+        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
         self.decoder_embed = nn.Linear(shape.width, shape.decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, shape.decoder_width))
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, n_patches + 1, shape.decoder_width), requires_grad=False)
         self.decoder_blocks = nn.ModuleList(
-            Block(shape.decoder_width, shape.decoder_heads, 4.0, qkv_bias=True, norm_layer=_Norm)
+            Block(shape.decoder_width, shape.decoder_heads, 4.0, qkv_bias=True, norm_layer=_NORM)
             for _ in range(shape.decoder_depth)
         )
-        self.decoder_norm = _Norm(shape.decoder_width)
+        self.decoder_norm = nn.LayerNorm(shape.decoder_width, eps=1e-6)
         self.decoder_pred = nn.Linear(shape.decoder_width, shape.patch_size**2 * 3)
         self._initialise()
 

@@ -146,7 +146,7 @@ def test_a_killed_pretraining_ends_with_the_weights_of_one_that_was_not(tmp_path
     stores = [ArtefactStore(tmp_path / name, tmp_path / "raw") for name in ("whole", "killed")]
     for store in stores:
         lane_of_images(store)
-    pretrain_encoder(stores[0], configuration(), device="cpu", log=lambda line: None)
+    pretrain_encoder(stores[0], configuration(epochs=30), device="cpu", log=lambda line: None)
     script = textwrap.dedent(
         f"""
         import torch
@@ -156,7 +156,7 @@ def test_a_killed_pretraining_ends_with_the_weights_of_one_that_was_not(tmp_path
         from uveitis_assets.storage import ArtefactStore
         from uveitis_assets_tests.detection.test_masked_autoencoder import configuration
         root = Path({str(stores[1].root)!r})
-        pretrain_encoder(ArtefactStore(root, root / "raw"), configuration(), device="cpu", log=print)
+        pretrain_encoder(ArtefactStore(root, root / "raw"), configuration(epochs=30), device="cpu", log=print)
         """
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -169,7 +169,7 @@ def test_a_killed_pretraining_ends_with_the_weights_of_one_that_was_not(tmp_path
     process.wait()
     assert not (last.parent / "encoder.safetensors").exists()
     lines: list[str] = []
-    pretrain_encoder(stores[1], configuration(), device="cpu", log=lines.append)
+    pretrain_encoder(stores[1], configuration(epochs=30), device="cpu", log=lines.append)
     assert any("continuing" in line for line in lines)
     whole, killed = (load_file(store.pretraining_folder("mae") / "encoder.safetensors") for store in stores)
     assert whole.keys() == killed.keys()
