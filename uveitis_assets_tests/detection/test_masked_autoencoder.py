@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,15 @@ from uveitis_assets.fundus.png import encode_png
 from uveitis_assets.storage import ArtefactStore, write_bytes, write_json
 
 TINY = SHAPES["tiny_p16"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums over other numbers of threads differ in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def tiny() -> MaskedAutoencoder:
@@ -137,7 +147,7 @@ def test_the_loss_falls_and_test_images_are_never_shown(tmp_path: Path) -> None:
     store = ArtefactStore(tmp_path, tmp_path / "raw")
     lane_of_images(store)
     store.global_image("uwf700__5", 96).unlink()
-    outcome = pretrain_encoder(store, configuration(epochs=30), device="cpu", log=lambda line: None)
+    outcome = pretrain_encoder(store, configuration(epochs=12), device="cpu", log=lambda line: None)
     assert (outcome.n_images, outcome.n_held_out, outcome.n_steps) == (5, 1, 90)
     assert np.mean(outcome.losses[-5:]) < 0.97 * np.mean(outcome.losses[:5])
 
@@ -146,7 +156,7 @@ def test_a_killed_pretraining_ends_with_the_weights_of_one_that_was_not(tmp_path
     stores = [ArtefactStore(tmp_path / name, tmp_path / "raw") for name in ("whole", "killed")]
     for store in stores:
         lane_of_images(store)
-    pretrain_encoder(stores[0], configuration(epochs=30), device="cpu", log=lambda line: None)
+    pretrain_encoder(stores[0], configuration(epochs=12), device="cpu", log=lambda line: None)
     script = textwrap.dedent(
         f"""
         import torch
@@ -156,7 +166,7 @@ def test_a_killed_pretraining_ends_with_the_weights_of_one_that_was_not(tmp_path
         from uveitis_assets.storage import ArtefactStore
         from uveitis_assets_tests.detection.test_masked_autoencoder import configuration
         root = Path({str(stores[1].root)!r})
-        pretrain_encoder(ArtefactStore(root, root / "raw"), configuration(epochs=30), device="cpu", log=print)
+        pretrain_encoder(ArtefactStore(root, root / "raw"), configuration(epochs=12), device="cpu", log=print)
         """
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -169,7 +179,7 @@ def test_a_killed_pretraining_ends_with_the_weights_of_one_that_was_not(tmp_path
     process.wait()
     assert not (last.parent / "encoder.safetensors").exists()
     lines: list[str] = []
-    pretrain_encoder(stores[1], configuration(epochs=30), device="cpu", log=lines.append)
+    pretrain_encoder(stores[1], configuration(epochs=12), device="cpu", log=lines.append)
     assert any("continuing" in line for line in lines)
     whole, killed = (load_file(store.pretraining_folder("mae") / "encoder.safetensors") for store in stores)
     assert whole.keys() == killed.keys()
