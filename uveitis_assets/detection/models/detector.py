@@ -7,6 +7,7 @@ from torch import nn
 from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.models.backbones import Backbone, resnet50_backbone, timm_backbone
 from uveitis_assets.detection.models.faster_rcnn import faster_rcnn
+from uveitis_assets.detection.models.oriented_head import with_oriented_head
 
 
 def build_detector(configuration: ModelConfiguration) -> nn.Module:
@@ -14,12 +15,16 @@ def build_detector(configuration: ModelConfiguration) -> nn.Module:
 
     ``model(images, targets) -> losses`` in training and ``model(images) -> detections`` in evaluation mode, as
     torchvision's: images are a list of float32 (3, H, W), RGB 0..1; boxes (N, 4) are x0 y0 x1 y1 in px of that image.
+    Oriented models want and give ``corners`` (N, 4, 2) too, see ``oriented_head``.
 
     Raises:
         ValueError: the configuration does not fit together (strides, anchors, input size).
     """
-    model: nn.Module = faster_rcnn(_backbone(configuration), configuration)
-    return model
+    model = faster_rcnn(_backbone(configuration), configuration)
+    if configuration.head == "oriented":
+        model = with_oriented_head(model, configuration)
+    detector: nn.Module = model
+    return detector
 
 
 def _backbone(configuration: ModelConfiguration) -> Backbone:

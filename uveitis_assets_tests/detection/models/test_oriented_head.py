@@ -1,6 +1,7 @@
 """The oriented head on a small Faster R-CNN: what it learns, answers and leaves alone."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.oriented_head import oriented_box_loss, with_oriented_head
 from uveitis_assets.detection.models.rotated_boxes import corners_from_rectangles, rotated_iou, surrounding_boxes
 
@@ -54,7 +56,7 @@ def plain_detector(input_size: int = SIDE) -> FasterRCNN:
     )
 
 
-def configuration(**values: float) -> ModelConfiguration:
+def configuration(**values: Any) -> ModelConfiguration:
     return ModelConfiguration(
         **{"head": "oriented", "n_categories": 2, "input_size": SIDE, "box_score_threshold": 0.05, **values}
     )
@@ -235,6 +237,30 @@ def test_the_axis_aligned_part_keeps_its_parameters_and_answers() -> None:
         expected, found = reference.eval()(images[:1])[0], model.eval()(images[:1])[0]
     for name in ("boxes", "scores", "labels"):
         torch.testing.assert_close(found[name], expected[name])
+
+
+def test_a_configured_detector_has_the_oriented_head_when_it_asks_for_it() -> None:
+    values = {
+        "backbone": "timm_fpn",
+        "norm": "group",
+        "pyramid_channels": 16,
+        "head_width": 32,
+        "rpn_post_nms_train": 40,
+        "rpn_post_nms_test": 40,
+    }
+    _, targets = eight_angles()
+    torch.manual_seed(0)
+    model = build_detector(configuration(**values, box_score_threshold=0.0))
+    losses = losses_of(model, targets[:2])
+    assert losses["loss_oriented_box"] > 0
+    sum(losses.values()).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    with torch.no_grad():
+        (found,) = model.eval()([torch.rand(3, SIDE, SIDE)])
+    assert found["corners"].shape == (len(found["boxes"]), 4, 2)
+    upright = build_detector(configuration(**values, head="axis_aligned")).eval()
+    with torch.no_grad():
+        assert "corners" not in upright([torch.rand(3, SIDE, SIDE)])[0]
 
 
 def test_a_model_that_resizes_in_its_own_way_is_refused() -> None:

@@ -26,7 +26,7 @@ from uveitis_assets.detection.models.rotated_boxes import (
     surrounding_boxes,
 )
 from uveitis_assets.labels.class_map import load_class_map
-from uveitis_assets.labels.oriented_boxes import read_oriented_boxes
+from uveitis_assets.labels.oriented_boxes import parse_oriented_boxes
 
 Floats = NDArray[np.float64]
 
@@ -231,7 +231,7 @@ def smallest_rectangle_area(corners: Floats) -> float:
 def test_the_published_labels_are_hand_drawn_quadrilaterals_and_their_rectangles_are_shapelys(real_data: Path) -> None:
     files = sorted((real_data / "uwf700_labels").rglob("*.txt"))
     space = load_class_map().label_space("obb")
-    every = [read_oriented_boxes(path, path.name, space, (3900, 3072)).corners for path in files]
+    every = [parse_oriented_boxes(path.read_bytes(), path.name, space, (3900, 3072)).corners for path in files]
     corners = np.concatenate([part for part in every if part is not None])
     outlines = shapely.polygons(corners)
     expected = shapely.area(shapely.minimum_rotated_rectangle(outlines))
