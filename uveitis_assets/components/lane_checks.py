@@ -35,8 +35,9 @@ def _manifest_integrity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
         "manifest_integrity",
         keys.manifest,
         keys.batches,
-        "Rows are unique, agree with the ledger and few are quarantined; in the whole lane every patient stands on one "
-        "side of every fold; quarantined images and what could not be taken from the landing folder are listed.",
+        "Rows are unique, agree with the ledger and few are quarantined. In the whole lane every patient stands on one "
+        "side of every fold, and so does every photograph that another lane of the same splits has too. Quarantined "
+        "images and what could not be taken from the landing folder are listed.",
         begin,
     )
 
@@ -80,6 +81,7 @@ def _splits_of_lane(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
     """What is wrong with the sides of the lane's images, over all batches and folds."""
     from uveitis_assets.fundus.dealing import read_dealing
     from uveitis_assets.fundus.manifest import dealt_otherwise, read_manifest
+    from uveitis_assets.fundus.shared_photographs import photographs_on_two_sides
     from uveitis_assets.labels.sanity import check_patients_disjoint
 
     manifest = read_manifest(store, lane.name)
@@ -93,6 +95,7 @@ def _splits_of_lane(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
             f"does not know: run `uveitis-assets register {lane.name}`, then materialize {lane.name}/manifest of all "
             "batches"
         )
+    errors += photographs_on_two_sides(store, lane.name, lane.splits.name)
     try:
         batches = dealt_otherwise(manifest, read_dealing(store.root, lane.splits).fingerprint)
     except ValueError as error:

@@ -127,6 +127,23 @@ def test_a_patient_torn_between_two_batches_is_an_error_of_every_batch_and_fold(
         assert "materialize uwf700/manifest of all batches" in text
 
 
+def test_a_photograph_that_another_lane_has_on_another_side_is_an_error(finished: Platform) -> None:
+    ours = pl.read_parquet(finished.store.manifest_part("uwf700", "b00001"))
+    part = finished.store.manifest_part("fgadr", "b00001")
+    rows = pl.read_parquet(part)
+    copy = next(n for n in range(rows.height) if rows["fold_splits"][n].to_list() != ours["fold_splits"][0].to_list())
+    name = rows["image_id"][copy]
+    is_copy = pl.col("image_id") == name
+    hashes = pl.when(is_copy).then(pl.lit(ours["content_hash"][0])).otherwise("content_hash")
+    rewrite(part, hashes.alias("content_hash"))
+    evaluation = finished.check("uwf700/manifest", "manifest_integrity", "b00003")
+    assert evaluation.severity == ERROR
+    text = findings(evaluation)
+    assert "1 photographs stand on two sides of the splits stage0, their copies are in lane fgadr" in text
+    assert f"{ours['image_id'][0]} is " in text
+    assert name in text
+
+
 def test_batches_dealt_by_another_configuration_are_an_error_and_give_no_labels(finished: Platform) -> None:
     rewrite(finished.store.manifest_part("uwf700", "b00002"), pl.lit("0" * 16).alias("split_fingerprint"))
     evaluation = finished.check("uwf700/manifest", "manifest_integrity", "b00001")
