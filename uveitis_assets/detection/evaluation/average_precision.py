@@ -118,13 +118,20 @@ def precision_recall(hits: ScoredHits) -> tuple[NDArray[np.float64], NDArray[np.
     return hit / np.arange(1, len(hit) + 1), hit / hits.n_lesions
 
 
-def interpolated_average_precision(hits: ScoredHits) -> float | None:
-    """COCO's 101-point average precision of one class; None when it has no lesions."""
-    if hits.n_lesions == 0:
-        return None
+def interpolated_precision(hits: ScoredHits) -> NDArray[np.float64]:
+    """Best precision at each of COCO's 101 recalls or beyond, float64 (101,); 0 at recalls that are not reached.
+
+    Raises:
+        ValueError: the class has no lesions.
+    """
     precision, recall = precision_recall(hits)
     envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    return float(envelope[np.searchsorted(recall, RECALLS, side="left")].mean())
+    return envelope[np.searchsorted(recall, RECALLS, side="left")]
+
+
+def interpolated_average_precision(hits: ScoredHits) -> float | None:
+    """COCO's 101-point average precision of one class; None when it has no lesions."""
+    return float(interpolated_precision(hits).mean()) if hits.n_lesions else None
 
 
 def mean_of_known(values: Iterable[float | None]) -> float | None:

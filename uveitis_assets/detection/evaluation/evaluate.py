@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from uveitis_assets.detection.configuration import EvaluationConfiguration
 from uveitis_assets.detection.detections import Detections, GroundTruth
 from uveitis_assets.detection.evaluation.average_precision import (
+    AveragePrecision,
     CocoAveragePrecision,
     coco_average_precision,
 )
 from uveitis_assets.detection.evaluation.bootstrap import (
     Interval,
     PatientResamples,
+    bias_corrected_interval,
     patient_resamples,
-    percentile_interval,
     resampled_average_precision,
     resampled_sensitivities,
 )
@@ -32,7 +33,7 @@ from uveitis_assets.detection.evaluation.confusion import (
     confusion_matrix,
     operating_counts,
 )
-from uveitis_assets.detection.evaluation.froc import Froc, free_response
+from uveitis_assets.detection.evaluation.froc import Froc, FrocCurve, free_response
 from uveitis_assets.detection.evaluation.matching import (
     ScoredHits,
     best_first,
@@ -129,12 +130,22 @@ def evaluate_detections(
     froc_hits = match_images(truths, found, ids, iou_threshold=configuration.froc_iou, max_detections=limit)
     selection_hits = match_images(truths, found, ids, iou_threshold=configuration.selection_iou, max_detections=limit)
     froc = free_response(froc_hits, configuration.froc_fp_per_image)
+    average_precision = coco_average_precision(
+        truths, found, categories, selection_iou=configuration.selection_iou, max_detections=limit
+    )
     intervals = None
     if configuration.bootstrap_samples > 0:
         resamples = patient_resamples(
             patients, n_samples=configuration.bootstrap_samples, seed=configuration.bootstrap_seed
         )
-        intervals = _intervals(selection_hits, froc_hits, froc.rates, patients, resamples)
+        intervals = _intervals(
+            selection_hits=selection_hits,
+            froc_hits=froc_hits,
+            selection=average_precision.selection,
+            froc=froc,
+            patients=patients,
+            resamples=resamples,
+        )
     return Evaluation(
         categories={category: categories[category] for category in ids},
         configuration=configuration,
@@ -142,9 +153,7 @@ def evaluate_detections(
         n_patients=len(set(patients)),
         n_lesions={category: froc_hits[category].n_lesions for category in ids},
         n_patients_with={category: _patients_with(froc_hits[category], patients) for category in ids},
-        average_precision=coco_average_precision(
-            truths, found, categories, selection_iou=configuration.selection_iou, max_detections=limit
-        ),
+        average_precision=average_precision,
         selection_hits=selection_hits,
         froc=froc,
         counts=operating_counts(froc_hits, configuration.operating_score),
@@ -156,28 +165,35 @@ def evaluate_detections(
 
 
 def _intervals(
+    *,
     selection_hits: Mapping[int, ScoredHits],
     froc_hits: Mapping[int, ScoredHits],
-    rates: Sequence[float],
+    selection: AveragePrecision,
+    froc: Froc,
     patients: Sequence[str],
     resamples: PatientResamples,
 ) -> Intervals:
     pooled = pool(froc_hits.values())
 
-    def of(hits: ScoredHits, values: NDArray[np.float64]) -> Interval | None:
+    def of(hits: ScoredHits, values: NDArray[np.float64], estimate: float | None) -> Interval | None:
         # Resamples of one patient's lesions are all the same: an interval of width 0 would claim certainty.
-        return percentile_interval(values) if _patients_with(hits, patients) > 1 else None
+        return bias_corrected_interval(values, estimate) if _patients_with(hits, patients) > 1 else None
 
-    def of_sensitivities(hits: ScoredHits) -> tuple[Interval | None, ...]:
-        values = resampled_sensitivities(hits, rates, resamples)
-        return tuple(of(hits, values[:, rate]) for rate in range(len(rates)))
+    def of_sensitivities(hits: ScoredHits, curve: FrocCurve) -> tuple[Interval | None, ...]:
+        values = resampled_sensitivities(hits, froc.rates, resamples)
+        return tuple(of(hits, values[:, rate], estimate) for rate, estimate in enumerate(curve.at_rates))
 
     precisions = {category: resampled_average_precision(hits, resamples) for category, hits in selection_hits.items()}
     return Intervals(
-        map_selection=of(pooled, _mean_over_known(np.stack(list(precisions.values())))),
-        ap_selection={category: of(selection_hits[category], values) for category, values in precisions.items()},
-        sensitivity={category: of_sensitivities(hits) for category, hits in froc_hits.items()},
-        pooled_sensitivity=of_sensitivities(pooled),
+        map_selection=of(pooled, _mean_over_known(np.stack(list(precisions.values()))), selection.mean),
+        ap_selection={
+            category: of(selection_hits[category], values, selection.per_class[category])
+            for category, values in precisions.items()
+        },
+        sensitivity={
+            category: of_sensitivities(hits, froc.per_class[category]) for category, hits in froc_hits.items()
+        },
+        pooled_sensitivity=of_sensitivities(pooled, froc.pooled),
     )
 
 

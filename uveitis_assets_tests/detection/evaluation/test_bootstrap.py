@@ -15,8 +15,8 @@ from uveitis_assets.detection.evaluation.average_precision import interpolated_a
 from uveitis_assets.detection.evaluation.bootstrap import (
     Interval,
     PatientResamples,
+    bias_corrected_interval,
     patient_resamples,
-    percentile_interval,
     resampled_average_precision,
     resampled_sensitivities,
 )
@@ -75,19 +75,28 @@ def test_the_same_seed_draws_the_same_patients_and_another_seed_others() -> None
     assert not np.array_equal(first, other)
 
 
-def test_intervals_agree_with_scipy_s_percentile_bootstrap() -> None:
-    """One lesion per patient and no false alarms: the sensitivity is a mean, which scipy can resample on its own."""
+def sensitivity_interval(hits: ScoredHits, resamples: PatientResamples) -> Interval:
+    estimate = float(hits.hits.sum() / hits.n_lesions)
+    interval = bias_corrected_interval(resampled_sensitivities(hits, [1.0], resamples)[:, 0], estimate)
+    assert interval is not None
+    return interval
+
+
+def test_intervals_agree_with_scipy_s_bootstrap() -> None:
+    """One lesion per patient and no false alarms: the sensitivity is a mean, which scipy can resample on its own.
+
+    scipy corrects for bias and, with next to no effect on 120 patients, for acceleration.
+    """
     rng = np.random.default_rng(5)
     box = (0.0, 0.0, 10.0, 10.0)
     is_found = rng.random(120) < 0.6
     detections = [found((1, box, 0.9)) if hit else Detections.empty() for hit in is_found]
     hits = matched([lesions((1, box))] * 120, detections)[1]
     resamples = patient_resamples([f"p{index:03d}" for index in range(120)], n_samples=4000, seed=6)
-    ours = percentile_interval(resampled_sensitivities(hits, [1.0], resamples)[:, 0])
+    ours = sensitivity_interval(hits, resamples)
     theirs = scipy.stats.bootstrap(
-        (is_found,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(7)
+        (is_found,), np.mean, n_resamples=4000, method="BCa", rng=np.random.default_rng(7)
     ).confidence_interval
-    assert ours is not None
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.012)
 
 
@@ -99,8 +108,7 @@ def test_intervals_over_patients_are_wider_than_over_images_when_patients_differ
     widths = []
     for patients in ([f"p{index // 10}" for index in range(100)], [f"p{index}" for index in range(100)]):
         resamples = patient_resamples(patients, n_samples=1000, seed=8)
-        interval = percentile_interval(resampled_sensitivities(hits, [1.0], resamples)[:, 0])
-        assert interval is not None
+        interval = sensitivity_interval(hits, resamples)
         widths.append(interval.high - interval.low)
     # The standard error of a share grows by the square root of the cluster size, here 10.
     assert widths[0] / widths[1] == pytest.approx(np.sqrt(10), rel=0.25)
@@ -117,15 +125,53 @@ def test_nine_of_ten_intervals_or_more_cover_the_true_sensitivity() -> None:
         detections = [found((1, box, 0.9)) if rng.random() < 0.6 else Detections.empty() for _ in patients]
         hits = matched([lesions((1, box))] * len(patients), detections)[1]
         resamples = patient_resamples(patients, n_samples=300, seed=trial)
-        interval = percentile_interval(resampled_sensitivities(hits, [1.0], resamples)[:, 0])
-        assert interval is not None
+        interval = sensitivity_interval(hits, resamples)
         covered += interval.low <= 0.6 <= interval.high
     assert 88 <= covered <= 100
 
 
+def test_an_estimate_at_the_median_gives_the_plain_percentiles() -> None:
+    values = np.random.default_rng(3).gamma(2.0, size=1001)
+    interval = bias_corrected_interval(values, float(np.median(values)))
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
+
+
+def test_resamples_above_the_estimate_move_the_interval_down() -> None:
+    """Normal resamples around 1 of an estimate of 0: the corrected interval is that of normal resamples around -1."""
+    values = np.random.default_rng(4).normal(1.0, 1.0, size=200_000)
+    interval = bias_corrected_interval(values, 0.0)
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx((-1 - 1.96, -1 + 1.96), abs=0.1)
+
+
+def test_intervals_of_the_mean_ap_of_rare_classes_are_corrected_for_its_bias() -> None:
+    """Twelve classes of ten lesions in 30 patients; scores say nothing, and so AP's upward bias is large.
+
+    Over simulated studies the plain percentile interval lies too high: the correction has to bring it down.
+    """
+    rng = np.random.default_rng(11)
+    resampled, estimates = [], []
+    for _ in range(12):
+        n = 40
+        scores = np.sort(rng.random(n).astype(np.float32))[::-1]
+        lesions_here = rng.multinomial(10, np.full(30, 1 / 30))
+        hits = ScoredHits(scores, rng.permutation(n) < 7, rng.integers(0, 30, n), lesions_here)
+        estimates.append(interpolated_average_precision(hits))
+        resamples = patient_resamples([f"p{index}" for index in range(30)], n_samples=500, seed=12)
+        resampled.append(resampled_average_precision(hits, resamples))
+    values, estimate = np.nanmean(resampled, axis=0), float(np.mean(np.asarray(estimates, float)))
+    interval = bias_corrected_interval(values, estimate)
+    assert interval is not None
+    assert np.mean(values > estimate) > 0.6
+    assert interval.low < np.quantile(values, 0.025)
+    assert interval.high < np.quantile(values, 0.975)
+
+
 def test_a_metric_that_exists_in_no_resample_has_no_interval() -> None:
-    assert percentile_interval(np.full(10, np.nan)) is None
-    assert percentile_interval(np.asarray([np.nan, 0.25, np.nan])) == Interval(0.25, 0.25)
+    assert bias_corrected_interval(np.full(10, np.nan), 0.5) is None
+    assert bias_corrected_interval(np.asarray([0.5]), None) is None
+    assert bias_corrected_interval(np.asarray([np.nan, 0.25, np.nan]), 0.25) == Interval(0.25, 0.25)
 
 
 def test_the_point_estimates_lie_inside_their_intervals() -> None:
