@@ -24,6 +24,13 @@ class ModelConfiguration(Configuration):
         "simple_feature_pyramid",
         description="ViT backbones: ViTDet's simple feature pyramid; earlier_upsampled only loads earlier checkpoints",
     )
+    vit_mlp: Literal["gelu", "swiglu"] = Field(
+        "gelu", description="ViT backbones: swiglu for DINOv2 files whose blocks have mlp.w12 and mlp.w3"
+    )
+    vit_layer_scale: bool = Field(False, description="ViT backbones: for DINOv2 files whose blocks have ls1 and ls2")
+    recompute_activations: bool = Field(
+        False, description="ViT backbones: trade a third more time for a fraction of the memory in training"
+    )
     head: Literal["axis_aligned", "oriented"] = "axis_aligned"
     norm: Literal["frozen_batch", "batch", "group"] = Field(
         "frozen_batch", description="Normalization of convolutional backbones; group when nothing is pretrained"
@@ -32,7 +39,8 @@ class ModelConfiguration(Configuration):
     input_size: int = Field(768, ge=64, le=4096, description="Side that tiles are brought to, px")
     n_categories: int = Field(20, ge=1, le=1000, description="Lesion categories; the network adds background as 0")
     anchor_sizes: tuple[tuple[float, ...], ...] = Field(
-        (), description="Anchor sides per pyramid level, px of the input; empty: one size per level, 4 x its stride"
+        (),
+        description="Anchor sides per pyramid level, px of the input; empty: two per level, 6 to 256 px",
     )
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     pyramid_channels: int = Field(256, ge=8, le=1024, description="Channels of every pyramid level")
@@ -48,6 +56,12 @@ class ModelConfiguration(Configuration):
     detections_per_tile: int = Field(400, ge=1)
     box_score_threshold: Ratio = Field(0.01, description="Detections below are dropped inside the network")
     box_nms_iou: Ratio = Field(0.5, description="NMS inside a tile, class by class")
+
+    @model_validator(mode="after")
+    def _neck_fits_backbone(self) -> Self:
+        if self.neck == "earlier_upsampled" and not self.backbone.startswith("retfound_"):
+            raise ValueError(f"neck: expected earlier_upsampled with a retfound_ backbone, found {self.backbone}")
+        return self
 
     @model_validator(mode="after")
     def _thresholds_are_ordered(self) -> Self:
@@ -113,6 +127,9 @@ class TrainingConfiguration(Configuration):
     min_learning_rate: float = Field(1e-6, ge=0, le=1)
     warmup_steps: int = Field(200, ge=0, description="Linear warm-up, optimizer steps")
     weight_decay: float = Field(1e-4, ge=0, le=1)
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="Factor on the learning rate per backbone block from the top"
+    )
     gradient_clip_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay per step of the averaged weights; 0 turns it off")
     freeze_blocks: int = Field(20, ge=0, description="ViT blocks (or ResNet stages) that start frozen")

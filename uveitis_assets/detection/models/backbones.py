@@ -31,7 +31,8 @@ class Backbone(nn.Module):
     """What every backbone of the detectors offers.
 
     ``strides`` are those of all its maps, ``roi_strides`` those from which regions are pooled (a top level only
-    proposes boxes); images are padded to a multiple of ``size_divisible`` px.
+    proposes boxes); images are padded to a multiple of ``size_divisible`` px. ``anchor_sizes`` are set where a backbone
+    has learned with its own.
     ``freezable_parts`` are lists of modules and parameters: the stem, then block by block. The first ``n_frozen_parts``
     of them stay in evaluation mode while the rest trains, so that running statistics of frozen parts do not move.
     """
@@ -40,6 +41,7 @@ class Backbone(nn.Module):
     strides: tuple[int, ...]
     roi_strides: tuple[int, ...]
     size_divisible: int = 32
+    anchor_sizes: tuple[tuple[float, ...], ...] | None = None
     n_frozen_parts: int = 0
 
     def freezable_parts(self) -> list[list[nn.Module | nn.Parameter]]:

@@ -49,7 +49,7 @@ def faster_rcnn(backbone: Backbone, configuration: ModelConfiguration) -> Faster
     Raises:
         ValueError: ``anchor_sizes`` does not give every pyramid level equally many sizes.
     """
-    sizes = configuration.anchor_sizes or default_anchor_sizes(backbone.strides)
+    sizes = configuration.anchor_sizes or backbone.anchor_sizes or default_anchor_sizes(backbone.strides)
     strides = backbone.strides
     if len(sizes) != len(strides) or len({len(level) for level in sizes}) != 1 or not sizes[0]:
         raise ValueError(

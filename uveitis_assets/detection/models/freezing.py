@@ -1,0 +1,91 @@
+"""Which parts of a detector's backbone train, and the optimizer's parameter groups.
+
+Every parameter is in the optimizer from the first step on, frozen ones without a gradient: optimizers skip those,
+weight decay included, and a block that is unfrozen later really trains. A model wrapped for distributed training has
+to be wrapped again after a change, because the wrapper only synchronizes what required gradients when it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from uveitis_assets.detection.configuration import TrainingConfiguration
+from uveitis_assets.detection.models.backbones import Backbone
+
+_WITHOUT_DECAY = ("cls_token", "pos_embed")
+
+
+def n_blocks(model: nn.Module) -> int:
+    """Number of blocks of the backbone that can be frozen: transformer blocks, or stages of a convolutional network."""
+    return len(_backbone(model).freezable_parts()) - 1
+
+
+def freeze_blocks(model: nn.Module, n_frozen: int) -> None:
+    """Freeze the stem (patch and position embedding, or first convolutions) and the first blocks; train all others.
+
+    Zero trains everything. Parts that become frozen lose their gradients, so that no optimizer moves them, and go to
+    evaluation mode, so that their running statistics stay.
+
+    Raises:
+        ValueError: the backbone has fewer blocks.
+    """
+    backbone = _backbone(model)
+    parts = backbone.freezable_parts()
+    if not 0 <= n_frozen < len(parts):
+        raise ValueError(f"freeze_blocks: expected 0 to {len(parts) - 1} for this backbone, found {n_frozen}")
+    backbone.n_frozen_parts = n_frozen + 1 if n_frozen else 0
+    for index, part in enumerate(parts):
+        trains = index >= backbone.n_frozen_parts
+        for parameter in _parameters(part):
+            parameter.requires_grad_(trains)
+            if not trains:
+                parameter.grad = None
+    backbone.train(backbone.training)
+
+
+def parameter_groups(model: nn.Module, configuration: TrainingConfiguration) -> list[dict[str, Any]]:
+    """Optimizer groups that hold every parameter of the model, frozen or not, exactly once.
+
+    Each group has ``params``, ``lr``, ``weight_decay``, ``lr_scale`` (its ``lr`` over the configured one) and ``name``.
+    Norms, biases, class token and position embeddings do not decay. With ``layer_decay`` below 1 the rate falls by that
+    factor per block towards the input.
+    """
+    parts = _backbone(model).freezable_parts()
+    depth = {id(parameter): index for index, part in enumerate(parts) for parameter in _parameters(part)}
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        layer = depth.get(id(parameter), len(parts))
+        decays = parameter.ndim > 1 and name.rpartition(".")[2] not in _WITHOUT_DECAY
+        scale = configuration.layer_decay ** (len(parts) - layer)
+        # Without layer decay two groups are enough.
+        key = (layer if configuration.layer_decay < 1 else len(parts), decays)
+        group = groups.setdefault(
+            key,
+            {
+                "params": [],
+                "lr": configuration.learning_rate * scale,
+                "lr_scale": scale,
+                "weight_decay": configuration.weight_decay if decays else 0.0,
+                "name": f"layer_{key[0]:02d}_{'decay' if decays else 'no_decay'}",
+            },
+        )
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _parameters(part: list[nn.Module | nn.Parameter]) -> Iterator[nn.Parameter]:
+    for member in part:
+        if isinstance(member, nn.Parameter):
+            yield member
+        else:
+            yield from member.parameters()
+
+
+def _backbone(model: nn.Module) -> Backbone:
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        raise TypeError(f"expected a detector made by build_detector, found {type(model).__name__}")
+    return backbone
