@@ -186,6 +186,10 @@ class ArtefactStore:
         """Parquet index of the predictions of one batch: image, fingerprint, counts."""
         return self.root / "index" / lane / f"predictions_{experiment}" / f"{batch}.parquet"
 
+    def tile_cache_folder(self) -> Path:
+        """Decoded tiles that trainings share; may be deleted while nothing trains."""
+        return self.root / "cache" / "tiles"
+
     # Names in artefacts -----------------------------------------------------------------------------------
 
     def name_of(self, path: Path) -> str:
