@@ -5,10 +5,11 @@ as its patient was drawn. Hits do not depend on other images, so a resample is a
 needs is how many detections and hits of each patient stand above each hit in the order of scores: one matrix product
 gives the curves of all resamples. Where scores tie between images, the copies of a detection stand together.
 
-The intervals are bias-corrected percentiles (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 14,
-with acceleration 0). AP of few lesions is biased upwards, and its resamples once more: the plain percentile interval of
+Intervals of AP are bias-corrected percentiles (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 14,
+with acceleration 0): AP of few lesions is biased upwards, and its resamples once more. The plain percentile interval of
 the mean AP of 20 classes with some 18 lesions each in 30 patients covered the true value in 73 % of simulated studies,
-the corrected one in 88 %; for a single class, for more lesions and for FROC sensitivities both come near 95 %.
+the corrected one in 88 %; with one class or more lesions both came near 95 %. FROC sensitivities have no such bias
+(both kinds covered 91-95 %): theirs are plain percentiles, which rise with the rate as the sensitivity does.
 """
 
 from __future__ import annotations
@@ -104,6 +105,12 @@ def resampled_sensitivities(
     return values
 
 
+def percentile_interval(values: NDArray[np.float64]) -> Interval | None:
+    """2.5th and 97.5th percentile of the resamples in which the metric is not NaN; None when it is in all."""
+    known = values[np.isfinite(values)]
+    return _quantiles(known, 0.025, 0.975) if len(known) else None
+
+
 def bias_corrected_interval(values: NDArray[np.float64], estimate: float | None) -> Interval | None:
     """95 % bias-corrected percentile interval of a metric.
 
@@ -126,8 +133,12 @@ def bias_corrected_interval(values: NDArray[np.float64], estimate: float | None)
     least = 0.5 / len(known)
     shift = 2 * _NORMAL.inv_cdf(min(max(share_below, least), 1 - least))
     tail = _NORMAL.inv_cdf(0.975)
-    low, high = np.quantile(known, [_NORMAL.cdf(shift - tail), _NORMAL.cdf(shift + tail)])
-    return Interval(float(low), float(high))
+    return _quantiles(known, _NORMAL.cdf(shift - tail), _NORMAL.cdf(shift + tail))
+
+
+def _quantiles(values: NDArray[np.float64], low: float, high: float) -> Interval:
+    bounds = np.quantile(values, [low, high])
+    return Interval(float(bounds[0]), float(bounds[1]))
 
 
 def _per_resample(per_image: NDArray[Any], resamples: PatientResamples) -> NDArray[np.float64]:

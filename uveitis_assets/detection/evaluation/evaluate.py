@@ -24,6 +24,7 @@ from uveitis_assets.detection.evaluation.bootstrap import (
     PatientResamples,
     bias_corrected_interval,
     patient_resamples,
+    percentile_interval,
     resampled_average_precision,
     resampled_sensitivities,
 )
@@ -33,7 +34,7 @@ from uveitis_assets.detection.evaluation.confusion import (
     confusion_matrix,
     operating_counts,
 )
-from uveitis_assets.detection.evaluation.froc import Froc, FrocCurve, free_response
+from uveitis_assets.detection.evaluation.froc import Froc, free_response
 from uveitis_assets.detection.evaluation.matching import (
     ScoredHits,
     best_first,
@@ -142,7 +143,7 @@ def evaluate_detections(
             selection_hits=selection_hits,
             froc_hits=froc_hits,
             selection=average_precision.selection,
-            froc=froc,
+            froc_rates=froc.rates,
             patients=patients,
             resamples=resamples,
         )
@@ -169,31 +170,34 @@ def _intervals(
     selection_hits: Mapping[int, ScoredHits],
     froc_hits: Mapping[int, ScoredHits],
     selection: AveragePrecision,
-    froc: Froc,
+    froc_rates: Sequence[float],
     patients: Sequence[str],
     resamples: PatientResamples,
 ) -> Intervals:
     pooled = pool(froc_hits.values())
 
-    def of(hits: ScoredHits, values: NDArray[np.float64], estimate: float | None) -> Interval | None:
+    def known(hits: ScoredHits) -> bool:
         # Resamples of one patient's lesions are all the same: an interval of width 0 would claim certainty.
-        return bias_corrected_interval(values, estimate) if _patients_with(hits, patients) > 1 else None
+        return _patients_with(hits, patients) > 1
 
-    def of_sensitivities(hits: ScoredHits, curve: FrocCurve) -> tuple[Interval | None, ...]:
-        values = resampled_sensitivities(hits, froc.rates, resamples)
-        return tuple(of(hits, values[:, rate], estimate) for rate, estimate in enumerate(curve.at_rates))
+    def of_precision(hits: ScoredHits, values: NDArray[np.float64], estimate: float | None) -> Interval | None:
+        return bias_corrected_interval(values, estimate) if known(hits) else None
+
+    def of_sensitivities(hits: ScoredHits) -> tuple[Interval | None, ...]:
+        if not known(hits):
+            return (None,) * len(froc_rates)
+        values = resampled_sensitivities(hits, froc_rates, resamples)
+        return tuple(percentile_interval(values[:, rate]) for rate in range(len(froc_rates)))
 
     precisions = {category: resampled_average_precision(hits, resamples) for category, hits in selection_hits.items()}
     return Intervals(
-        map_selection=of(pooled, _mean_over_known(np.stack(list(precisions.values()))), selection.mean),
+        map_selection=of_precision(pooled, _mean_over_known(np.stack(list(precisions.values()))), selection.mean),
         ap_selection={
-            category: of(selection_hits[category], values, selection.per_class[category])
+            category: of_precision(selection_hits[category], values, selection.per_class[category])
             for category, values in precisions.items()
         },
-        sensitivity={
-            category: of_sensitivities(hits, froc.per_class[category]) for category, hits in froc_hits.items()
-        },
-        pooled_sensitivity=of_sensitivities(pooled, froc.pooled),
+        sensitivity={category: of_sensitivities(hits) for category, hits in froc_hits.items()},
+        pooled_sensitivity=of_sensitivities(pooled),
     )
 
 

@@ -47,9 +47,9 @@ def precision_recall_figure(evaluation: Evaluation) -> bytes:
         axes.set(xlim=(0, 1), ylim=(0, 1.03), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         interval = None if evaluation.intervals is None else evaluation.intervals.ap_selection[category]
         ap = evaluation.average_precision.selection.per_class[category]
-        if ap is not None:
-            _panel_title(axes, evaluation.categories[category], f"AP {_with_interval(ap, interval)}")
-        _note(axes, f"lesions: {evaluation.n_lesions[category]}")
+        assert ap is not None  # the class has lesions
+        measured = f"AP {_with_interval(ap, interval)}, lesions: {evaluation.n_lesions[category]}"
+        axes.set_title(f"{evaluation.categories[category]}\n{measured}", loc="left", fontsize=8)
     return _png(figure)
 
 
@@ -66,13 +66,13 @@ def froc_figure(evaluation: Evaluation) -> bytes:
     if panels:
         bars = None if intervals is None else intervals.pooled_sensitivity
         _froc_panel(panels[0], froc.rates, froc.pooled, bars, "black")
-        _panel_title(panels[0], "all classes", "one threshold")
-        _note(panels[0], f"lesions: {sum(evaluation.n_lesions.values())}")
+        n_lesions = sum(evaluation.n_lesions.values())
+        panels[0].set_title(f"all classes, one threshold\nlesions: {n_lesions}", loc="left", fontsize=8)
     for axes, category in zip(panels[1:], classes, strict=True):
         bars = None if intervals is None else intervals.sensitivity[category]
         _froc_panel(axes, froc.rates, froc.per_class[category], bars, _BLUE)
-        _panel_title(axes, evaluation.categories[category], "")
-        _note(axes, f"lesions: {evaluation.n_lesions[category]}")
+        name = evaluation.categories[category]
+        axes.set_title(f"{name}\nlesions: {evaluation.n_lesions[category]}", loc="left", fontsize=8)
     return _png(figure)
 
 
@@ -133,14 +133,6 @@ def _with_interval(value: float, interval: Interval | None) -> str:
 
 def _sample(evaluation: Evaluation) -> str:
     return f"images: {evaluation.n_images}, patients: {evaluation.n_patients}"
-
-
-def _panel_title(axes: Axes, name: str, addition: str) -> None:
-    axes.set_title(f"{name}\n{addition}" if addition else name, loc="left", fontsize=8)
-
-
-def _note(axes: Axes, text: str) -> None:
-    axes.text(0.98, 0.97, text, transform=axes.transAxes, ha="right", va="top", fontsize=7, color="#555555")
 
 
 def _figure(size: tuple[float, float]) -> Figure:

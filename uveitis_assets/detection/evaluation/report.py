@@ -140,8 +140,8 @@ def _definitions(evaluation: Evaluation) -> dict[str, Any]:
         f"{configuration.froc_iou:g} on, whole images after merging",
         "sensitivity": "at the lowest score threshold whose false positives per image do not exceed the rate",
         "max_detections": f"best {configuration.max_detections} per image and class",
-        "interval": f"95 % bias-corrected bootstrap over patients, {configuration.bootstrap_samples} resamples; null "
-        "below two patients with lesions",
+        "interval": f"95 % bootstrap over patients, {configuration.bootstrap_samples} resamples, bias-corrected for AP"
+        "; null below two patients with lesions",
     }
 
 
