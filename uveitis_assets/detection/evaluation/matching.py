@@ -93,19 +93,46 @@ def match_images(
         max_detections: best-scored detections per image and class that count, as in COCO.
         overlap: overlap matrix of detections and lesions in one image.
     """
+    (hits,) = match_images_at(
+        truths,
+        detections,
+        category_ids,
+        iou_thresholds=(iou_threshold,),
+        max_detections=max_detections,
+        overlap=overlap,
+    )
+    return hits
+
+
+def match_images_at(
+    truths: Sequence[GroundTruth],
+    detections: Sequence[Detections],
+    category_ids: Iterable[int],
+    *,
+    iou_thresholds: Sequence[float],
+    max_detections: int,
+    overlap: Overlap = box_overlap,
+) -> list[dict[int, ScoredHits]]:
+    """``match_images`` at each of several thresholds; every overlap is computed once."""
     lesions = {category: np.zeros(len(truths), np.int64) for category in category_ids}
-    parts: dict[int, list[tuple[NDArray[np.float32], NDArray[np.bool_], int]]] = {category: [] for category in lesions}
+    parts: list[dict[int, list[tuple[NDArray[np.float32], NDArray[np.bool_], int]]]] = [
+        {category: [] for category in lesions} for _ in iou_thresholds
+    ]
     for image, (truth, found) in enumerate(zip(truths, detections, strict=True)):
         for category in np.union1d(truth.labels, found.labels).tolist():
             wanted_rows = np.flatnonzero(truth.labels == category)
             found_rows = np.flatnonzero(found.labels == category)[:max_detections]
             lesions[category][image] = len(wanted_rows)
-            hits = np.zeros(len(found_rows), np.bool_)
-            if len(wanted_rows) and len(found_rows):
+            matrix = np.zeros((len(found_rows), len(wanted_rows)))
+            if matrix.size:
                 matrix = overlap(found.select(found_rows), truth_rows(truth, wanted_rows))
+            for at_threshold, iou_threshold in zip(parts, iou_thresholds, strict=True):
                 hits = match_greedily(matrix, iou_threshold) >= 0
-            parts[category].append((found.scores[found_rows], hits, image))
-    return {category: _sorted_hits(parts[category], lesions[category]) for category in lesions}
+                at_threshold[category].append((found.scores[found_rows], hits, image))
+    return [
+        {category: _sorted_hits(at_threshold[category], lesions[category]) for category in lesions}
+        for at_threshold in parts
+    ]
 
 
 def pool(hits: Iterable[ScoredHits]) -> ScoredHits:

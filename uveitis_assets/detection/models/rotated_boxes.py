@@ -19,6 +19,7 @@ rectangle around them. Where a rectangle is wanted it is that minimum-area recta
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from torch import Tensor
 ROUNDING = 1e-9
 # Pairs clipped at a time: bounds the memory (about 1 kB a pair) and keeps the work inside the processor's cache.
 PAIRS_AT_ONCE = 16_384
+COMPARISONS_AT_ONCE = 1_000_000
 _PAIRS_OF_CORNERS = ((0, 1), (1, 2), (2, 3), (3, 0), (0, 2), (1, 3))
 
 
@@ -185,22 +187,44 @@ def _suppressing_pairs(hulls: Tensor, labels: Tensor, iou_threshold: float) -> t
     """Rows (better, worse) of one class with an IoU above the threshold; ``hulls`` come best first."""
     boxes, areas = surrounding_boxes(hulls), _areas(hulls)
     better, worse = [labels.new_zeros(0, dtype=torch.int64)], [labels.new_zeros(0, dtype=torch.int64)]
-    for label in torch.unique(labels):
-        rows = torch.nonzero(labels == label)[:, 0]
-        for start in range(0, len(rows), 1024):
-            part, rest = rows[start : start + 1024], rows[start:]
-            pairs = torch.nonzero(_boxes_overlap(boxes[part], boxes[rest]).triu(1))
-            first, second = part[pairs[:, 0]], rest[pairs[:, 1]]
-            # No pair can share more than its axis-aligned boxes share, nor more than the smaller of the two.
-            low = torch.maximum(boxes[first, :2], boxes[second, :2])
-            high = torch.minimum(boxes[first, 2:], boxes[second, 2:])
-            shared = torch.minimum((high - low).prod(1), torch.minimum(areas[first], areas[second]))
-            possible = shared >= (iou_threshold - ROUNDING) * (areas[first] + areas[second] - shared)
-            better.append(first[possible])
-            worse.append(second[possible])
-    first, second = torch.cat(better), torch.cat(worse)
-    above = _paired_iou(hulls, hulls, first, second) > iou_threshold
-    return first[above], second[above]
+    for one, other in _pairs_sharing_columns(boxes, labels):
+        first, second = torch.minimum(one, other), torch.maximum(one, other)
+        # No pair can share more than its axis-aligned boxes share, nor more than the smaller of the two.
+        low = torch.maximum(boxes[first, :2], boxes[second, :2])
+        high = torch.minimum(boxes[first, 2:], boxes[second, 2:])
+        shared = torch.minimum((high - low).clamp_min(0.0).prod(1), torch.minimum(areas[first], areas[second]))
+        least = (iou_threshold - ROUNDING) * (areas[first] + areas[second] - shared)
+        first, second = (rows[(shared > 0) & (shared >= least)] for rows in (first, second))
+        above = _paired_iou(hulls, hulls, first, second) > iou_threshold
+        better.append(first[above])
+        worse.append(second[above])
+    return torch.cat(better), torch.cat(worse)
+
+
+def _pairs_sharing_columns(boxes: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """All pairs of rows with one label whose axis-aligned boxes overlap in x, in portions, each pair once.
+
+    Boxes are swept from left to right, one label after the other on one long axis: the partners of a box are those
+    that begin before it ends.
+    """
+    rows = torch.nonzero(torch.isfinite(boxes).all(1))[:, 0]
+    if not len(rows):
+        return
+    left, right = boxes[rows, 0], boxes[rows, 2]
+    _, groups = torch.unique(labels[rows], return_inverse=True)
+    start_of_group = groups * (right.max() - left.min() + 1) - left.min()
+    begins, order = (start_of_group + left).sort()
+    rows, ends = rows[order], (start_of_group + right)[order]
+    position = torch.arange(len(rows), device=boxes.device)
+    partners = (torch.searchsorted(begins, ends) - position - 1).clamp_min(0)
+    total = partners.cumsum(0)
+    _, portions = torch.unique_consecutive(total // COMPARISONS_AT_ONCE, return_counts=True)
+    for portion in portions.tolist():
+        taken, position = position[:portion], position[portion:]
+        counts = partners[taken]
+        one = taken.repeat_interleave(counts)
+        steps = torch.arange(len(one), device=boxes.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        yield rows[one], rows[one + 1 + steps]
 
 
 def _paired_iou(hulls_a: Tensor, hulls_b: Tensor, rows_a: Tensor, rows_b: Tensor) -> Tensor:

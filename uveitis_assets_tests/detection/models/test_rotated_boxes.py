@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from uveitis_assets.detection.detections import Detections
+from uveitis_assets.detection.models import rotated_boxes
 from uveitis_assets.detection.models.rotated_boxes import (
     canonical_rectangles,
     corners_from_rectangles,
@@ -268,6 +269,26 @@ def test_suppression_is_the_greedy_one_within_each_class(seed: int, threshold: f
     expected = naive_nms(corners.numpy(), scores, labels, threshold)
     assert kept.tolist() == expected
     assert 0 < len(expected) < 90
+
+
+def test_suppression_in_portions_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    corners = corners_from_rectangles(random_rectangles(400, 7))
+    scores = torch.linspace(1, 0, 400)
+    labels = torch.arange(400) % 3
+    at_once = rotated_nms(corners, scores, labels, 0.2)
+    monkeypatch.setattr(rotated_boxes, "COMPARISONS_AT_ONCE", 100)
+    monkeypatch.setattr(rotated_boxes, "PAIRS_AT_ONCE", 7)
+    assert rotated_nms(corners, scores, labels, 0.2).tolist() == at_once.tolist()
+    assert len(at_once) < 300
+
+
+def test_boxes_that_are_nan_or_without_area_stay_and_suppress_nothing() -> None:
+    box = corners_from_rectangles(torch.tensor([[50.0, 50, 40, 8, 0.5]]))
+    nothing = torch.full((1, 4, 2), torch.nan, dtype=torch.float64)
+    line = corners_from_rectangles(torch.tensor([[50.0, 50, 40, 0, 0.5]]))
+    corners = torch.cat([nothing, line, box, nothing, line])
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])
+    assert rotated_nms(corners, scores, torch.ones(5, dtype=torch.int64), 0.0).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_suppression_of_axis_aligned_boxes_is_torchvisions() -> None:

@@ -1,0 +1,107 @@
+"""Average precision of oriented detections against oriented labels: COCO's rules with the overlap of rotated boxes.
+
+Matching is that of ``matching``, the 101-point average that of ``average_precision``; only the overlap differs, so on
+axis-aligned rectangles the numbers are COCO's. It judges rectangles: the labels are hand-drawn quadrilaterals that fill
+80 % (median) of the smallest rectangle around them, so against the drawn outlines a perfect rectangle would fail every
+IoU above that, and a score would tell how roughly somebody clicked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uveitis_assets.detection.detections import Detections, GroundTruth
+from uveitis_assets.detection.evaluation.average_precision import (
+    STRICT_IOUS,
+    AveragePrecision,
+    interpolated_average_precision,
+)
+from uveitis_assets.detection.evaluation.matching import best_first, match_images_at
+
+
+@dataclass(frozen=True, slots=True)
+class OrientedAveragePrecision:
+    """AP of rotated boxes at IoU 0.3 (for lax labels), at 0.5, and averaged over 0.5, 0.55 .. 0.95."""
+
+    iou_30: AveragePrecision
+    iou_50: AveragePrecision
+    iou_50_95: AveragePrecision
+
+
+def oriented_average_precision(
+    truths: Sequence[GroundTruth],
+    detections: Sequence[Detections],
+    category_ids: Iterable[int],
+    *,
+    max_detections: int,
+) -> OrientedAveragePrecision:
+    """Judge ``corners`` against ``corners``, image by image and class by class.
+
+    Args:
+        truths: lesions per image, corners in px; taken as the minimum-area rectangles around them.
+        detections: one per image, in the same frame, corners present.
+        category_ids: the classes that get an AP; other labels are left out.
+        max_detections: best-scored detections per image and class that count.
+
+    Raises:
+        ValueError: detections or lesions without oriented boxes: axis-aligned boxes would be judged as if they were
+            oriented. ``has_oriented_labels`` says beforehand whether the lesions have them.
+    """
+    for number, (truth, found) in enumerate(zip(truths, detections, strict=True)):
+        if found.corners is None and len(found):
+            raise ValueError(f"image {number}: expected detections with corners, found axis-aligned boxes only")
+        missing = int((~np.isfinite(truth.corners).all(axis=(1, 2))).sum())
+        if missing:
+            raise ValueError(
+                f"image {number}: expected an oriented box for each of {len(truth)} lesions, found {missing} without; "
+                "judge this split by its axis-aligned boxes"
+            )
+    thresholds = [0.3, *STRICT_IOUS.tolist()]
+    ids = sorted(category_ids)
+    hits = match_images_at(
+        [as_rectangles(truth) for truth in truths],
+        [best_first(found) for found in detections],
+        ids,
+        iou_thresholds=thresholds,
+        max_detections=max_detections,
+        overlap=rotated_overlap,
+    )
+
+    def over(rows: range) -> AveragePrecision:
+        per_class: dict[int, float | None] = {}
+        for category in ids:
+            values = [interpolated_average_precision(hits[row][category]) for row in rows]
+            known = [value for value in values if value is not None]
+            per_class[category] = float(np.mean(known)) if known else None
+        return AveragePrecision(per_class)
+
+    return OrientedAveragePrecision(over(range(1)), over(range(1, 2)), over(range(1, len(thresholds))))
+
+
+def has_oriented_labels(truths: Sequence[GroundTruth]) -> bool:
+    """Whether there are lesions and each has an oriented box."""
+    return any(len(truth) for truth in truths) and all(bool(np.isfinite(truth.corners).all()) for truth in truths)
+
+
+def rotated_overlap(detections: Detections, truth: GroundTruth) -> NDArray[np.float64]:
+    """Intersection over union of rotated boxes, float64 (N, M): an overlap for ``matching``."""
+    import torch
+
+    from uveitis_assets.detection.models.rotated_boxes import rotated_iou
+
+    assert detections.corners is not None
+    return rotated_iou(torch.from_numpy(detections.corners), torch.from_numpy(truth.corners)).numpy()
+
+
+def as_rectangles(truth: GroundTruth) -> GroundTruth:
+    """The same lesions; corners are those of the minimum-area rectangles around the corners given."""
+    import torch
+
+    from uveitis_assets.detection.models.rotated_boxes import corners_from_rectangles, rectangles_from_corners
+
+    rectangles = rectangles_from_corners(torch.from_numpy(truth.corners))
+    return replace(truth, corners=corners_from_rectangles(rectangles).numpy().astype(np.float32))
