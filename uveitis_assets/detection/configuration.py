@@ -6,7 +6,7 @@ heavy: every process that loads the definitions loads this.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -147,9 +147,11 @@ class TrainingConfiguration(Configuration):
 class EvaluationConfiguration(Configuration):
     """How detections are judged: at image level, after merging."""
 
-    selection_iou: Ratio = Field(0.5, description="IoU of the AP by which the best checkpoint is chosen")
-    froc_iou: Ratio = Field(0.3, description="Smallest IoU of a hit in FROC and in the confusion matrix")
-    froc_fp_per_image: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    selection_iou: Ratio = Field(0.5, gt=0, description="IoU of the AP by which the best checkpoint is chosen")
+    froc_iou: Ratio = Field(0.3, gt=0, description="Smallest IoU of a hit in FROC and in the confusion matrix")
+    froc_fp_per_image: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), min_length=1, description="Rates at which FROC sensitivities are reported"
+    )
     operating_score: Ratio = Field(0.1, description="Score from which per-class tp, fp and fn are counted")
     max_detections: int = Field(
         400, ge=1, description="Best-scored detections per image and class that count, as in COCO"
