@@ -30,6 +30,7 @@ LABELS_CODE_VERSION = "2"
 _MONTAGE_BATCHES = 8
 UPSTREAM_EVENT_METADATA = "upstream_event_id"
 BAD_LABELS_METADATA = "bad_labels"
+MISSING_MASKS_METADATA = "missing_masks"
 
 _STAGE_TEXTS: dict[PreprocessStage, str] = {
     "roi_masks": "Retina region-of-interest masks, single-channel PNG in raw pixels.",
@@ -278,6 +279,7 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
                 **summary.counts(),
                 "class_counts": _counts({names[key]: count for key, count in summary.class_counts.items() if count}),
                 "missing_classes": ", ".join(summary.missing_classes) or "none",
+                MISSING_MASKS_METADATA: _counts(summary.missing_masks),
                 BAD_LABELS_METADATA: dg.MetadataValue.json({bad.image_id: bad.detail for bad in summary.bad_labels}),
                 "not_preprocessed": _listing(list(summary.not_preprocessed)),
                 "avg_box_area_px2": round(summary.avg_box_area, 1),

@@ -4,12 +4,13 @@ They read the books that the assets wrote, not pixels. Every partition has a res
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import dagster as dg
 
-from uveitis_assets.components.lane_assets import BAD_LABELS_METADATA, landing_problems
+from uveitis_assets.components.lane_assets import BAD_LABELS_METADATA, MISSING_MASKS_METADATA, landing_problems
 from uveitis_assets.components.lane_keys import LaneKeys, fold_and_split
 from uveitis_assets.components.partitioned_check import Evaluate, partitioned_check
 from uveitis_assets.fundus.configuration import LaneConfiguration, PreprocessStage
@@ -214,31 +215,55 @@ def _label_sanity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
         )
         errors = [finding.message for finding in findings if finding.severity == "ERROR"]
         warnings = [finding.message for finding in findings if finding.severity == "WARN"]
-        return _result(errors, [*warnings, *_left_out(instance, keys, partition)])
+        metadata = _newest_metadata(instance, keys, partition)
+        warnings += _left_out(metadata)
+        if lane.labels.missing_masks == "warn":
+            warnings += _without_masks(metadata)
+        return _result(errors, warnings)
 
     return partitioned_check(
         "label_sanity",
         keys.coco_labels,
         keys.fold_splits,
         "Boxes lie inside their images, classes are known, patients are disjoint across splits; classes that a split "
-        "lacks and label files that were set aside are warnings.",
+        "lacks, label files that were set aside and missing mask files are warnings.",
         lambda: evaluate,
     )
 
 
-def _left_out(instance: dg.DagsterInstance, keys: LaneKeys, partition: str) -> list[str]:
-    """Images that the newest labels leave out: label files that cannot be believed, images without tiles."""
-    lines: list[str] = []
+def _newest_metadata(
+    instance: dg.DagsterInstance, keys: LaneKeys, partition: str
+) -> Mapping[str, dg.MetadataValue[Any]]:
     newest = dg.AssetRecordsFilter(keys.coco_labels, asset_partitions=[partition])
     for record in instance.fetch_materializations(newest, limit=1).records:
-        metadata = record.asset_materialization.metadata if record.asset_materialization else {}
-        bad_labels = metadata.get(BAD_LABELS_METADATA)
-        if isinstance(bad_labels, dg.JsonMetadataValue) and isinstance(bad_labels.data, dict):
-            lines += [f"{image_id}: {detail}" for image_id, detail in bad_labels.data.items()]
-        waiting = metadata.get("n_not_preprocessed")
-        if waiting is not None and waiting.value:
-            lines.append(f"{waiting.value} labelled images have no tiles of their registered content")
+        if record.asset_materialization:
+            return record.asset_materialization.metadata
+    return {}
+
+
+def _left_out(metadata: Mapping[str, dg.MetadataValue[Any]]) -> list[str]:
+    """Images that the newest labels leave out: label files that cannot be believed, images without tiles."""
+    lines: list[str] = []
+    bad_labels = metadata.get(BAD_LABELS_METADATA)
+    if isinstance(bad_labels, dg.JsonMetadataValue) and isinstance(bad_labels.data, dict):
+        lines += [f"{image_id}: {detail}" for image_id, detail in bad_labels.data.items()]
+    waiting = metadata.get("n_not_preprocessed")
+    if waiting is not None and waiting.value:
+        lines.append(f"{waiting.value} labelled images have no tiles of their registered content")
     return lines
+
+
+def _without_masks(metadata: Mapping[str, dg.MetadataValue[Any]]) -> list[str]:
+    """Images that the newest labels list as free of a lesion because there is no mask file of it."""
+    missing = metadata.get(MISSING_MASKS_METADATA)
+    if not isinstance(missing, dg.JsonMetadataValue) or not isinstance(missing.data, dict) or not missing.data:
+        return []
+    folders = ", ".join(f"{folder} {count}" for folder, count in missing.data.items())
+    return [
+        f"{metadata['n_partial_labels'].value} images lack mask files and are listed as free of these lesions "
+        f"({folders}); add the masks, or set `labels.missing_masks` to no_lesion if the dataset publishes no empty "
+        "masks, to leave_out if nobody looked for these lesions"
+    ]
 
 
 def _stage_rows(lane: LaneConfiguration, stage: PreprocessStage, batch: str) -> list[dict[str, Any]] | None:

@@ -188,6 +188,11 @@ class LabelConfiguration(Configuration):
         description="Label class (number in the OBB files, folder of the masks) -> category name; empty: uwf700's map "
         "for obb, fgadr's for mask",
     )
+    missing_masks: Literal["warn", "no_lesion", "leave_out"] = Field(
+        "warn",
+        description="An image that lacks the mask file of some lesion folder of the lane: it has no such lesion and "
+        "label_sanity warns; it has none, as in datasets that publish no empty masks; or it is left out",
+    )
     min_component_area: int = Field(12, ge=1, description="Smallest lesion component of a mask, raw px")
     min_tile_box_ratio: Ratio = Field(0.2, description="Smallest share of a box inside a tile to be kept there")
     large_lesion_tile_cover: Ratio = Field(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from uveitis_assets.labels.coco_file import CocoFile
 from uveitis_assets.labels.label_files import read_label_files
 from uveitis_assets.labels.lesion_masks import parse_lesion_masks
 from uveitis_assets.labels.lesions import Lesions, join_lesions
+from uveitis_assets.labels.mask_completeness import missing_masks
 from uveitis_assets.labels.oriented_boxes import parse_oriented_boxes
 from uveitis_assets.labels.placement import PlacedLesion, place_in_image, place_in_tiles
 from uveitis_assets.storage import ArtefactStore, artefact_key, read_json, write_json
@@ -54,6 +56,9 @@ class CocoSplitSummary:
     included; ``missing_classes`` are kept categories that the labels could name but this split has none of.
     ``n_out_of_roi`` are lesions whose box centre lies outside the crop; ``n_outside_image`` are lesions
     with nothing inside the global image (left out); ``n_other_classes`` are lesions outside the label-space policy.
+    ``n_negatives`` are images without annotations; of these, ``n_negative_by_policy`` have lesions, but none of a kept
+    class. ``n_partial_labels`` lack the mask file of some kept lesion folder of the lane, ``missing_masks`` counts
+    them per folder; whether they are listed is up to ``labels.missing_masks``.
     ``n_kept_*`` count tile annotations by the rule of ``placement`` that kept them. Areas are in px².
     """
 
@@ -62,6 +67,8 @@ class CocoSplitSummary:
     split: Split
     n_images: int
     n_negatives: int
+    n_negative_by_policy: int
+    n_partial_labels: int
     n_patients: int
     n_annotations: int
     n_tiles: int
@@ -80,6 +87,7 @@ class CocoSplitSummary:
     avg_box_area: float
     tile_avg_box_area: float
     missing_classes: tuple[str, ...]
+    missing_masks: Mapping[str, int]
     bad_labels: tuple[BadLabel, ...]
     not_preprocessed: tuple[str, ...]
 
@@ -147,6 +155,10 @@ def build_coco_split(
     patients: set[str] = set()
     read = partial(_read_image, store, raw_folder, labels, label_space, lane=lane)
     ready = [row for row in labelled if preprocessed.get(row["image_id"]) == row["content_hash"]]
+    incomplete = missing_masks(manifest, label_space, ready) if labels.format == "mask" else {}
+    if labels.missing_masks == "leave_out":
+        bad_labels += [_incomplete(image_id, folders) for image_id, folders in incomplete.items()]
+        ready = [row for row in ready if row["image_id"] not in incomplete]
     for row, result in zip(ready, _map_in_order(read, ready, workers), strict=True):
         if isinstance(result, _LabelledImage):
             growing.add(result)
@@ -166,6 +178,8 @@ def build_coco_split(
         split=split,
         n_images=growing.images.n_images,
         n_negatives=growing.n_negatives,
+        n_negative_by_policy=growing.n_negative_by_policy,
+        n_partial_labels=len(incomplete),
         n_patients=len(patients),
         n_annotations=growing.images.n_annotations,
         n_tiles=growing.tiles.n_images,
@@ -184,7 +198,8 @@ def build_coco_split(
         avg_box_area=growing.images.avg_box_area,
         tile_avg_box_area=growing.tiles.avg_box_area,
         missing_classes=tuple(name for key, name in label_space.reachable.items() if class_counts[key] == 0),
-        bad_labels=tuple(bad_labels),
+        missing_masks=dict(sorted(Counter(chain.from_iterable(incomplete.values())).items())),
+        bad_labels=tuple(sorted(bad_labels, key=lambda bad: bad.image_id)),
         not_preprocessed=tuple(sorted(not_preprocessed)),
     )
 
@@ -228,6 +243,7 @@ class _CocoFiles:
         self.tiles = CocoFile(label_space.coco_categories())
         self.kept_by: Counter[str] = Counter()
         self.n_negatives = 0
+        self.n_negative_by_policy = 0
         self.n_empty_tiles = 0
         self.n_other_classes = 0
         self.n_out_of_roi = 0
@@ -239,6 +255,7 @@ class _CocoFiles:
         # Positions are kept while other classes go: lesion ids do not depend on the policy.
         wanted = np.flatnonzero(np.isin(lesions.category_ids, self.kept_ids))
         self.n_other_classes += len(lesions) - len(wanted)
+        self.n_negative_by_policy += len(lesions) > 0 and not len(wanted)
         kept = lesions.take(wanted)
         self.n_out_of_roi += _count_out_of_roi(kept, frames)
 
@@ -316,6 +333,15 @@ def _rows_of_split(manifest: pl.DataFrame, lane: str, fold: int, split: Split) -
                 "materialize the manifest again"
             )
     return [row for row in rows if row["fold_splits"][fold] == split]
+
+
+def _incomplete(image_id: str, folders: list[str]) -> BadLabel:
+    return BadLabel(
+        image_id,
+        "missing_masks",
+        f"{image_id}: expected a mask in every lesion folder of the lane, found none in {', '.join(folders)}; add it "
+        "(black where there is no such lesion), or set `labels.missing_masks: no_lesion`",
+    )
 
 
 def _preprocessed_hashes(store: ArtefactStore, lane: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:

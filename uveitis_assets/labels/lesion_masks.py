@@ -173,13 +173,16 @@ def _deep_levels(data: bytes) -> tuple[NDArray[Any], NDArray[Any] | None]:
     return pixels.max(axis=2), None
 
 
-def _category_of(label_path: str, label_space: LabelSpace) -> int:
+def mask_folder(label_path: str, label_space: LabelSpace) -> str:
+    """The folder that gives a mask its class: the nearest one that the class map names, else the mask's own."""
     folders = PurePosixPath(label_path).parent.parts
-    for folder in reversed(folders):
-        if folder in label_space.category_ids:
-            return label_space.category_of(folder)
+    named = [folder for folder in folders if folder in label_space.category_ids]
+    return (named or folders or ("",))[-1]
+
+
+def _category_of(label_path: str, label_space: LabelSpace) -> int:
     try:
-        return label_space.category_of(folders[-1] if folders else "")
+        return label_space.category_of(mask_folder(label_path, label_space))
     except UnknownClassError as error:
         raise _bad(label_path, f"{error} as the mask's folder") from error
 

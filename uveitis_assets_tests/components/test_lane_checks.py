@@ -185,6 +185,26 @@ def test_a_box_that_leaves_its_image_is_an_error(finished: Platform) -> None:
     assert "labels_coco/fgadr_train.json: 1 annotations with a box that leaves its image" in findings(evaluation)
 
 
+def test_missing_mask_files_are_a_warning_that_says_what_to_set(finished: Platform) -> None:
+    fresh = Platform(finished.definitions, finished.lanes, finished.store)
+    folder = finished.store.raw / "fgadr" / "Hemohedge_Masks"
+    next(folder.glob("0001_1.*")).unlink()
+    n_without = 5 - len(list(folder.iterdir()))
+    fresh.register("fgadr")
+    assert fresh.run("fgadr", only=["manifest"]).success
+    assert fresh.run_labels("fgadr").success
+    n_counted = 0
+    for split in ("train", "val", "test"):
+        metadata = fresh.metadata("fgadr/coco_labels", f"fold0|{split}")
+        text = findings(fresh.check("fgadr/coco_labels", "label_sanity", f"fold0|{split}"))
+        count = metadata["missing_masks"].get("Hemohedge_Masks", 0)
+        n_counted += count
+        assert (f"Hemohedge_Masks {count}" in text) == (count > 0)
+        if metadata["missing_masks"]:
+            assert f"{metadata['n_partial_labels']} images lack mask files and are listed as free of these" in text
+    assert n_counted == n_without
+
+
 def test_a_label_file_that_cannot_be_believed_is_listed_and_the_others_hold(finished: Platform) -> None:
     label = finished.store.raw / "uwf-700" / "Labels" / "Uveitis" / "Uveitis-001.txt"
     label.write_text("4 0.1 0.1 nan 0.2 0.3 0.3 0.1 0.3\n")

@@ -391,9 +391,70 @@ def test_a_policy_keeps_ids_drops_lesions_and_turns_images_into_negatives(store:
     assert [(a["category_id"], a["lesion_id"]) for a in coco["annotations"]] == [(15, 2)]
     assert [category["id"] for category in coco["categories"]] == [1, 2, 5, 7, 9, 11, 15, 16, 17]
     assert (summary.n_images, summary.n_negatives, summary.n_other_classes) == (2, 1, 2)
+    assert summary.n_negative_by_policy == summary.counts()["n_negative_by_policy"] == 1
     assert summary.class_counts == {1: 0, 2: 0, 5: 0, 7: 0, 9: 0, 11: 0, 15: 1, 16: 0, 17: 0}
     assert "exudats" not in summary.missing_classes
     assert len(summary.missing_classes) == 8
+
+
+def test_only_images_whose_lesions_all_go_are_negatives_by_policy(store: ArtefactStore) -> None:
+    lane = FakeLane(store, "uwf700")
+    lane.add("empty", FRAMES, [lane.write_label("empty.txt", "")])
+    for number in range(3):
+        lane.add(f"dropped {number}", FRAMES, [lane.write_label(f"{number}.txt", SQUARE.format(4) * (number + 1))])
+    lane.add("mixed", FRAMES, [lane.write_label("mixed.txt", SQUARE.format(4) + SQUARE.format(5))])
+    only_bleeding = build(lane, LabelConfiguration(format="obb", classes=("hemorragie",)))
+    assert (only_bleeding.n_images, only_bleeding.n_negatives, only_bleeding.n_negative_by_policy) == (5, 4, 3)
+    everything = build(lane)
+    assert (everything.n_negatives, everything.n_negative_by_policy) == (1, 0)
+
+
+def partly_masked_lane(store: ArtefactStore) -> FakeLane:
+    """Image a has masks of bleeding and both exudates, b lacks soft exudates, c both exudates, d is unlabelled."""
+    lane = FakeLane(store, "fgadr")
+    stream = io.BytesIO()
+    mask = np.zeros((800, 1000), np.uint8)
+    mask[100:110, 200:220] = 1
+    Image.fromarray(mask).save(stream, "PNG")
+    masks = {"a": ("Hemohedge", "HardExudate", "SoftExudate"), "b": ("Hemohedge", "HardExudate"), "c": ("Hemohedge",)}
+    for stem, lesions in masks.items():
+        paths = [lane.write_label(f"{lesion}_Masks/{stem}.png", stream.getvalue()) for lesion in lesions]
+        lane.add(stem, FRAMES, paths, label_format="mask")
+    lane.add("d", FRAMES, [], label_format="none")
+    return lane
+
+
+@pytest.mark.parametrize("missing_masks", ["warn", "no_lesion"])
+def test_images_without_some_mask_files_are_counted_per_folder(store: ArtefactStore, missing_masks: Any) -> None:
+    summary = build(partly_masked_lane(store), LabelConfiguration(format="mask", missing_masks=missing_masks))
+    assert (summary.n_images, summary.n_annotations, summary.n_bad_labels) == (3, 6, 0)
+    assert summary.counts()["n_partial_labels"] == 2
+    assert summary.missing_masks == {"HardExudate_Masks": 1, "SoftExudate_Masks": 2}
+
+
+def test_images_without_some_mask_files_can_be_left_out(store: ArtefactStore) -> None:
+    lane = partly_masked_lane(store)
+    summary = build(lane, LabelConfiguration(format="mask", missing_masks="leave_out"))
+    assert [image["image_id"] for image in load(lane, tiles=False)["images"]] == ["fgadr::a"]
+    assert summary.missing_masks == {"HardExudate_Masks": 1, "SoftExudate_Masks": 2}
+    assert [(bad.image_id, bad.reason) for bad in summary.bad_labels] == [
+        ("fgadr::b", "missing_masks"),
+        ("fgadr::c", "missing_masks"),
+    ]
+    assert "found none in HardExudate_Masks, SoftExudate_Masks; add it" in summary.bad_labels[1].detail
+
+
+def test_masks_of_classes_that_are_not_kept_may_be_missing(store: ArtefactStore) -> None:
+    lane = partly_masked_lane(store)
+    labels = LabelConfiguration(format="mask", classes=("hemorragie",), missing_masks="leave_out")
+    summary = build(lane, labels)
+    assert (summary.n_images, summary.n_partial_labels, summary.missing_masks) == (3, 0, {})
+
+
+def test_another_split_s_masks_say_which_folders_the_lane_has(store: ArtefactStore) -> None:
+    lane = partly_masked_lane(store)
+    lane.rows[0]["fold_splits"] = ["test", "test"]
+    assert build(lane, MASK).missing_masks == {"HardExudate_Masks": 1, "SoftExudate_Masks": 2}
 
 
 def test_lesions_outside_the_crop_are_counted(store: ArtefactStore) -> None:
