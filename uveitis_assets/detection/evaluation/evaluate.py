@@ -39,7 +39,7 @@ from uveitis_assets.detection.evaluation.matching import (
     ScoredHits,
     best_first,
     in_fixed_order,
-    match_images,
+    match_images_at,
     pool,
 )
 from uveitis_assets.detection.labelled_split import LabelledImage
@@ -128,8 +128,13 @@ def evaluate_detections(
     ids = sorted(categories)
 
     limit = configuration.max_detections
-    froc_hits = match_images(truths, found, ids, iou_threshold=configuration.froc_iou, max_detections=limit)
-    selection_hits = match_images(truths, found, ids, iou_threshold=configuration.selection_iou, max_detections=limit)
+    froc_hits, selection_hits = match_images_at(
+        truths,
+        found,
+        ids,
+        iou_thresholds=(configuration.froc_iou, configuration.selection_iou),
+        max_detections=limit,
+    )
     froc = free_response(froc_hits, configuration.froc_fp_per_image)
     average_precision = coco_average_precision(
         truths, found, categories, selection_iou=configuration.selection_iou, max_detections=limit

@@ -88,7 +88,7 @@ def match_images(
     Args:
         truths: lesions per image; the index of an image in this sequence is its index in the result.
         detections: detections per image, best score first (see ``best_first``).
-        category_ids: the classes; each gets an entry.
+        category_ids: the classes; each gets an entry, lesions and detections of others are left out.
         iou_threshold: smallest overlap of a hit.
         max_detections: best-scored detections per image and class that count, as in COCO.
         overlap: overlap matrix of detections and lesions in one image.
@@ -119,7 +119,7 @@ def match_images_at(
         {category: [] for category in lesions} for _ in iou_thresholds
     ]
     for image, (truth, found) in enumerate(zip(truths, detections, strict=True)):
-        for category in np.union1d(truth.labels, found.labels).tolist():
+        for category in sorted(lesions.keys() & {*truth.labels.tolist(), *found.labels.tolist()}):
             wanted_rows = np.flatnonzero(truth.labels == category)
             found_rows = np.flatnonzero(found.labels == category)[:max_detections]
             lesions[category][image] = len(wanted_rows)

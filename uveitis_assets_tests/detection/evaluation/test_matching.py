@@ -79,6 +79,14 @@ def test_only_the_best_detections_per_image_and_class_count() -> None:
     assert hits[2].hits.tolist() == [False]
 
 
+def test_classes_that_were_not_asked_for_are_left_out() -> None:
+    box = (0.0, 0.0, 9.0, 9.0)
+    truths, detections = [lesions((1, box), (2, box))], [found((2, box, 0.9), (3, box, 0.8), (1, box, 0.7))]
+    hits = match_images(truths, detections, [1], iou_threshold=0.5, max_detections=9)
+    assert list(hits) == [1]
+    assert (hits[1].scores.tolist(), hits[1].n_lesions) == (pytest.approx([0.7]), 1)
+
+
 def test_hits_of_all_classes_pooled_stand_best_first_with_all_lesions() -> None:
     truths, detections = random_case(5, n_images=6, n_classes=3, n_lesions=6, n_detections=9)
     detections = [best_first(item) for item in detections]
