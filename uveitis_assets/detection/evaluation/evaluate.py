@@ -42,6 +42,11 @@ from uveitis_assets.detection.evaluation.matching import (
     match_images_at,
     pool,
 )
+from uveitis_assets.detection.evaluation.oriented_average_precision import (
+    OrientedAveragePrecision,
+    has_oriented_labels,
+    oriented_average_precision,
+)
 from uveitis_assets.detection.labelled_split import LabelledImage
 
 
@@ -63,7 +68,8 @@ class Evaluation:
 
     ``n_lesions`` and ``n_patients_with`` count labelled lesions, and patients who have any, per category id.
     ``selection_hits`` are matched at the selection IoU (precision-recall curves), ``counts`` and ``froc`` at the FROC
-    IoU. ``intervals`` is None when the configuration asks for no resamples.
+    IoU. ``intervals`` is None when the configuration asks for no resamples. ``oriented_average_precision`` compares
+    rotated boxes, all else axis-aligned ones; it is None unless detections and all lesions have oriented boxes.
     """
 
     categories: dict[int, str]
@@ -73,6 +79,7 @@ class Evaluation:
     n_lesions: dict[int, int]
     n_patients_with: dict[int, int]
     average_precision: CocoAveragePrecision
+    oriented_average_precision: OrientedAveragePrecision | None
     selection_hits: dict[int, ScoredHits]
     froc: Froc
     counts: dict[int, OperatingCounts]
@@ -160,6 +167,7 @@ def evaluate_detections(
         n_lesions={category: froc_hits[category].n_lesions for category in ids},
         n_patients_with={category: _patients_with(froc_hits[category], patients) for category in ids},
         average_precision=average_precision,
+        oriented_average_precision=_oriented(truths, found, ids, limit),
         selection_hits=selection_hits,
         froc=froc,
         counts=operating_counts(froc_hits, configuration.operating_score),
@@ -168,6 +176,14 @@ def evaluate_detections(
         ),
         intervals=intervals,
     )
+
+
+def _oriented(
+    truths: Sequence[GroundTruth], found: Sequence[Detections], category_ids: Sequence[int], max_detections: int
+) -> OrientedAveragePrecision | None:
+    if all(detections.corners is None for detections in found) or not has_oriented_labels(truths):
+        return None
+    return oriented_average_precision(truths, found, category_ids, max_detections=max_detections)
 
 
 def _intervals(

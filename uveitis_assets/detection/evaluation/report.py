@@ -36,6 +36,7 @@ def validation_report(evaluation: Evaluation, *, best_epoch: int, fingerprint: s
         "ap": _mean_precisions(evaluation),
         "ap_per_class": _class_precisions(evaluation),
         "ap_small": _small_precisions(evaluation),
+        "ap_oriented": _oriented_precisions(evaluation),
         "froc": _froc(evaluation),
         "confusion": {
             "category_ids": list(evaluation.confusion.category_ids),
@@ -112,6 +113,21 @@ def _small_precisions(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
+def _oriented_precisions(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Null for detectors of axis-aligned boxes and for labels without oriented ones."""
+    ap = evaluation.oriented_average_precision
+    if ap is None:
+        return None
+    columns = {"0.3": ap.iou_30, "0.5": ap.iou_50, "0.5:0.95": ap.iou_50_95}
+    return {
+        **{iou: column.mean for iou, column in columns.items()},
+        "per_class": {
+            str(category): {iou: column.per_class[category] for iou, column in columns.items()}
+            for category in evaluation.categories
+        },
+    }
+
+
 def _froc(evaluation: Evaluation) -> dict[str, Any]:
     froc, intervals = evaluation.froc, evaluation.intervals
     unknown = (None,) * len(froc.rates)
@@ -136,6 +152,8 @@ def _definitions(evaluation: Evaluation) -> dict[str, Any]:
     configuration = evaluation.configuration
     return {
         "mAP_proxy": f"image-level COCO AP at IoU {configuration.selection_iou:g}, mean over the classes with lesions",
+        "ap_oriented": "COCO AP by the overlap of rotated boxes, labels as minimum-area rectangles; all else: "
+        "axis-aligned boxes",
         "counts": f"detections from score {configuration.operating_score:g} on, hits from IoU "
         f"{configuration.froc_iou:g} on, whole images after merging",
         "sensitivity": "at the lowest score threshold whose false positives per image do not exceed the rate",

@@ -142,7 +142,7 @@ class OrientedRoIHeads(RoIHeads):  # type: ignore[misc]  # torchvision is untype
                     "boxes": boxes[keep],
                     "labels": label[keep],
                     "scores": scores[keep],
-                    "corners": corners[keep].to(boxes.dtype),
+                    "corners": corners[keep].float(),
                 }
             )
         return detections

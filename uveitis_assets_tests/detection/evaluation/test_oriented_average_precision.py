@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from uveitis_assets.detection.configuration import EvaluationConfiguration
 from uveitis_assets.detection.detections import Detections, GroundTruth
+from uveitis_assets.detection.evaluation.evaluate import evaluate_detections
 from uveitis_assets.detection.evaluation.matching import best_first
 from uveitis_assets.detection.evaluation.oriented_average_precision import (
     OrientedAveragePrecision,
@@ -22,9 +24,10 @@ from uveitis_assets.detection.evaluation.oriented_average_precision import (
     has_oriented_labels,
     oriented_average_precision,
 )
+from uveitis_assets.detection.evaluation.report import validation_report
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.labels.oriented_boxes import parse_oriented_boxes
-from uveitis_assets_tests.detection.evaluation.cases import found, lesions, random_case
+from uveitis_assets_tests.detection.evaluation.cases import found, labelled, lesions, random_case
 
 CLASSES = [1, 2, 3]
 STRICT = [round(0.5 + 0.05 * step, 2) for step in range(10)]
@@ -243,3 +246,22 @@ def test_lesions_or_detections_without_oriented_boxes_are_refused() -> None:
         oriented_average_precision([oriented] * 2, [Detections.empty(), detection], [1], max_detections=400)
     with pytest.raises(ValueError, match="image 0: expected an oriented box for each of 1 lesions, found 1 without"):
         oriented_average_precision([unknown], [Detections.empty()], [1], max_detections=400)
+
+
+@pytest.mark.parametrize("oriented", [True, False])
+def test_an_evaluation_and_its_report_hold_oriented_ap_when_both_sides_are_oriented(oriented: bool) -> None:
+    truths, detections = oriented_case(3, spread=1.0)
+    if not oriented:
+        detections = [replace(detection, corners=None) for detection in detections]
+    categories = {category: f"class {category}" for category in CLASSES}
+    settings = EvaluationConfiguration(bootstrap_samples=0, max_detections=9)
+    evaluation = evaluate_detections(labelled(truths), detections, categories, settings)
+    report = validation_report(evaluation, best_epoch=1, fingerprint="0123456789abcdef")["ap_oriented"]
+    if not oriented:
+        assert evaluation.oriented_average_precision is None
+        assert report is None
+        return
+    expected = oriented_average_precision(truths, detections, CLASSES, max_detections=9)
+    assert evaluation.oriented_average_precision == expected
+    assert [report[iou] for iou in ("0.3", "0.5", "0.5:0.95")] == pytest.approx(values(expected))
+    assert report["per_class"]["2"]["0.5"] == expected.iou_50.per_class[2]

@@ -102,10 +102,10 @@ def test_it_learns_rotated_rectangles_of_all_angles_from_scratch() -> None:
         found = model(images)
     assert [int(detections["labels"][0]) for detections in found] == [int(target["labels"][0]) for target in targets]
     overlaps = [
-        float(rotated_iou(detections["corners"][:1], target["corners"]))
+        rotated_iou(detections["corners"][:1], target["corners"]).item()
         for detections, target in zip(found, targets, strict=True)
     ]
-    upright = [float(rotated_iou(as_corners(target["boxes"]), target["corners"])) for target in targets]
+    upright = [rotated_iou(as_corners(target["boxes"]), target["corners"]).item() for target in targets]
     assert np.mean(overlaps) > 0.7
     # The best that axis-aligned boxes can do on the same rectangles is far below.
     assert np.mean(overlaps) > np.mean(upright) + 0.1
@@ -261,6 +261,21 @@ def test_a_configured_detector_has_the_oriented_head_when_it_asks_for_it() -> No
     upright = build_detector(configuration(**values, head="axis_aligned")).eval()
     with torch.no_grad():
         assert "corners" not in upright([torch.rand(3, SIDE, SIDE)])[0]
+
+
+def test_mixed_precision_learns_and_answers_in_single_precision() -> None:
+    _, targets = eight_angles()
+    model = oriented_detector()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = losses_of(model, targets)
+    exact = losses_of(model, targets)
+    assert losses["loss_oriented_box"].dtype == torch.float32
+    # The features are rounded to three digits, the offsets are not.
+    assert losses["loss_oriented_box"].item() == pytest.approx(exact["loss_oriented_box"].item(), rel=0.1)
+    images, _ = eight_angles()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        (found,) = model.eval()(images[:1])
+    assert found["corners"].dtype == torch.float32
 
 
 def test_a_model_that_resizes_in_its_own_way_is_refused() -> None:

@@ -335,3 +335,11 @@ def test_suppression_reads_detections_as_they_are() -> None:
 def test_scores_and_labels_that_do_not_fit_the_boxes_are_refused() -> None:
     with pytest.raises(ValueError, match="each of 2 boxes"):
         rotated_nms(torch.zeros(2, 4, 2), torch.zeros(3), torch.zeros(2, dtype=torch.int64), 0.5)
+
+
+def test_mixed_precision_around_it_changes_nothing() -> None:
+    a, b = (corners_from_rectangles(random_rectangles(20, seed, 60)) for seed in (1, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        rows, overlaps = rectangles_from_corners(a.float()), rotated_iou(a.float(), b.float())
+    assert torch.equal(rows, rectangles_from_corners(a.float()))
+    assert torch.equal(overlaps, rotated_iou(a.float(), b.float()))
