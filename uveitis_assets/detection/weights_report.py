@@ -1,0 +1,112 @@
+"""What a weights file gave a model: matched, missing, unexpected and misshapen tensors, and the refusal of bad fits.
+
+Loading without such a count hides a renamed layer until the results are bad. Reading files is ``weights_files``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+_N_EXAMPLES = 5
+# Counts batches of a momentum nobody uses; frozen norms and older files lack it.
+_COUNTER = "num_batches_tracked"
+
+
+class WeightsMismatchError(ValueError):
+    """A weights file does not fit the model it was given to."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """The names of a model's tensors by what a file did for them.
+
+    ``missing`` were wanted and stay as they were; ``unexpected`` are in the file only; ``misshapen`` are in both, as
+    ``name: shape in the file, expected shape``; ``adapted`` were resized to fit, as ``name: from -> to``; ``ignored``
+    belong to parts that are left out on purpose (decoders, classifiers). ``share`` is the smaller of the share of
+    wanted tensors and of wanted values that matched, so that neither a few large nor many small ones can hide.
+    """
+
+    file: Path
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshapen: tuple[str, ...]
+    adapted: tuple[str, ...]
+    ignored: tuple[str, ...]
+    share: float
+
+    def summary(self) -> str:
+        """One line with the counts, and examples of what did not fit."""
+        parts = [f"{self.file}: {self.share:.1%} of the wanted parameters, {len(self.matched)} tensors matched"]
+        for name in ("missing", "unexpected", "misshapen", "adapted", "ignored"):
+            names = getattr(self, name)
+            if names:
+                parts.append(f"{len(names)} {name} ({examples(names)})")
+        return "; ".join(parts)
+
+
+def examples(names: Collection[str]) -> str:
+    """The first names and an ellipsis for the rest."""
+    shown = ", ".join(list(names)[:_N_EXAMPLES])
+    return shown + (", ..." if len(names) > _N_EXAMPLES else "")
+
+
+def load_matching(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    file: Path,
+    min_matched: float,
+    wanted: Collection[str] | None = None,
+    adapted: Collection[str] = (),
+    ignored: Collection[str] = (),
+) -> LoadReport:
+    """Copy the tensors of ``state`` that have a name and shape of ``model`` into it, or refuse and change nothing.
+
+    ``wanted`` are the names that count for the share; all of the model's when None.
+
+    Raises:
+        WeightsMismatchError: less than ``min_matched`` of the wanted parameters match, or a matching tensor holds
+            values that are not finite.
+    """
+    own = {name: value for name, value in model.state_dict().items() if not name.endswith(_COUNTER)}
+    given = {name: value for name, value in state.items() if not name.endswith(_COUNTER)}
+    names = set(own if wanted is None else wanted)
+    matched = [name for name, value in given.items() if name in own and own[name].shape == value.shape]
+    misshapen = [
+        f"{name}: {tuple(value.shape)}, expected {tuple(own[name].shape)}"
+        for name, value in given.items()
+        if name in own and own[name].shape != value.shape
+    ]
+    n_values = sum(own[name].numel() for name in names)
+    found = names.intersection(matched)
+    share_of_values = sum(own[name].numel() for name in found) / n_values if n_values else 1.0
+    share_of_tensors = len(found) / len(names) if names else 1.0
+    report = LoadReport(
+        file=file,
+        matched=tuple(sorted(matched)),
+        missing=tuple(sorted(names.difference(given))),
+        unexpected=tuple(sorted(set(given).difference(own))),
+        misshapen=tuple(sorted(misshapen)),
+        adapted=tuple(sorted(adapted)),
+        ignored=tuple(sorted(ignored)),
+        share=min(share_of_values, share_of_tensors),
+    )
+    if report.share < min_matched:
+        raise WeightsMismatchError(
+            f"{report.summary()}; expected at least {min_matched:.1%}: take the file of this backbone and head, or "
+            "lower min_matched if you know what is missing"
+        )
+    broken = [name for name in matched if given[name].is_floating_point() and not torch.isfinite(given[name]).all()]
+    if broken:
+        raise WeightsMismatchError(
+            f"{file}: expected finite values, found NaN or infinity in {examples(broken)}; the training that wrote the "
+            "file had diverged, take an earlier checkpoint"
+        )
+    model.load_state_dict({name: given[name] for name in matched}, strict=False)
+    return report
