@@ -24,8 +24,13 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from uveitis_assets.detection.encoder_configuration import EncoderPretrainingConfiguration
-from uveitis_assets.detection.lane_images import TiledImage, tiled_images
 from uveitis_assets.detection.masked_autoencoder import CHANNEL_MEAN, CHANNEL_STD, SHAPES, MaskedAutoencoder
+from uveitis_assets.detection.preprocessed_images import (
+    PreprocessedImage,
+    read_global_image,
+    read_preprocessed_images,
+)
+from uveitis_assets.fundus.manifest import read_manifest
 from uveitis_assets.storage import ArtefactStore, write_bytes, write_json
 
 _LEAST_MATCHED = 0.9
@@ -126,10 +131,18 @@ def pretrain_encoder(
     )
 
 
-def _images(store: ArtefactStore, configuration: EncoderPretrainingConfiguration) -> tuple[list[TiledImage], int]:
+def _images(
+    store: ArtefactStore, configuration: EncoderPretrainingConfiguration
+) -> tuple[list[PreprocessedImage], int]:
     """Images that may be shown, and how many are held out because they are test images in some fold."""
-    found = [image for lane in configuration.learn_from for image in tiled_images(store, lane)]
-    shown = [image for image in found if "test" not in image.sides]
+    found: list[PreprocessedImage] = []
+    test_images: set[str] = set()
+    for lane in configuration.learn_from:
+        for batch in store.indexed_batches(lane, "tiles"):
+            found += read_preprocessed_images(store, lane, batch)
+        rows = read_manifest(store, lane).select("image_id", "fold_splits").iter_rows()
+        test_images |= {image_id for image_id, sides in rows if "test" in sides}
+    shown = [image for image in found if image.image_id not in test_images]
     if not shown:
         raise ValueError(
             f"{configuration.name}: found no image with tiles outside test in {', '.join(configuration.learn_from)}; "
@@ -138,7 +151,7 @@ def _images(store: ArtefactStore, configuration: EncoderPretrainingConfiguration
     return shown, len(found) - len(shown)
 
 
-def _fingerprint(configuration: EncoderPretrainingConfiguration, images: Sequence[TiledImage]) -> str:
+def _fingerprint(configuration: EncoderPretrainingConfiguration, images: Sequence[PreprocessedImage]) -> str:
     settings = configuration.model_dump_json(exclude={"description", "owners", "checkpoint_every_steps"})
     digest = hashlib.blake2b(settings.encode(), digest_size=8)
     for image in images:
@@ -196,7 +209,7 @@ def _learning_rate(configuration: EncoderPretrainingConfiguration, epochs_done: 
 
 def _batches(
     store: ArtefactStore,
-    images: Sequence[TiledImage],
+    images: Sequence[PreprocessedImage],
     configuration: EncoderPretrainingConfiguration,
     position: _Position,
     *,
@@ -212,7 +225,7 @@ def _batches(
 
     def sample(number: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         rng = np.random.default_rng((configuration.seed, position.epoch, int(number)))
-        view = _random_view(_read_global(store, images[number]), rng, side, configuration.smallest_crop)
+        view = _random_view(read_global_image(store, images[number]), rng, side, configuration.smallest_crop)
         return view, rng.random(n_patches, dtype=np.float32)
 
     with ThreadPoolExecutor(threads) as pool:
@@ -225,14 +238,6 @@ def _batches(
                 torch.from_numpy(np.stack([view for view, _ in drawn])),
                 torch.from_numpy(np.stack([noise for _, noise in drawn])),
             )
-
-
-def _read_global(store: ArtefactStore, image: TiledImage) -> NDArray[np.uint8]:
-    path = store.global_image(image.key, image.frames(store).global_size)
-    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if pixels is None:
-        raise ValueError(f"{path}: expected the global image of {image.image_id}; add `global` to the lane's persist")
-    return np.asarray(pixels, np.uint8)
 
 
 def _random_view(

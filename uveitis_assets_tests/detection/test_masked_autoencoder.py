@@ -104,7 +104,8 @@ def lane_of_images(store: ArtefactStore, n_images: int = 6) -> None:
     for number in range(n_images):
         key = f"uwf700__{number}"
         grid = np.kron(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
-        write_bytes(store.global_image(key, 96), encode_png(grid))
+        for path in (store.global_image(key, 96), store.tile(key, "tile_000")):
+            write_bytes(path, encode_png(grid))
         write_json(store.crop_metadata(key), frames.crop_metadata())
         write_json(store.tiles_metadata(key), frames.tiles_metadata(f"uwf700::{number}"))
         rows.append(
@@ -118,15 +119,9 @@ def lane_of_images(store: ArtefactStore, n_images: int = 6) -> None:
             }
         )
     frame = pl.DataFrame(rows, schema_overrides={"quarantine_reason": pl.String})
-    for path, columns in (
-        (store.manifest_part("uwf700", "b00001"), ["image_id", "content_hash", "quarantine_reason", "fold_splits"]),
-        (
-            store.stage_index("uwf700", "tiles", "b00001"),
-            ["image_id", "key", "content_hash", "fingerprint", "quarantine_reason"],
-        ),
-    ):
+    for path in (store.manifest_part("uwf700", "b00001"), store.stage_index("uwf700", "tiles", "b00001")):
         path.parent.mkdir(parents=True, exist_ok=True)
-        frame.select(columns).write_parquet(path)
+        frame.write_parquet(path)
 
 
 def configuration(**changes: object) -> EncoderPretrainingConfiguration:
@@ -161,7 +156,8 @@ def test_a_fixed_batch_is_learned_by_heart() -> None:
 def test_test_images_are_never_shown(tmp_path: Path) -> None:
     store = ArtefactStore(tmp_path, tmp_path / "raw")
     lane_of_images(store)
-    store.global_image("uwf700__5", 96).unlink()
+    for path in (store.global_image("uwf700__5", 96), store.tile("uwf700__5", "tile_000")):
+        path.unlink()
     outcome = pretrain_encoder(store, configuration(epochs=2), device="cpu", log=lambda line: None)
     assert (outcome.n_images, outcome.n_held_out, outcome.n_steps) == (5, 1, 6)
 
