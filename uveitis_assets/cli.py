@@ -44,7 +44,7 @@ def main() -> None:
 def register(
     lanes: Annotated[list[str] | None, typer.Argument(help="Lanes to register; none: all whose folder exists")] = None,
 ) -> None:
-    """Find new images, assign them to batches in the ledger and add the partition keys. Idempotent."""
+    """Find new images, assign them to batches in the ledger, add the partition keys and say what to run. Idempotent."""
     from uveitis_assets.storage import ArtefactStore
 
     configured = _load_lanes()
@@ -62,6 +62,7 @@ def register(
                 _fail(f"{folders[name]}: expected the landing folder of {name}, found none")
             report, added = _register_lane(store, configured[name], instance)
             _print_registration(name, report, added)
+            _print_commands(store, configured[name])
 
 
 @app.command()
@@ -165,6 +166,41 @@ def _print_registration(lane: str, report: "RegistrationReport", added: int) -> 
         _print_list("batches to materialize again", report.touched_batches)
     _print_list("quarantined", [f"{image_id}: {reason}" for image_id, reason in sorted(report.quarantined.items())])
     _print_list("problems", [f"{problem.path}: {problem.detail}" for problem in report.problems])
+
+
+def _print_commands(store: "ArtefactStore", lane: "LaneConfiguration") -> None:
+    """What to type to bring the lane up to date; the sensors of a running daemon do the same by themselves."""
+    from uveitis_assets.components.lane_keys import LaneKeys
+    from uveitis_assets.components.partition_runs import contiguous_ranges
+    from uveitis_assets.fundus.ledger import registered_batches
+    from uveitis_assets.fundus.stale_batches import stale_batches
+
+    stale = stale_batches(store, lane.name)
+    if not stale.batches:
+        return
+    keys = LaneKeys.of(lane)
+    batches = registered_batches(store, lane.name)
+    whole = set(stale.preprocessing)
+    wanted: list[tuple[Sequence[dg.AssetKey], str, str]] = [
+        *((keys.batch_assets, *keys_of) for keys_of in contiguous_ranges(batches, whole, len(batches))),
+        *(
+            ((keys.manifest,), *keys_of)
+            for keys_of in contiguous_ranges(batches, set(stale.manifest) - whole, len(batches))
+        ),
+    ]
+    if lane.labels.format != "none":
+        partitions = keys.fold_splits.get_partition_keys()
+        wanted.append(((keys.coco_labels,), partitions[0], partitions[-1]))
+    console.print("  to do now what the sensors of a running daemon do by themselves:", highlight=False)
+    for assets, first, last in wanted:
+        selection = ",".join(key.to_user_string() for key in assets)
+        chosen = f"--partition {first}" if first == last else f"--partition-range '{first}...{last}'"
+        console.print(
+            f"    dagster asset materialize -m uveitis_assets.definitions --select '{selection}' {chosen}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _print_list(title: str, items: Sequence[str]) -> None:

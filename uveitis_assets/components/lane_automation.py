@@ -5,16 +5,26 @@ small it is.
 """
 
 import json
-from collections.abc import Iterator
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
 
+from uveitis_assets.components.batch_runs import (
+    BECAUSE_TAG,
+    batches_in_progress,
+    exhausted_batches,
+    range_requests,
+    unfinished_runs,
+)
 from uveitis_assets.components.lane_assets import UPSTREAM_EVENT_METADATA, latest_event_id
 from uveitis_assets.components.lane_keys import LABELS_TAG, LANE_TAG, LaneKeys
-from uveitis_assets.components.partition_runs import contiguous_ranges, range_tags
+from uveitis_assets.components.partition_runs import range_tags
 from uveitis_assets.fundus.configuration import LaneConfiguration
 from uveitis_assets.storage import ArtefactStore
+
+if TYPE_CHECKING:
+    from uveitis_assets.fundus.stale_batches import StaleBatches
 
 # Dagster has no public name for what define_asset_job returns.
 AssetJob = Any
@@ -25,13 +35,7 @@ _KEYS_PER_TICK = 500
 _RESTLESS_TICKS = 10
 _LABEL_ATTEMPTS = 3
 _UPSTREAM_EVENT_TAG = "uveitis/upstream_event"
-_IN_PROGRESS = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
+_GAVE_UP = "were cancelled or did not help: mend the cause and materialize them, or wait for the schedule"
 
 
 def lane_jobs(lane: LaneConfiguration) -> list[AssetJob]:
@@ -73,7 +77,7 @@ def _landing_sensor(lane: LaneConfiguration) -> dg.SensorDefinition:
         minimum_interval_seconds=lane.automation.landing_interval_s,
         default_status=_sensor_status(lane.automation.landing_sensor),
         description=f"Registers images that land in {lane.folder} once the folder is at rest, and runs the lane for "
-        "just their batches.",
+        "just the batches whose manifest or preprocessing no longer tells what is registered.",
     )
     def landing(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         from uveitis_assets.fundus.ledger import landing_fingerprint, register, registered_batches
@@ -81,10 +85,8 @@ def _landing_sensor(lane: LaneConfiguration) -> dg.SensorDefinition:
         store = ArtefactStore.from_environment()
         if not store.raw_folder(lane.folder).is_dir():
             return dg.SkipReason(f"{store.raw_folder(lane.folder)} is not there yet")
-        cursor = json.loads(context.cursor or '{"registered": "", "seen": "", "tick": 0, "restless": 0}')
+        cursor = {"registered": "", "seen": "", "tick": 0, "restless": 0, **json.loads(context.cursor or "{}")}
         seen = landing_fingerprint(store, lane, cursor["tick"])
-        known = set(context.instance.get_dynamic_partitions(keys.batches_name))
-        touched: tuple[str, ...] = ()
         if seen != cursor["registered"]:
             if seen != cursor["seen"] and cursor["restless"] < _RESTLESS_TICKS:
                 cursor |= {"seen": seen, "restless": cursor["restless"] + 1}
@@ -93,21 +95,21 @@ def _landing_sensor(lane: LaneConfiguration) -> dg.SensorDefinition:
                 )
             store.remove_dead_partial_files()
             report = register(store, lane, time_budget_s=_REGISTRATION_BUDGET_S)
-            touched = report.touched_batches
             for problem in report.problems:
                 context.log.warning(f"{lane.name}: {problem.path}: {problem.reason}: {problem.detail}")
             registered = "" if report.n_deferred else landing_fingerprint(store, lane, cursor["tick"])
             cursor |= {"registered": registered, "seen": registered, "restless": 0}
         else:
             cursor |= {"seen": seen, "restless": 0, "tick": cursor["tick"] + 1}
+        known = set(context.instance.get_dynamic_partitions(keys.batches_name))
         new = [key for key in registered_batches(store, lane.name) if key not in known][:_KEYS_PER_TICK]
-        requests = list(_range_requests(lane, new, set(new), keys.batch_assets))
-        requests += _requests_for_touched(store, lane, sorted(known), known.intersection(touched))
+        stale = _stale_batches(store, lane, cursor)
+        requests, waiting = _requests(context.instance, lane, known, set(new), stale)
         return dg.SensorResult(
             run_requests=requests,
             cursor=json.dumps(cursor),
             dynamic_partitions_requests=[keys.batches.build_add_request(new)] if new else [],
-            skip_reason=None if requests else dg.SkipReason("nothing new has landed"),
+            skip_reason=None if requests else dg.SkipReason(waiting or "nothing new has landed"),
         )
 
     return landing
@@ -123,21 +125,48 @@ def lane_schedule(lane: LaneConfiguration) -> dg.ScheduleDefinition:
         cron_schedule=lane.automation.fill_cron,
         execution_timezone=lane.automation.timezone,
         default_status=_schedule_status(lane.automation.fill_schedule),
-        description="Runs the batches that lack a manifest, masks, crops or tiles.",
+        description="Runs the batches that lack a manifest, masks, crops or tiles, or whose images changed since.",
     )
     def fill_missing(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         from uveitis_assets.fundus.ledger import registered_batches
+        from uveitis_assets.fundus.stale_batches import stale_batches
 
-        batches = registered_batches(ArtefactStore.from_environment(), lane.name)
+        store = ArtefactStore.from_environment()
+        batches = registered_batches(store, lane.name)
         context.instance.add_dynamic_partitions(keys.batches_name, batches)
         missing = {
             batch
             for asset_key in keys.batch_assets
             for batch in set(batches) - context.instance.get_materialized_partitions(asset_key)
         }
-        if not missing:
-            return dg.SkipReason(f"all {len(batches)} batches of {lane.name} are materialized")
-        return list(_range_requests(lane, batches, missing, keys.batch_assets, why="missing partitions"))
+        stale = stale_batches(store, lane.name)
+        busy = batches_in_progress(context.instance, keys, batches)
+        whole = missing.union(stale.preprocessing)
+        longest = lane.automation.max_batches_per_run
+        requests = [
+            *range_requests(
+                batches,
+                whole - busy,
+                keys.batch_assets,
+                longest=longest,
+                why="missing partitions or changed images",
+                states=stale.states,
+            ),
+            *range_requests(
+                batches,
+                set(stale.manifest) - whole - busy,
+                (keys.manifest,),
+                longest=longest,
+                why="landed files changed",
+                states=stale.states,
+            ),
+        ]
+        if requests:
+            return requests
+        waiting = busy & whole.union(stale.manifest)
+        if waiting:
+            return dg.SkipReason(f"runs of {', '.join(sorted(waiting))} are in progress")
+        return dg.SkipReason(f"all {len(batches)} batches of {lane.name} are materialized and up to date")
 
     return fill_missing
 
@@ -160,7 +189,7 @@ def _labels_sensor(lane: LaneConfiguration) -> dg.SensorDefinition:
         stale = set(partitions) - _partitions_built_from(context.instance, keys, newest)
         if not stale:
             return dg.SkipReason("labels are as new as the tiles")
-        running = _running_of_lane(context.instance, keys)
+        running = len(unfinished_runs(context.instance, keys))
         if running:
             return dg.SkipReason(f"{running} runs of {lane.name} are in progress: waiting for the last tiles")
         tags = {_UPSTREAM_EVENT_TAG: str(newest)}
@@ -171,7 +200,7 @@ def _labels_sensor(lane: LaneConfiguration) -> dg.SensorDefinition:
             return dg.SkipReason(f"{failed} runs failed on the same tiles: mend the cause and run {keys.labels_job}")
         return dg.RunRequest(
             run_key=f"{lane.name}-labels-{newest}-{failed}",
-            tags={**tags, **range_tags(partitions[0], partitions[-1]), "uveitis/requested_because": "newer tiles"},
+            tags={**tags, **range_tags(partitions[0], partitions[-1]), BECAUSE_TAG: "newer tiles"},
         )
 
     return labels_refresh
@@ -194,45 +223,45 @@ def _partitions_built_from(instance: dg.DagsterInstance, keys: LaneKeys, upstrea
         cursor = page.cursor
 
 
-def _running_of_lane(instance: dg.DagsterInstance, keys: LaneKeys) -> int:
-    """Unfinished runs that touch the lane, however they were started."""
-    assets = {*keys.batch_assets, keys.coco_labels}
-    runs = instance.get_runs(filters=dg.RunsFilter(statuses=_IN_PROGRESS))
-    return sum(
-        run.tags.get(LANE_TAG) == keys.lane or bool(assets.intersection(run.asset_selection or ())) for run in runs
-    )
+def _stale_batches(store: ArtefactStore, lane: LaneConfiguration, cursor: dict[str, Any]) -> "StaleBatches":
+    """What the books call for; kept in the cursor and looked up again only when a book was written since."""
+    from uveitis_assets.fundus.stale_batches import StaleBatches, books_stamp, stale_batches
+
+    stamp = books_stamp(store, lane.name)
+    if stamp is not None and stamp == cursor.get("books"):
+        return StaleBatches(**cursor["stale"])
+    stale = stale_batches(store, lane.name)
+    cursor |= {"books": stamp, "stale": asdict(stale)}
+    return stale
 
 
-def _requests_for_touched(
-    store: ArtefactStore, lane: LaneConfiguration, ordered: list[str], touched: set[str]
-) -> Iterator[dg.RunRequest]:
-    """The whole lane where images came, went or became readable; elsewhere the manifest alone."""
-    from uveitis_assets.fundus.ledger import registered_images
-    from uveitis_assets.fundus.stale_batches import preprocessing_is_stale
-
+def _requests(
+    instance: dg.DagsterInstance, lane: LaneConfiguration, known: set[str], new: set[str], stale: "StaleBatches"
+) -> tuple[list[dg.RunRequest], str]:
+    """Runs for new and stale batches that no run is at work on, and what keeps the others waiting."""
     keys = LaneKeys.of(lane)
-    stale = {
-        batch
-        for batch in touched
-        if preprocessing_is_stale(store, lane.name, batch, registered_images(store, lane, batch))
-    }
-    why = "landed files changed"
-    yield from _range_requests(lane, ordered, stale, keys.batch_assets, why=why)
-    yield from _range_requests(lane, ordered, touched - stale, (keys.manifest,), why=why)
+    wanted = new.union(known.intersection(stale.batches))
+    if not wanted:
+        return [], ""
+    ordered = sorted(known | new)
+    busy = wanted & batches_in_progress(instance, keys, ordered)
+    exhausted = (wanted & exhausted_batches(instance, keys, stale.states)) - busy
+    ready = wanted - busy - exhausted
+    to_preprocess = ready.intersection(stale.preprocessing) - new
 
+    def requests(batches: set[str], assets: tuple[dg.AssetKey, ...], why: str) -> list[dg.RunRequest]:
+        longest = lane.automation.max_batches_per_run
+        return list(range_requests(ordered, batches, assets, longest=longest, why=why, states=stale.states))
 
-def _range_requests(
-    lane: LaneConfiguration,
-    ordered: list[str],
-    wanted: set[str],
-    assets: tuple[dg.AssetKey, ...],
-    why: str = "images landed",
-) -> Iterator[dg.RunRequest]:
-    for first, last in contiguous_ranges(ordered, wanted, lane.automation.max_batches_per_run):
-        yield dg.RunRequest(
-            asset_selection=list(assets),
-            tags={**range_tags(first, last), "uveitis/requested_because": why},
-        )
+    waiting = [
+        *([f"runs of {', '.join(sorted(busy))} are in progress"] if busy else []),
+        *([f"runs of {', '.join(sorted(exhausted))} {_GAVE_UP}"] if exhausted else []),
+    ]
+    return [
+        *requests(ready & new, keys.batch_assets, "images landed"),
+        *requests(to_preprocess, keys.batch_assets, "landed files changed or were never run"),
+        *requests(ready - new - to_preprocess, (keys.manifest,), "landed files changed"),
+    ], "; ".join(waiting)
 
 
 def _sensor_status(state: Literal["running", "stopped"]) -> dg.DefaultSensorStatus:

@@ -27,6 +27,7 @@ from uveitis_assets.fundus.dealing import deal, read_dealing, read_ledger_snapsh
 from uveitis_assets.fundus.landed import SPLITS
 from uveitis_assets.fundus.ledger import label_hash, message_name
 from uveitis_assets.fundus.pseudonym import patient_key, pseudonym
+from uveitis_assets.fundus.registered_state import registered_states
 from uveitis_assets.storage import ArtefactStore, json_bytes, write_bytes
 
 _EARLIER_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -57,6 +58,8 @@ _SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "split_fingerprint": pl.String,
 }
 _DEALT = ("split", "split_name", "fold_splits", "split_fingerprint")
+# Parquet metadata of a part: digest of what was registered about the batch when the part was made.
+_STATE_METADATA = "registered_state"
 EXPORTED_COLUMNS = (*_EARLIER_COLUMNS, "content_hash", "quarantine_reason")
 
 
@@ -92,14 +95,25 @@ def build_manifest_part(
         ValueError: the batch is not in the ledger, or the pinned splits file is wrong.
     """
     with store.lock(_manifest_lock(dataset.name)):
-        part, problems = _manifest_rows(store, dataset, splits, batch)
-        _write_parquet(store.manifest_part(dataset.name, batch), part)
+        part, problems, state = _manifest_rows(store, dataset, splits, batch)
+        _write_parquet(store.manifest_part(dataset.name, batch), part, state)
     return summarize(part, problems)
+
+
+def manifest_state(part: Path) -> str | None:
+    """Digest of what was registered about the batch when the part was made (see registered_states).
+
+    None where there is no part, or one that tells nothing of it.
+    """
+    try:
+        return pl.read_parquet_metadata(part).get(_STATE_METADATA)
+    except (FileNotFoundError, pl.exceptions.PolarsError):
+        return None
 
 
 def _manifest_rows(
     store: ArtefactStore, dataset: DatasetConfiguration, splits: SplitConfiguration, batch: str
-) -> tuple[pl.DataFrame, tuple[str, ...]]:
+) -> tuple[pl.DataFrame, tuple[str, ...], str]:
     path = store.ledger_file(dataset.name)
     if not path.exists():
         raise ValueError(f"{path}: expected the ledger of {dataset.name}, found none; register the dataset first")
@@ -109,8 +123,9 @@ def _manifest_rows(
         raise ValueError(f"{path}: found no batch {batch}; register the dataset again")
     dealing = read_dealing(store.root, splits)
     dealt, problems = deal(ledger, dealing, batch)
-    members = members.with_columns(dealt["fold_splits"]).filter(pl.col("state") == "live").sort("image_id")
     key = patient_key(store)
+    state = registered_states(members, key)[batch]
+    members = members.with_columns(dealt["fold_splits"]).filter(pl.col("state") == "live").sort("image_id")
     folder = store.raw_folder(dataset.folder)
     hides_names = dataset.image_folder.identify_by_content
     rows = []
@@ -148,7 +163,7 @@ def _manifest_rows(
                 "split_fingerprint": dealing.fingerprint,
             }
         )
-    return pl.DataFrame(rows, schema=_SCHEMA), problems
+    return pl.DataFrame(rows, schema=_SCHEMA), problems, state
 
 
 def read_manifest(store: ArtefactStore, lane: str) -> pl.DataFrame:
@@ -254,7 +269,9 @@ def _deal_parts_again(
     differs = [_comparable(parts, column).ne_missing(_comparable(updated, column)) for column in _DEALT]
     changed = updated.filter(functools.reduce(operator.or_, differs))["batch"].unique().sort().to_list()
     for batch in changed:
-        _write_parquet(store.manifest_part(lane, batch), updated.filter(pl.col("batch") == batch).rechunk())
+        path = store.manifest_part(lane, batch)
+        # Other sides do not bring the rest of the part up to what is registered now.
+        _write_parquet(path, updated.filter(pl.col("batch") == batch).rechunk(), manifest_state(path))
     return updated, tuple(changed)
 
 
@@ -328,7 +345,7 @@ def _changed_since(path: Path, registered_bytes: int, name: str) -> tuple[str | 
     return None, None
 
 
-def _write_parquet(path: Path, frame: pl.DataFrame) -> None:
+def _write_parquet(path: Path, frame: pl.DataFrame, state: str | None = None) -> None:
     buffer = io.BytesIO()
-    frame.write_parquet(buffer)
+    frame.write_parquet(buffer, metadata=None if state is None else {_STATE_METADATA: state})
     write_bytes(path, buffer.getbuffer())

@@ -34,7 +34,7 @@ from uveitis_assets.fundus.image_stages import (
 )
 from uveitis_assets.fundus.landed import RegisteredImage
 from uveitis_assets.fundus.memory_allocator import reused_buffers
-from uveitis_assets.fundus.quarantine import QuarantineError
+from uveitis_assets.fundus.quarantine import PASSING_REASONS, QuarantineError
 from uveitis_assets.fundus.reference_color import read_reference_color
 from uveitis_assets.fundus.roi import downscale_for_roi
 from uveitis_assets.fundus.sam2_batches import Sam2Batches, sam2_checkpoint_file
@@ -48,9 +48,6 @@ from uveitis_assets.fundus.stage_index import (
 )
 from uveitis_assets.storage import TEMPORARY_SUFFIX, ArtefactStore, artefact_key
 
-# Reasons that may be gone at the next run without the registered content having changed: tried again every time, and
-# no ground to remove artefacts.
-_PASSING_REASONS = frozenset({"missing", "changed_since_registration", "unreadable", "broken_symlink", "escapes_root"})
 _FAILURES_SHOWN = 20
 
 Pixels = NDArray[np.uint8]
@@ -254,7 +251,7 @@ class _BatchRun:
             row is None
             or row["content_hash"] != image.content_hash
             or row["fingerprint"] != self._fingerprints[image.dataset][stage]
-            or (row["quarantine_reason"] in _PASSING_REASONS and not passing)
+            or (row["quarantine_reason"] in PASSING_REASONS and not passing)
         ):
             return None
         if row["quarantine_reason"] is None:
@@ -393,7 +390,7 @@ class _BatchRun:
 
     def _remove_artefacts(self, image: RegisteredImage, stage: PreprocessStage, reason: str) -> None:
         """Remove what an earlier content of the image left, unless the reason may pass."""
-        if reason not in _PASSING_REASONS:
+        if reason not in PASSING_REASONS:
             remove_artefacts(self.store, artefact_key(image.image_id), stage, self.configuration.tiling.global_size)
 
     def _quarantine_row(self, image: RegisteredImage, stage: PreprocessStage, reason: str, detail: str | None) -> Row:

@@ -27,6 +27,12 @@ QuarantineReason = Literal[
     "bad_label",
 ]
 
+# Reasons that may be gone at the next run without the registered content having changed: such images are tried again
+# every time, and keep the artefacts they had.
+PASSING_REASONS: frozenset[str] = frozenset(
+    {"missing", "changed_since_registration", "unreadable", "broken_symlink", "escapes_root"}
+)
+
 
 class QuarantineError(ValueError):
     """An input that has to be set aside; ``reason`` is the code, ``detail`` the sentence for the user."""

@@ -1,37 +1,123 @@
-"""Says whether a batch's preprocessing still describes the registered images, from the books alone.
+"""Says which batches have books that no longer describe what is registered, from the books alone.
 
-For automation that must not run more than what changed. It knows nothing of configurations: a changed setting is
-found when the batch is materialized.
+For automation and for the command line, which must neither run more than what changed nor depend on who noticed the
+change. It opens no image and knows nothing of configurations: a changed setting is found when the batch is
+materialized.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from uveitis_assets.fundus.landed import RegisteredImage
+import polars as pl
+
+from uveitis_assets.fundus.manifest import manifest_state
+from uveitis_assets.fundus.pseudonym import patient_key
+from uveitis_assets.fundus.quarantine import PASSING_REASONS
+from uveitis_assets.fundus.registered_state import registered_states
 from uveitis_assets.fundus.stage_fingerprint import STAGES
-from uveitis_assets.fundus.stage_index import read_stage_index
 from uveitis_assets.storage import ArtefactStore
 
+# Folder times are coarse on some file systems: a book written this recently may be followed by another one unseen.
+_SETTLED_AFTER_S = 2.0
 
-def preprocessing_is_stale(store: ArtefactStore, lane: str, batch: str, images: Sequence[RegisteredImage]) -> bool:
-    """Say whether any stage index of the batch lists other images, other content or other quarantine than registered.
 
-    An image that only preprocessing has set aside counts as stale too: its file may have been mended. A batch of which
-    a stage was never materialized is stale.
+@dataclass(frozen=True, slots=True)
+class StaleBatches:
+    """Batches whose manifest part, or any stage of whose preprocessing, has to be made again; sorted.
 
-    Args:
-        store: where the stage indexes lie.
-        lane: the lane's name.
-        batch: the batch's key.
-        images: all registered images of the batch.
+    ``states`` holds, for each of them, a digest of what is registered: another state is another reason to run.
     """
-    registered = {image.image_id: (image.content_hash, image.quarantine_reason is None) for image in images}
-    for stage in STAGES:
-        path = store.stage_index(lane, stage, batch)
-        if not path.exists():
-            return True
-        rows = read_stage_index(path)
-        if {name: (row["content_hash"], row["quarantine_reason"] is None) for name, row in rows.items()} != registered:
-            return True
-    return False
+
+    manifest: tuple[str, ...] = ()
+    preprocessing: tuple[str, ...] = ()
+    states: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def batches(self) -> tuple[str, ...]:
+        """All of them, sorted."""
+        return tuple(sorted({*self.manifest, *self.preprocessing}))
+
+
+def stale_batches(store: ArtefactStore, lane: str) -> StaleBatches:
+    """Compare the manifest parts and stage indexes of all batches with the ledger.
+
+    A part is stale when anything that it tells is registered otherwise by now. An index is stale when it lists other
+    images or other content, or sets aside other images than registered. Images that only a run has set aside count
+    where the reason may pass by itself (PASSING_REASONS). What was never made is stale.
+    """
+    path = store.ledger_file(lane)
+    if not path.exists():
+        return StaleBatches()
+    ledger = pl.read_parquet(path)
+    states = registered_states(ledger, patient_key(store))
+    registered: dict[str, dict[str, tuple[str, str | None]]] = {batch: {} for batch in states}
+    live = ledger.filter(pl.col("state") == "live").select("batch", "image_id", "content_hash", "quarantine_reason")
+    for batch, image_id, content, reason in live.iter_rows():
+        registered[batch][image_id] = (content, reason)
+    manifest = [batch for batch in states if _part_is_stale(store, lane, batch, states[batch], registered[batch])]
+    preprocessing = [
+        batch
+        for batch in states
+        if any(not _describes(store.stage_index(lane, stage, batch), registered[batch]) for stage in STAGES)
+    ]
+    stale = {*manifest, *preprocessing}
+    return StaleBatches(
+        tuple(manifest), tuple(preprocessing), {batch: state for batch, state in states.items() if batch in stale}
+    )
+
+
+def books_stamp(store: ArtefactStore, lane: str) -> str | None:
+    """Tell cheaply whether `stale_batches` may find something else: equal stamps mean that no book was written.
+
+    Costs a few system calls, however many batches there are. None when a book was written just now, so that a stamp
+    could not tell what follows.
+    """
+    books = (
+        store.ledger_file(lane),
+        store.patient_key_file(),
+        store.manifest_part(lane, "any").parent,
+        *(store.stage_index(lane, stage, "any").parent for stage in STAGES),
+    )
+    stamps = []
+    for book in books:
+        try:
+            state = book.stat()
+        except FileNotFoundError:
+            stamps.append("none")
+            continue
+        if time.time() - state.st_mtime < _SETTLED_AFTER_S:
+            return None
+        stamps.append(f"{state.st_ino}:{state.st_mtime_ns}")
+    return " ".join(stamps)
+
+
+def _part_is_stale(
+    store: ArtefactStore, lane: str, batch: str, state: str, registered: dict[str, tuple[str, str | None]]
+) -> bool:
+    path = store.manifest_part(lane, batch)
+    return manifest_state(path) != state or not _describes(path, registered)
+
+
+def _describes(book: Path, registered: dict[str, tuple[str, str | None]]) -> bool:
+    """Say whether a part or an index lists just the registered images with their content and quarantine."""
+    try:
+        rows = pl.read_parquet(
+            book, columns=["image_id", "content_hash", "quarantine_reason"], memory_map=False
+        ).iter_rows()
+    except (FileNotFoundError, pl.exceptions.PolarsError):
+        # A damaged book is for the run to report.
+        return False
+    listed = {image_id: (content, reason) for image_id, content, reason in rows}
+    return listed.keys() == registered.keys() and all(
+        _agree(listed[image_id], registered[image_id]) for image_id in registered
+    )
+
+
+def _agree(listed: tuple[str, str | None], registered: tuple[str, str | None]) -> bool:
+    content, reason = registered
+    if reason is not None:
+        return listed[1] == reason
+    return listed[0] == content and listed[1] not in PASSING_REASONS

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from uveitis_assets.components.lane_keys import LaneKeys
+from uveitis_assets.components.lane_keys import LANE_TAG, LaneKeys
 from uveitis_assets.components.partition_runs import range_tags
 from uveitis_assets.fundus.configuration import LaneConfiguration
 from uveitis_assets.fundus.ledger import RegistrationReport, register, registered_batches
@@ -124,6 +125,28 @@ class Platform:
                 self.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
         assert isinstance(result, dg.SensorResult | dg.RunRequest | dg.SkipReason)
         return result
+
+    def queue(self, lane: str, requests: Sequence[dg.RunRequest] | None) -> list[str]:
+        """Create requested runs of the lane's batches, as the daemon would, but start none; returns their ids."""
+        ids = [str(uuid.uuid4()) for _ in requests or ()]
+        for run_id, request in zip(ids, requests or (), strict=True):
+            self.instance.add_run(
+                dg.DagsterRun(
+                    job_name=self.keys(lane).lane_job,
+                    run_id=run_id,
+                    status=dg.DagsterRunStatus.NOT_STARTED,
+                    tags={LANE_TAG: lane, **request.tags},
+                    asset_selection=frozenset(request.asset_selection or ()),
+                )
+            )
+        return ids
+
+    def end(self, run_ids: Sequence[str], status: dg.DagsterRunStatus) -> None:
+        """Let such runs end without having done anything."""
+        for run_id in run_ids:
+            (run,) = self.instance.get_runs(filters=dg.RunsFilter(run_ids=[run_id]))
+            self.instance.delete_run(run_id)
+            self.instance.add_run(run.with_status(status))
 
     def tick_schedule(self, schedule: str) -> list[dg.RunRequest] | dg.SkipReason:
         (definition,) = (one for one in self.definitions.schedules or [] if one.name == schedule)

@@ -2,14 +2,20 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
+import cv2
 import dagster as dg
+import numpy as np
 import pytest
 
+from uveitis_assets.components import batch_runs
 from uveitis_assets.components.lane_automation import lane_sensors
 from uveitis_assets.components.lane_keys import LANE_TAG
+from uveitis_assets.fundus import stale_batches
 from uveitis_assets.fundus.configuration import AutomationConfiguration
 from uveitis_assets.sample import write_many_small
 from uveitis_assets_tests.components.running_platform import Platform, requested
@@ -63,10 +69,17 @@ def test_files_that_are_arriving_are_waited_for_and_then_run_once(platform: Plat
     assert isinstance(third, dg.SensorResult)
     assert requested(third.run_requests) == [("b00001", "b00001", LANE)]
     assert platform.instance.get_dynamic_partitions("uwf700_batches") == ["b00001"]
+    queued = platform.queue("uwf700", third.run_requests)
     fourth = platform.tick("uwf700_landing", third.cursor)
     assert isinstance(fourth, dg.SensorResult)
     assert requested(fourth.run_requests) == []
-    assert "nothing new" in str(fourth.skip_reason)
+    assert "runs of b00001 are in progress" in str(fourth.skip_reason)
+    assert platform.run("uwf700").success
+    platform.end(queued, dg.DagsterRunStatus.SUCCESS)
+    fifth = platform.tick("uwf700_landing", fourth.cursor)
+    assert isinstance(fifth, dg.SensorResult)
+    assert requested(fifth.run_requests) == []
+    assert "nothing new" in str(fifth.skip_reason)
 
 
 def test_a_folder_that_never_rests_is_registered_all_the_same(platform: Platform, sample: Path) -> None:
@@ -90,6 +103,7 @@ def test_new_files_run_their_new_batch_only(at_rest: tuple[Platform, str]) -> No
     image.with_name("Uveitis-900.jpg").write_bytes(image.read_bytes() + b"\0")
     result = settle(platform, cursor)
     assert requested(result.run_requests) == [("b00004", "b00004", LANE)]
+    platform.queue("uwf700", result.run_requests)
     assert requested(settle(platform, result.cursor).run_requests) == []
 
 
@@ -139,6 +153,133 @@ def test_a_vanished_file_and_its_return_run_the_lane_for_its_batch(at_rest: tupl
     assert requested(settle(platform, back.cursor).run_requests) == []
 
 
+# What is to be run stands in the books, whoever noticed it -------------------------------------------------------
+
+
+def change(platform: Platform, how: str) -> tuple[str, str, tuple[str, ...]]:
+    """Change an image of a finished batch in the landing folder; returns the run that it calls for."""
+    batch = batch_of(platform)["uwf700::Uveitis-001"]
+    labels = platform.store.raw / "uwf-700" / "Labels" / "Uveitis"
+    image = uveitis(platform, "Uveitis-001.jpg")
+    if how == "relabelled":
+        (labels / "Uveitis-001.txt").write_text("4 0.2 0.2 0.4 0.2 0.4 0.4 0.2 0.4\n")
+        return batch, batch, ("manifest",)
+    if how == "renamed":
+        image.rename(image.with_name("Uveitis-800.jpg"))
+        (labels / "Uveitis-001.txt").rename(labels / "Uveitis-800.txt")
+        return batch, batch, ("manifest",)
+    if how == "gone":
+        image.unlink()
+        return batch, batch, LANE
+    image.with_name("Uveitis-900.jpg").write_bytes(image.read_bytes() + b"\0")
+    return "b00004", "b00004", LANE
+
+
+@pytest.mark.parametrize("how", ["new", "gone", "relabelled", "renamed"])
+def test_what_the_command_line_registered_beside_the_sensor_is_run_by_it(
+    at_rest: tuple[Platform, str], how: str
+) -> None:
+    platform, cursor = at_rest
+    run = change(platform, how)
+    platform.register("uwf700")
+    result = settle(platform, cursor)
+    assert requested(result.run_requests) == [run]
+    platform.queue("uwf700", result.run_requests)
+    assert requested(settle(platform, result.cursor).run_requests) == []
+
+
+@pytest.mark.parametrize("how", ["new", "gone", "relabelled", "renamed"])
+def test_the_schedule_runs_what_was_registered_while_the_sensor_was_stopped(
+    at_rest: tuple[Platform, str], tmp_path: Path, how: str
+) -> None:
+    platform, _ = at_rest
+    platform.instance = dg.DagsterInstance.local_temp(str(tmp_path))
+    platform.register("uwf700")
+    assert platform.run("uwf700", "b00001", "b00003").success
+    assert "up to date" in skipped(platform.tick_schedule("uwf700_fill_missing"))
+    run = change(platform, how)
+    platform.register("uwf700")
+    requests = platform.tick_schedule("uwf700_fill_missing")
+    assert not isinstance(requests, dg.SkipReason)
+    assert requested(requests) == [run]
+    queued = platform.queue("uwf700", requests)
+    assert "are in progress" in skipped(platform.tick_schedule("uwf700_fill_missing"))
+    only = run[2] if run[2] == ("manifest",) else ()
+    assert platform.run("uwf700", run[0], only=only).success
+    platform.end(queued, dg.DagsterRunStatus.SUCCESS)
+    assert "up to date" in skipped(platform.tick_schedule("uwf700_fill_missing"))
+
+
+def test_a_batch_whose_run_fails_is_requested_three_times_and_again_when_it_changes(
+    at_rest: tuple[Platform, str],
+) -> None:
+    platform, cursor = at_rest
+    batch, _, _ = change(platform, "gone")
+    for _ in range(3):
+        result = settle(platform, cursor)
+        assert requested(result.run_requests) == [(batch, batch, LANE)]
+        platform.end(platform.queue("uwf700", result.run_requests), dg.DagsterRunStatus.FAILURE)
+        cursor = str(result.cursor)
+    result = settle(platform, cursor)
+    assert requested(result.run_requests) == []
+    assert f"runs of {batch} were cancelled or did not help" in str(result.skip_reason)
+    uveitis(platform, "Uveitis-002.jpg").unlink()
+    again = settle(platform, result.cursor)
+    assert batch in {first for first, _, _ in requested(again.run_requests)}
+
+
+def test_a_cancelled_run_is_not_started_again_before_the_night(at_rest: tuple[Platform, str]) -> None:
+    platform, cursor = at_rest
+    change(platform, "gone")
+    result = settle(platform, cursor)
+    platform.end(platform.queue("uwf700", result.run_requests), dg.DagsterRunStatus.CANCELED)
+    assert requested(settle(platform, result.cursor).run_requests) == []
+
+
+def test_a_run_by_hand_is_waited_for_and_one_that_was_killed_yesterday_is_not(
+    at_rest: tuple[Platform, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform, cursor = at_rest
+    batch, _, _ = change(platform, "gone")
+    by_hand = dg.RunRequest(asset_selection=[dg.AssetKey(["uwf700", "tiles"])], tags={"dagster/partition": batch})
+    platform.queue("uwf700", [by_hand])
+    waiting = settle(platform, cursor)
+    assert requested(waiting.run_requests) == []
+    assert f"runs of {batch} are in progress" in str(waiting.skip_reason)
+    tomorrow = time.time() + 86400 + 60
+    monkeypatch.setattr(batch_runs.time, "time", lambda: tomorrow)
+    assert requested(settle(platform, waiting.cursor).run_requests) == [(batch, batch, LANE)]
+
+
+def test_an_image_set_aside_for_what_it_is_calls_for_no_further_run(at_rest: tuple[Platform, str]) -> None:
+    platform, cursor = at_rest
+    image = uveitis(platform, "Uveitis-900.jpg")
+    black = np.zeros((300, 300, 3), dtype=np.uint8)
+    assert cv2.imwrite(str(image), black)
+    result = settle(platform, cursor)
+    assert requested(result.run_requests) == [("b00004", "b00004", LANE)]
+    assert platform.run("uwf700", "b00004").success
+    assert platform.metadata("uwf700/roi_masks", "b00004")["quarantine_reasons"] == {"roi_not_found": 1}
+    assert requested(settle(platform, result.cursor).run_requests) == []
+
+
+def test_an_unchanged_lane_is_looked_up_in_the_cursor(
+    at_rest: tuple[Platform, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform, cursor = at_rest
+    for path in (platform.store.root / "ledger", *(platform.store.root / "index").rglob("*")):
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    for path in (platform.store.root / "ledger").iterdir():
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    looked = platform.tick("uwf700_landing", cursor)
+    assert isinstance(looked, dg.SensorResult)
+    monkeypatch.setattr(stale_batches, "stale_batches", None)
+    for _ in range(2):
+        looked = platform.tick("uwf700_landing", looked.cursor)
+        assert isinstance(looked, dg.SensorResult)
+        assert requested(looked.run_requests) == []
+
+
 def test_many_keys_are_added_five_hundred_a_tick_in_ranges_of_limited_length(platform: Platform) -> None:
     write_many_small(platform.store.raw / "many", 510, workers=1)
     lane = platform.lanes["uwf700"].model_copy(
@@ -162,6 +303,7 @@ def test_many_keys_are_added_five_hundred_a_tick_in_ranges_of_limited_length(pla
         for request in result.dynamic_partitions_requests or []:
             platform.instance.add_dynamic_partitions("many_batches", list(request.partition_keys))
         found.append(requested(result.run_requests))
+        platform.queue("many", result.run_requests)
         cursor = result.cursor
     assert found == [
         [],

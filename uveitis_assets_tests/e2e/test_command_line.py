@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,6 +57,32 @@ def test_register_says_what_is_new_changed_and_gone_and_adds_keys_once(tmp_path:
     assert "quarantined: uwf700::broken: empty_file" in changes
     with user.instance() as instance:
         assert instance.get_dynamic_partitions("uwf700_batches") == ["b00001", "b00002"]
+
+
+def commands_in(output: str) -> list[list[str]]:
+    return [shlex.split(line) for line in output.splitlines() if line.strip().startswith("dagster asset materialize")]
+
+
+def test_the_commands_that_register_prints_bring_the_lane_up_to_date(tmp_path: Path, sample: Path) -> None:
+    user = Installation(tmp_path)
+    land(sample, user.raw, files(sample, "uwf-700/**/*.*"))
+    first = commands_in(user.succeed("uveitis-assets", "register", "uwf700"))
+    assert [command[-3:] for command in first] == [
+        ["uwf700/manifest,uwf700/roi_masks,uwf700/normalized_crops,uwf700/tiles", "--partition", "b00001"],
+        ["uwf700/coco_labels", "--partition-range", "fold0|train...fold4|test"],
+    ]
+    assert commands_in(user.succeed("uveitis-assets", "register", "uwf700")) == first, "nothing was run in between"
+    for command in first:
+        user.succeed(*command)
+    assert commands_in(user.succeed("uveitis-assets", "register", "uwf700")) == []
+    (user.raw / "uwf-700" / "Labels" / "Uveitis" / "Uveitis-001.txt").write_text("")
+    again = commands_in(user.succeed("uveitis-assets", "register", "uwf700"))
+    assert [command[-3:] for command in again] == [
+        ["uwf700/manifest", "--partition", "b00001"],
+        ["uwf700/coco_labels", "--partition-range", "fold0|train...fold4|test"],
+    ]
+    user.succeed(*again[0])
+    assert commands_in(user.succeed("uveitis-assets", "register", "uwf700")) == []
 
 
 @pytest.mark.parametrize(

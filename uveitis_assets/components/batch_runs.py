@@ -1,0 +1,90 @@
+"""Runs of a lane's batches as the instance sees them: what is in progress, what was tried, what to request.
+
+Which batches need a run is told by their books (fundus/stale_batches.py), never by who noticed it: a crash between
+noticing and running loses nothing. A run bears the registered state of each of its batches as a tag, so that attempts
+are counted per batch and state, whoever asked for them.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import dagster as dg
+
+from uveitis_assets.components.lane_keys import LANE_TAG, LaneKeys
+from uveitis_assets.components.partition_runs import RANGE_END_TAG, RANGE_START_TAG, contiguous_ranges, range_tags
+
+ATTEMPTS = 3
+STATES_TAG = "uveitis/batch_states"
+BECAUSE_TAG = "uveitis/requested_because"
+_PARTITION_TAG = "dagster/partition"
+_RUNS_LOOKED_AT = 200
+# A killed command line leaves its run unfinished for ever.
+_ABANDONED_AFTER_S = 86400
+_UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def unfinished_runs(instance: dg.DagsterInstance, keys: LaneKeys) -> list[dg.DagsterRun]:
+    """Unfinished runs of at most a day that touch the lane, however they were started."""
+    assets = {*keys.batch_assets, keys.coco_labels}
+    begun = time.time() - _ABANDONED_AFTER_S
+    records = instance.get_run_records(filters=dg.RunsFilter(statuses=_UNFINISHED))
+    return [
+        record.dagster_run
+        for record in records
+        if record.create_timestamp.timestamp() > begun
+        and (
+            record.dagster_run.tags.get(LANE_TAG) == keys.lane
+            or bool(assets.intersection(record.dagster_run.asset_selection or ()))
+        )
+    ]
+
+
+def batches_in_progress(instance: dg.DagsterInstance, keys: LaneKeys, ordered: Sequence[str]) -> set[str]:
+    """Batches that an unfinished run makes or will make; ``ordered`` are all batches."""
+    busy: set[str] = set()
+    for run in unfinished_runs(instance, keys):
+        makes_batches = run.asset_selection is None or not run.asset_selection.isdisjoint(keys.batch_assets)
+        if run.job_name == keys.labels_job or not makes_batches:
+            continue
+        first = run.tags.get(RANGE_START_TAG) or run.tags.get(_PARTITION_TAG)
+        last = run.tags.get(RANGE_END_TAG) or first
+        busy.update(batch for batch in ordered if first is None or last is None or first <= batch <= last)
+    return busy
+
+
+def exhausted_batches(instance: dg.DagsterInstance, keys: LaneKeys, states: Mapping[str, str]) -> set[str]:
+    """Batches whose present state was tried ``ATTEMPTS`` times, or whose run somebody cancelled."""
+    finished = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+    runs = instance.get_runs(filters=dg.RunsFilter(job_name=keys.lane_job, statuses=finished), limit=_RUNS_LOOKED_AT)
+    tried: Counter[str] = Counter()
+    for run in runs:
+        for batch, state in json.loads(run.tags.get(STATES_TAG, "{}")).items():
+            if states.get(batch) == state:
+                tried[batch] += ATTEMPTS if run.status == dg.DagsterRunStatus.CANCELED else 1
+    return {batch for batch, times in tried.items() if times >= ATTEMPTS}
+
+
+def range_requests(
+    ordered: Sequence[str],
+    wanted: set[str],
+    assets: Sequence[dg.AssetKey],
+    *,
+    longest: int,
+    why: str,
+    states: Mapping[str, str],
+) -> Iterator[dg.RunRequest]:
+    """One run per range of neighbouring wanted batches, none longer than ``longest``."""
+    for first, last in contiguous_ranges(ordered, wanted, longest):
+        inside = {batch: states[batch] for batch in ordered if first <= batch <= last and batch in states}
+        yield dg.RunRequest(
+            asset_selection=list(assets),
+            tags={**range_tags(first, last), BECAUSE_TAG: why, STATES_TAG: json.dumps(inside)},
+        )
