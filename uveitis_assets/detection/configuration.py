@@ -140,6 +140,11 @@ class TrainingConfiguration(Configuration):
     patience: int = Field(10, ge=0, description="Epochs without a better AP before training stops; 0: never stops")
     evaluate_every: int = Field(1, ge=1, description="Epochs between evaluations")
     save_every_epochs: int = Field(0, ge=0, description="Keep checkpoints/epoch_<n> every so many epochs; 0: never")
+    checkpoint_every_steps: int = Field(
+        0, ge=0, description="Optimizer steps between states to continue from within an epoch; 0: by minutes alone"
+    )
+    checkpoint_every_minutes: float = Field(10.0, gt=0, description="Minutes between states within an epoch")
+    loader_workers: int = Field(4, ge=0, le=64, description="Processes that read tiles ahead of a GPU; none on the CPU")
     tensorboard: bool = True
     wandb_project: str | None = Field(None, description="Log to W&B; needs $UVEITIS_WANDB_KEY_FILE")
 

@@ -1,0 +1,191 @@
+"""The folder of one training: names, content and state of its files. The only module that knows them.
+
+``config.yaml``, ``metrics.jsonl``, ``checkpoints/`` and ``val_report.json`` are those of the earlier scripts;
+``run.json`` says what the folder is of and whether it is finished. A folder of another configuration or other labels is
+never continued: its files are moved below ``replaced/``, so that no metrics of two trainings mix.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from uveitis_assets.storage import read_json, write_bytes, write_json
+
+_REPLACED = "replaced"
+_OWN_FILES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "checkpoints",
+    "val_report.json",
+    "curves.png",
+    "tb",
+    "wandb",
+    "run.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Places of a run's files below ``path``."""
+
+    path: Path
+
+    @property
+    def run_file(self) -> Path:
+        """What the run is of (identity) and whether it is finished (outcome)."""
+        return self.path / "run.json"
+
+    @property
+    def configuration_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "val_report.json"
+
+    @property
+    def curves_file(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def tensorboard_folder(self) -> Path:
+        return self.path / "tb"
+
+    @property
+    def last_state(self) -> Path:
+        """Everything a killed training goes on from; root keys epoch, model, config, metrics, optimizer as earlier."""
+        return self.path / "checkpoints" / "last.pth"
+
+    @property
+    def best_weights(self) -> Path:
+        return self.path / "checkpoints" / "best.safetensors"
+
+    def epoch_weights(self, epoch: int) -> Path:
+        return self.path / "checkpoints" / f"epoch_{epoch:03d}.safetensors"
+
+
+def open_run_folder(folder: RunFolder, identity: Mapping[str, Any]) -> str | None:
+    """Make the folder the one of ``identity``; what it held of another run is moved below ``replaced/``.
+
+    Returns:
+        A message when files were moved, else None.
+    """
+    found = _identity_of(folder)
+    if found == identity:
+        return None
+    message = None
+    held = [name for name in _OWN_FILES if (folder.path / name).exists()]
+    if held:
+        target = _unused(folder.path / _REPLACED)
+        target.mkdir(parents=True)
+        for name in held:
+            (folder.path / name).rename(target / name)
+        different = sorted(key for key in identity if found is None or found.get(key) != identity[key])
+        message = (
+            f"{folder.path}: held a run with another {', '.join(different)}; it was moved to "
+            f"{target.relative_to(folder.path)} and the training begins anew"
+        )
+    write_json(folder.run_file, {"identity": dict(identity), "outcome": None})
+    return message
+
+
+def finished_outcome(folder: RunFolder, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The outcome of a finished run of this identity, else None."""
+    if _identity_of(folder) != identity:
+        return None
+    outcome: dict[str, Any] | None = read_json(folder.run_file)["outcome"]
+    return outcome
+
+
+def finish_run(folder: RunFolder, identity: Mapping[str, Any], outcome: Mapping[str, Any]) -> None:
+    """Mark the run as finished; the last thing a training writes."""
+    write_json(folder.run_file, {"identity": dict(identity), "outcome": dict(outcome)})
+
+
+def write_configuration(folder: RunFolder, configuration: Mapping[str, Any]) -> None:
+    """Write config.yaml: plain values, in the order of the configuration's fields."""
+    text = yaml.safe_dump(dict(configuration), sort_keys=False, allow_unicode=True)
+    write_bytes(folder.configuration_file, text.encode())
+
+
+def write_metrics(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write metrics.jsonl as a whole: one line per epoch, none of an epoch that was not kept."""
+    lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    write_bytes(folder.metrics_file, lines.encode())
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl, also of the earlier scripts.
+
+    Raises:
+        ValueError: a line is not a JSON object; names file and line.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: expected a JSON object, found {error.msg}; delete the line") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}; delete the line")
+        rows.append(row)
+    return rows
+
+
+def write_state(folder: RunFolder, state: Mapping[str, Any]) -> None:
+    """Write checkpoints/last.pth: tensors and plain values only."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_bytes(folder.last_state, buffer.getbuffer())
+
+
+def read_state(folder: RunFolder) -> dict[str, Any] | None:
+    """The state of ``write_state`` with its tensors on the CPU, or None when there is none."""
+    try:
+        state: dict[str, Any] = torch.load(folder.last_state, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    return state
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], lineage: Mapping[str, Any]) -> None:
+    """Write weights as safetensors, and what they are beside them as JSON."""
+    write_bytes(path, save({name: tensor.contiguous().cpu() for name, tensor in weights.items()}))
+    write_json(path.with_suffix(".json"), lineage)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Weights of ``save_weights``, on the CPU."""
+    weights: dict[str, Tensor] = load_file(path)
+    return weights
+
+
+def _identity_of(folder: RunFolder) -> dict[str, Any] | None:
+    try:
+        identity: dict[str, Any] = read_json(folder.run_file)["identity"]
+    except FileNotFoundError:
+        return None
+    return identity
+
+
+def _unused(parent: Path) -> Path:
+    number = 1
+    while (parent / f"run_{number:03d}").exists():
+        number += 1
+    return parent / f"run_{number:03d}"

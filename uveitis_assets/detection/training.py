@@ -1,0 +1,429 @@
+"""Trains a lesion detector: one readable loop from labelled tiles to the checkpoint with the best AP.
+
+A killed training goes on where its last state was written and ends with the same weights. The parts are in rooms of
+their own: which images (``training_data``), gradients in parts (``micro_batches``), averaged weights (``ema``), files
+(``run_folder``), judgement (``validation``), several processes (``distributed``). It draws no figures and knows no
+Dagster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uveitis_assets.detection.configuration import DetectorConfiguration, TrainingConfiguration
+from uveitis_assets.detection.distributed import (
+    average_gradients,
+    copy_from_rank_0,
+    from_rank_0,
+    gathered,
+    mean_over_processes,
+    n_processes,
+    process_rank,
+)
+from uveitis_assets.detection.ema import averaged_copy, update_average
+from uveitis_assets.detection.evaluation.evaluate import Evaluation
+from uveitis_assets.detection.evaluation.report import validation_report
+from uveitis_assets.detection.labelled_split import LabelledSplit
+from uveitis_assets.detection.learning_rate import learning_rate, set_learning_rate
+from uveitis_assets.detection.micro_batches import NonFiniteLossError, accumulate_gradients
+from uveitis_assets.detection.models.detector import build_detector
+from uveitis_assets.detection.models.freezing import freeze_blocks, parameter_groups
+from uveitis_assets.detection.random_state import seed_generators
+from uveitis_assets.detection.run_folder import (
+    RunFolder,
+    finish_run,
+    finished_outcome,
+    open_run_folder,
+    read_state,
+    read_weights,
+    save_weights,
+    write_configuration,
+    write_metrics,
+    write_state,
+)
+from uveitis_assets.detection.tile_dataset import Target, TilePixels
+from uveitis_assets.detection.tile_store import open_tile_store
+from uveitis_assets.detection.training_data import EpochBatches, chosen_splits
+from uveitis_assets.detection.training_progress import SilentProgress, TrainingProgress
+from uveitis_assets.detection.training_state import Learner, Position, learner_state, restore_learner
+from uveitis_assets.detection.validation import validate
+from uveitis_assets.storage import ArtefactStore, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOutcome:
+    """What a finished training is, also when it had been finished before.
+
+    ``best_weights`` are the averaged weights of ``best_epoch`` (from 1); ``map_selection`` is its AP at the selection
+    IoU. ``duration_s`` adds up the lives of a training that was killed and continued, up to each one's last state.
+    """
+
+    best_weights: Path
+    best_epoch: int
+    map_selection: float
+    map_50: float
+    map_30: float
+    n_epochs: int
+    n_steps: int
+    stopped_early: bool
+    duration_s: float
+    was_finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One call of ``train_detector``: what stays the same over its steps, and the learner that does not."""
+
+    folder: RunFolder
+    identity: Mapping[str, Any]
+    configuration: DetectorConfiguration
+    train: LabelledSplit
+    val: LabelledSplit
+    batches: EpochBatches
+    pixels: TilePixels
+    learner: Learner
+    device: torch.device
+    listener: TrainingProgress
+    began: float
+
+    @property
+    def options(self) -> TrainingConfiguration:
+        return self.configuration.training
+
+    @property
+    def n_steps(self) -> int:
+        return self.options.epochs * len(self.batches)
+
+    @property
+    def amp(self) -> bool:
+        return mixed_precision(self.options, self.device)
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.began
+
+
+def train_detector(
+    store: ArtefactStore,
+    configuration: DetectorConfiguration,
+    run_folder: Path,
+    train: LabelledSplit,
+    val: LabelledSplit,
+    *,
+    device: str,
+    progress: TrainingProgress | None = None,
+) -> TrainingOutcome:
+    """Train a detector, continue one that was killed, or recognise one that is finished.
+
+    Several processes of one torch process group train together when each calls this with the same arguments.
+
+    Args:
+        store: where initial weights lie.
+        configuration: model, data, optimization, evaluation.
+        run_folder: where everything is written; files of another run in it are moved below ``replaced/``.
+        train: images to learn from.
+        val: images that choose the best checkpoint; not read with ``overfit_images``.
+        device: ``cpu``, ``cuda`` or ``cuda:<n>``.
+        progress: listener; None tells nobody.
+
+    Raises:
+        ValueError: no lesions to learn from or to be judged on; the configuration does not fit the network.
+        NonFiniteLossError: the loss became NaN or infinite; names step and tiles.
+        RuntimeError: one tile alone does not fit into the GPU's memory.
+    """
+    began = time.monotonic()
+    listener = progress or SilentProgress()
+    folder = RunFolder(run_folder)
+    train, val = chosen_splits(configuration, train, val)
+    identity = training_identity(configuration, train, val)
+    outcome = from_rank_0(finished_outcome(folder, identity))
+    if outcome is not None:
+        listener.said(f"{run_folder}: this training is finished; nothing to do")
+        return _outcome(folder, outcome, was_finished=True)
+    if process_rank() == 0:
+        message = open_run_folder(folder, identity)
+        write_configuration(folder, configuration.model_dump(mode="json"))
+        if message:
+            listener.said(message)
+    gathered(None)  # Nobody looks for a state before the folder is this run's.
+    pixels = open_tile_store(store, list({image.image_id: image for image in (*train.images, *val.images)}.values()))
+    learner = _new_learner(configuration, torch.device(device))
+    state = read_state(folder)
+    if state is not None:
+        restore_learner(learner, state)
+        position = learner.position
+        listener.said(f"continuing after {position.step} steps, in epoch {position.epoch + 1}")
+    run = _Run(
+        folder=folder,
+        identity=identity,
+        configuration=configuration,
+        train=train,
+        val=val,
+        batches=EpochBatches(configuration, train, torch.device(device), pixels),
+        pixels=pixels,
+        learner=learner,
+        device=torch.device(device),
+        listener=listener,
+        began=began - learner.position.elapsed_s,
+    )
+    _train(run)
+    return _finish(run)
+
+
+def training_identity(configuration: DetectorConfiguration, train: LabelledSplit, val: LabelledSplit) -> dict[str, Any]:
+    """What decides a training's weights: a folder with another identity is not continued.
+
+    Settings that only change what is written, shown or predicted later have no part in it.
+    """
+    settings = {
+        "model": configuration.model,
+        "initialise": configuration.initialise,
+        "augmentation": configuration.augmentation,
+        "sampling": configuration.sampling,
+        "training": configuration.training,
+    }
+    shown = {"tensorboard", "wandb_project", "checkpoint_every_steps", "checkpoint_every_minutes", "save_every_epochs"}
+    plain: dict[str, Any] = {name: part.model_dump(mode="json", exclude=shown) for name, part in settings.items()}
+    plain["selection"] = [
+        configuration.overfit_images,
+        configuration.evaluation.selection_iou,
+        configuration.evaluation.max_detections,
+        configuration.inference.merge,
+        configuration.inference.merge_iou,
+    ]
+    digest = hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8)
+    return {
+        "configuration": digest.hexdigest(),
+        "training labels": train.fingerprint,
+        "validation labels": val.fingerprint,
+        "number of processes": n_processes(),
+    }
+
+
+def mixed_precision(options: TrainingConfiguration, device: torch.device) -> bool:
+    """Whether bfloat16 is used on a device."""
+    return options.amp == "bf16" or (options.amp == "auto" and device.type == "cuda")
+
+
+def n_frozen_blocks(options: TrainingConfiguration, epoch: int) -> int:
+    """Blocks that are frozen in an epoch, counted from 0.
+
+    All of ``freeze_blocks`` before ``freeze_epochs``; from then on ``unfreeze_blocks_per_epoch`` fewer each epoch, or
+    none where that is 0.
+    """
+    if epoch < options.freeze_epochs:
+        return options.freeze_blocks
+    if options.unfreeze_blocks_per_epoch == 0:
+        return 0
+    unfrozen = (epoch - options.freeze_epochs + 1) * options.unfreeze_blocks_per_epoch
+    return max(0, options.freeze_blocks - unfrozen)
+
+
+def _new_learner(configuration: DetectorConfiguration, device: torch.device) -> Learner:
+    options = configuration.training
+    seed_generators(options.seed)
+    model = build_detector(configuration.model).to(device).train()
+    copy_from_rank_0(model)
+    optimizer = torch.optim.AdamW(parameter_groups(model, options))
+    # Processes begin with equal weights and go on with random numbers of their own.
+    seed_generators(options.seed + 1_000_003 * process_rank())
+    return Learner(model, averaged_copy(model), optimizer, Position(micro_batch=options.batch_size))
+
+
+def _train(run: _Run) -> None:
+    position = run.learner.position
+    run.listener.started(n_epochs=run.options.epochs, n_steps=run.n_steps, step=position.step)
+    saved = time.monotonic()
+    while position.epoch < run.options.epochs and not _stops_early(position, run.options):
+        freeze_blocks(run.learner.model, n_frozen_blocks(run.options, position.epoch))
+        with run.batches.of_epoch(position.epoch, skip=position.batch) as batches:
+            for images, targets in batches:
+                _take_step(run, images, targets)
+                if _state_is_due(run, saved):
+                    _save(run)
+                    saved = time.monotonic()
+        _end_epoch(run)
+        saved = time.monotonic()
+
+
+def _state_is_due(run: _Run, saved: float) -> bool:
+    """Whether it is time to write a state within an epoch; all processes agree."""
+    options = run.options
+    every = options.checkpoint_every_steps
+    late = from_rank_0(time.monotonic() - saved >= 60 * options.checkpoint_every_minutes)
+    return late or (every > 0 and run.learner.position.step % every == 0)
+
+
+def _take_step(run: _Run, images: Sequence[Tensor], targets: Sequence[Target]) -> None:
+    learner, options = run.learner, run.options
+    position = learner.position
+    rate = learning_rate(
+        position.step,
+        n_steps=run.n_steps,
+        warmup_steps=options.warmup_steps,
+        peak=options.learning_rate,
+        lowest=options.min_learning_rate,
+    )
+    set_learning_rate(learner.optimizer, rate)
+    names = [_tile_name(run.train, target) for target in targets]
+    where = f"epoch {position.epoch + 1}, step {position.step + 1}"
+
+    def losses_of(images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        pixels = [image.to(run.device, non_blocking=True).float() / 255 for image in images]
+        labels = [
+            {name: target[name].to(run.device, non_blocking=True) for name in ("boxes", "labels", "corners")}
+            for target in targets
+        ]
+        with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=run.amp):
+            losses: Mapping[str, Tensor] = learner.model(pixels, labels)
+        return losses
+
+    advice = "lower training.learning_rate or training.gradient_clip_norm, or set training.amp to off"
+    try:
+        result = accumulate_gradients(
+            losses_of,
+            learner.model,
+            images,
+            targets,
+            names=names,
+            micro_batch=position.micro_batch,
+            say=run.listener.said,
+        )
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(f"{where}: {error}; {advice}") from error
+    average_gradients(learner.model.parameters())
+    norm = nn.utils.clip_grad_norm_(learner.model.parameters(), options.gradient_clip_norm)
+    if not torch.isfinite(norm):
+        raise NonFiniteLossError(
+            f"{where}: tiles {', '.join(names)}: expected finite gradients, found norm {norm.item():g}; {advice}"
+        )
+    learner.optimizer.step()
+    position.step += 1
+    position.batch += 1
+    position.micro_batch = result.micro_batch
+    update_average(learner.average, learner.model, decay=options.ema_decay, n_updates=position.step)
+    losses = mean_over_processes(result.losses, run.device)
+    for name, loss in losses.items():
+        position.loss_sums[name] = position.loss_sums.get(name, 0.0) + loss
+    run.listener.stepped(step=position.step, losses=losses, learning_rate=rate)
+
+
+def _tile_name(split: LabelledSplit, target: Mapping[str, Tensor]) -> str:
+    image = split.images[int(target["image_index"])]
+    return f"{image.image_id}/{image.tiles[int(target['tile_index'])].tile_id}"
+
+
+def _end_epoch(run: _Run) -> None:
+    """Judge the averaged weights, add the epoch's row, and write weights, state and metrics."""
+    learner, options = run.learner, run.options
+    position = learner.position
+    epoch = position.epoch + 1
+    losses = {name: total / position.batch for name, total in sorted(position.loss_sums.items())}
+    judged: dict[str, float | None] = dict.fromkeys(("map_50", "map_30", "map_50_95", "map_selection"))
+    if epoch % options.evaluate_every == 0 or epoch == options.epochs:
+        evaluation = _judge(run, intervals=False)
+        judged = {name: getattr(evaluation, name) for name in judged}
+    best = position.best_row
+    row = {
+        "epoch": epoch,
+        "train_loss": sum(losses.values()),
+        # The earlier key; it holds the AP by which the best checkpoint is chosen, no proxy.
+        "val_mAP_proxy": judged["map_selection"],
+        "elapsed_sec": round(run.elapsed_s, 3),
+        "lr": learner.optimizer.param_groups[0]["lr"] / learner.optimizer.param_groups[0]["lr_scale"],
+        "step": position.step,
+        "n_frozen_blocks": n_frozen_blocks(options, position.epoch),
+        **judged,
+        **losses,
+    }
+    position.rows.append(row)
+    position.epoch, position.batch, position.loss_sums = epoch, 0, {}
+    kept = options.save_every_epochs and epoch % options.save_every_epochs == 0
+    if process_rank() == 0:
+        if judged["map_selection"] is not None and (best is None or judged["map_selection"] > best["map_selection"]):
+            _save_weights(run, run.folder.best_weights, row)
+        if kept:
+            _save_weights(run, run.folder.epoch_weights(epoch), row)
+    _save(run)
+    run.listener.epoch_ended(row)
+
+
+def _judge(run: _Run, *, intervals: bool) -> Evaluation:
+    return validate(
+        run.learner.average,
+        run.val,
+        run.configuration,
+        pixels=run.pixels,
+        device=run.device,
+        amp=run.amp,
+        intervals=intervals,
+    )
+
+
+def _stops_early(position: Position, options: TrainingConfiguration) -> bool:
+    best = position.best_row
+    return options.patience > 0 and best is not None and position.epoch - int(best["epoch"]) >= options.patience
+
+
+def _save(run: _Run) -> None:
+    """Write the state to continue from, then the metrics it knows of."""
+    run.learner.position.elapsed_s = run.elapsed_s
+    state = learner_state(run.learner, run.configuration)
+    if process_rank() == 0:
+        write_state(run.folder, state)
+        write_metrics(run.folder, run.learner.position.rows)
+
+
+def _save_weights(run: _Run, path: Path, row: Mapping[str, Any]) -> None:
+    lineage = {
+        "configuration": run.configuration.model_dump(mode="json"),
+        "identity": dict(run.identity),
+        "categories": {str(number): name for number, name in run.train.categories.items()},
+        "epoch": row["epoch"],
+        "metrics": dict(row),
+    }
+    save_weights(path, run.learner.average.state_dict(), lineage)
+
+
+def _finish(run: _Run) -> TrainingOutcome:
+    """Judge the best weights once more, with intervals, and write the report; the last file says finished."""
+    position = run.learner.position
+    best = position.best_row
+    if best is None:
+        raise ValueError(
+            f"{run.folder.path}: no epoch was evaluated; expected training.evaluate_every "
+            f"{run.options.evaluate_every} to be at most the number of epochs"
+        )
+    run.learner.average.load_state_dict(read_weights(run.folder.best_weights))
+    evaluation = _judge(run, intervals=True)
+    outcome = {
+        "best_epoch": best["epoch"],
+        "map_selection": evaluation.map_selection,
+        "map_50": evaluation.map_50,
+        "map_30": evaluation.map_30,
+        "n_epochs": position.epoch,
+        "n_steps": position.step,
+        "stopped_early": position.epoch < run.options.epochs,
+        "duration_s": round(run.elapsed_s, 3),
+    }
+    if process_rank() == 0:
+        write_json(
+            run.folder.report_file,
+            validation_report(evaluation, best_epoch=best["epoch"], fingerprint=run.val.fingerprint),
+        )
+        finish_run(run.folder, run.identity, outcome)
+    gathered(None)
+    return _outcome(run.folder, outcome, was_finished=False)
+
+
+def _outcome(folder: RunFolder, values: Mapping[str, Any], *, was_finished: bool) -> TrainingOutcome:
+    return TrainingOutcome(best_weights=folder.best_weights, was_finished=was_finished, **values)

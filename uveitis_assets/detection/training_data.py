@@ -1,0 +1,80 @@
+"""Which images a training learns from and is judged on, and the batches of each epoch.
+
+How items look and in which order an epoch shows them is decided in ``tile_dataset`` and ``sampling``; this puts them
+together for one of several processes, beginning anywhere in an epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from uveitis_assets.detection.configuration import DetectorConfiguration
+from uveitis_assets.detection.detector_batches import Batch, detector_batches
+from uveitis_assets.detection.distributed import n_processes, process_rank
+from uveitis_assets.detection.labelled_split import LabelledSplit
+from uveitis_assets.detection.sampling import EpochSampler, overfit_split
+from uveitis_assets.detection.tile_dataset import TileDataset, TilePixels
+
+
+def chosen_splits(
+    configuration: DetectorConfiguration, train: LabelledSplit, val: LabelledSplit
+) -> tuple[LabelledSplit, LabelledSplit]:
+    """The splits a training learns from and is judged on.
+
+    With ``overfit_images`` both are the same few training images: what was learned by heart has to be found again.
+
+    Raises:
+        ValueError: no image with a lesion to learn from or to be judged on.
+    """
+    if configuration.overfit_images:
+        same = overfit_split(train, configuration.overfit_images)
+        return same, same
+    for split in (train, val):
+        if not any(len(image.truth) for image in split.images):
+            raise ValueError(
+                f"{split.lane}, fold {split.fold}, {split.split}: expected images with lesions, found none among "
+                f"{len(split.images)}; label some, or choose another fold"
+            )
+    return train, val
+
+
+class EpochBatches:
+    """This process's batches of every epoch."""
+
+    def __init__(
+        self, configuration: DetectorConfiguration, train: LabelledSplit, device: torch.device, pixels: TilePixels
+    ) -> None:
+        options = configuration.training
+        self._dataset = TileDataset(
+            train.images, configuration.augmentation, options.seed, configuration.model.input_size, pixels
+        )
+        self._sampler = EpochSampler(
+            train.images, configuration.sampling, options.seed, rank=process_rank(), world_size=n_processes()
+        )
+        self._batch_size = options.batch_size
+        self._batches = detector_batches(
+            self._dataset,
+            self._sampler,
+            batch_size=self._batch_size,
+            num_workers=options.loader_workers if device.type == "cuda" else 0,
+            pin_memory=device.type == "cuda",
+        )
+
+    def __len__(self) -> int:
+        """Batches per epoch; the same in every process."""
+        return math.ceil(self._sampler.draws_per_epoch / self._batch_size)
+
+    @contextmanager
+    def of_epoch(self, epoch: int, *, skip: int) -> Iterator[Iterator[Batch]]:
+        """The epoch's batches but the first ``skip``: uint8 images (3, S, S) and their targets.
+
+        A context, because the death of a loading process shows anywhere in the loop's body.
+        """
+        self._dataset.set_epoch(epoch)
+        self._sampler.set_epoch(epoch, first_draw=skip * self._batch_size)
+        with self._batches.explaining_worker_deaths():
+            yield iter(self._batches)
