@@ -20,9 +20,9 @@ from uveitis_assets.fundus.geometry import ImageFrames
 class DetectionBatch:
     """Rows are detections; ``boxes`` float64 (N, 4) and ``corners`` float64 (N, 4, 2) or None in tiling px.
 
-    ``scores`` float64 (N,), ``labels`` int64 (N,), ``images`` int64 (N,): position of the image. ``windows`` float64
-    (N, 4): box of the tile that a detection comes from; ``sizes`` float64 (n_images, 2): width and height of each
-    image's tiling frame.
+    ``scores`` float64 (N,), ``labels`` int64 (N,), ``images`` int64 (N,): position of the image. ``tiles`` int64 (N,):
+    row of ``windows`` float64 (n_tiles, 4), the box of the tile that a detection comes from. ``sizes`` float64
+    (n_images, 2): width and height of each image's tiling frame.
     """
 
     boxes: NDArray[np.float64]
@@ -30,6 +30,7 @@ class DetectionBatch:
     labels: NDArray[np.int64]
     corners: NDArray[np.float64] | None
     images: NDArray[np.int64]
+    tiles: NDArray[np.int64]
     windows: NDArray[np.float64]
     sizes: NDArray[np.float64]
 
@@ -45,7 +46,8 @@ class DetectionBatch:
             self.labels[rows],
             corners,
             self.images[rows],
-            self.windows[rows],
+            self.tiles[rows],
+            self.windows,
             self.sizes,
         )
 
@@ -55,10 +57,21 @@ class DetectionBatch:
             return np.zeros(0, np.int64)
         return self.images * (int(self.labels.max()) + 1) + self.labels
 
-    def best_first(self) -> NDArray[np.int64]:
+    def best_first(self) -> DetectionBatch:
         """Rows by image, then score, best first; ties by category, then by the box, so that no input order matters."""
-        x0, y0, x1, y1 = self.boxes.T
-        return np.lexsort((y1, x1, y0, x0, self.labels, -self.scores, self.images)).astype(np.int64)
+        # One key for both: images lie 2 apart and scores within 1.
+        key = 2.0 * self.images - self.scores
+        order = np.argsort(key).astype(np.int64)
+        ordered = key[order]
+        ties = np.zeros(len(order) + 1, np.bool_)
+        ties[1:-1] = ordered[1:] == ordered[:-1]
+        # Ties are few, and only they are worth sorting by all columns.
+        places = np.flatnonzero(ties[1:] | ties[:-1])
+        tied = order[places]
+        x0, y0, x1, y1 = self.boxes[tied].T
+        settled = np.lexsort((y1, x1, y0, x0, self.labels[tied], -self.scores[tied], self.images[tied]))
+        order[places] = tied[settled]
+        return self.select(order)
 
 
 def join_tiles(frames: Sequence[ImageFrames], tile_detections: Sequence[Sequence[Detections]]) -> DetectionBatch:
@@ -82,16 +95,21 @@ def join_tiles(frames: Sequence[ImageFrames], tile_detections: Sequence[Sequence
         windows += [(tile.x0, tile.y0, tile.x1, tile.y1) for tile in image_frames.tiles]
     parts = [detections for of_tiles in tile_detections for detections in of_tiles]
     per_tile = [len(part) for part in parts]
-    window_rows = np.repeat(np.array(windows, np.float64).reshape(-1, 4), per_tile, axis=0)
+    places = np.array(windows, np.float64).reshape(-1, 4)
+    tiles = np.repeat(np.arange(len(parts), dtype=np.int64), per_tile)
     joined = _joined(parts)
-    shift = window_rows[:, :2]
+    shift = places[tiles, :2]
+    boxes = joined.boxes.astype(np.float64)
+    boxes[:, :2] += shift
+    boxes[:, 2:] += shift
     return DetectionBatch(
-        boxes=joined.boxes.astype(np.float64) + np.tile(shift, 2),
+        boxes=boxes,
         scores=joined.scores.astype(np.float64),
         labels=joined.labels,
         corners=None if joined.corners is None else joined.corners.astype(np.float64) + shift[:, None],
         images=np.repeat(np.arange(len(frames), dtype=np.int64), counts),
-        windows=window_rows,
+        tiles=tiles,
+        windows=places,
         sizes=np.array([image_frames.tiling_size for image_frames in frames], np.float64).reshape(-1, 2),
     )
 
@@ -114,27 +132,29 @@ def join_images(images: Sequence[Sequence[Detections]], sizes: Sequence[tuple[in
         labels=joined.labels,
         corners=None if joined.corners is None else joined.corners.astype(np.float64),
         images=rows,
-        windows=np.hstack([np.zeros((len(rows), 2)), frame_sizes[rows]]),
+        tiles=rows,
+        windows=np.hstack([np.zeros_like(frame_sizes), frame_sizes]),
         sizes=frame_sizes,
     )
 
 
 def to_global(batch: DetectionBatch, frames: Sequence[ImageFrames]) -> list[Detections]:
-    """Clip merged detections to their tiling frame, map them to global px and split them by image, best first.
+    """Clip merged detections, which come best first, to their tiling frame, map them to global px, split them by image.
 
     Boxes that show nothing of the crop, only the black margin of the global image, are left out. Corners are mapped
     but not clipped: a clipped oriented box is none.
     """
-    clipped = np.clip(batch.boxes, 0.0, np.tile(batch.sizes, 2)[batch.images])
     scale, offset = _tiling_to_global(frames)
-    shift = np.tile(offset, 2)[batch.images]
-    boxes = clipped * scale[batch.images, None] + shift
     content = np.array([_crop_in_global(image_frames) for image_frames in frames], np.float64).reshape(-1, 4)
-    window = content[batch.images]
+    size, window = batch.sizes[batch.images], content[batch.images]
+    boxes = np.empty_like(batch.boxes)
+    for side in range(4):
+        axis = side % 2
+        boxes[:, side] = np.clip(batch.boxes[:, side], 0.0, size[:, axis])
+        boxes[:, side] = boxes[:, side] * scale[batch.images] + offset[batch.images, axis]
     width = np.minimum(boxes[:, 2], window[:, 2]) - np.maximum(boxes[:, 0], window[:, 0])
     height = np.minimum(boxes[:, 3], window[:, 3]) - np.maximum(boxes[:, 1], window[:, 1])
-    rows = batch.best_first()
-    rows = rows[(width > 0)[rows] & (height > 0)[rows]]
+    rows = np.flatnonzero((width > 0) & (height > 0))
     corners = None
     if batch.corners is not None:
         corners = batch.corners * scale[batch.images, None, None] + offset[batch.images][:, None]

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import nms
 
-from uveitis_assets.detection.class_wise_nms import class_wise_nms, overlapping_pairs
 from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.detections import Detections
+from uveitis_assets.detection.group_suppression import nms_in_groups, overlapping_pairs
 from uveitis_assets.detection.merging import fuse_detectors, merge_image, merge_images
 from uveitis_assets.fundus.geometry import ImageFrames
 from uveitis_assets_tests.detection.known_detectors import detections, small_frames
@@ -141,23 +141,22 @@ def test_an_ensemble_keeps_one_of_the_detectors_boxes() -> None:
 
 
 boxes_strategy = st.lists(
-    st.tuples(*[st.integers(0, 40)] * 2, *[st.integers(1, 20)] * 2, st.integers(0, 3), st.integers(0, 5)), max_size=40
+    st.tuples(*[st.integers(0, 40)] * 2, *[st.integers(1, 20)] * 2, st.integers(0, 3)), max_size=40
 )
 
 
 @settings(max_examples=150, deadline=None)
 @given(boxes_strategy, st.sampled_from([0.0, 0.3, 0.5, 1 / 3]))
 def test_suppression_equals_the_greedy_loop(rows: list[tuple[int, ...]], iou: float) -> None:
-    boxes = np.array([(x, y, x + w, y + h) for x, y, w, h, _, _ in rows], np.float64).reshape(-1, 4)
+    boxes = np.array([(x, y, x + w, y + h) for x, y, w, h, _ in rows], np.float64).reshape(-1, 4)
     groups = np.array([row[4] for row in rows], np.int64)
-    ranking = np.argsort([-row[5] for row in rows], kind="stable").astype(np.int64)
-    kept = class_wise_nms(boxes, groups, ranking, iou)
+    kept = nms_in_groups(boxes, groups, iou)
 
     expected: list[int] = []
-    for row in ranking.tolist():
+    for row in range(len(rows)):
         if all(groups[row] != groups[other] or independent_iou(boxes[row], boxes[other]) <= iou for other in expected):
             expected.append(row)
-    assert np.flatnonzero(kept).tolist() == sorted(expected)
+    assert np.flatnonzero(kept).tolist() == expected
 
 
 def independent_iou(one: np.ndarray, other: np.ndarray) -> float:
@@ -178,7 +177,7 @@ def test_pairs_found_in_small_chunks_are_the_same(monkeypatch: pytest.MonkeyPatc
         for a, b in overlapping_pairs(boxes, groups)
         for pair in zip(a.tolist(), b.tolist(), strict=True)
     }
-    monkeypatch.setattr("uveitis_assets.detection.class_wise_nms._PAIRS_PER_CHUNK", 7)
+    monkeypatch.setattr("uveitis_assets.detection.group_suppression._PAIRS_PER_CHUNK", 7)
     parts = list(overlapping_pairs(boxes, groups))
     assert len(parts) > 50
     assert {tuple(sorted(pair)) for a, b in parts for pair in zip(a.tolist(), b.tolist(), strict=True)} == whole

@@ -15,15 +15,16 @@ Rows = NDArray[np.int64]
 
 # Candidate pairs looked at together: 8 columns of them take about 250 MB.
 _PAIRS_PER_CHUNK = 1 << 22
+# More than float64 loses on an axis of a million groups.
+_AXIS_NOISE_PX = 1e-3
 
 
-def class_wise_nms(boxes: NDArray[np.float64], groups: Rows, ranking: Rows, iou: float) -> NDArray[np.bool_]:
+def nms_in_groups(boxes: NDArray[np.float64], groups: Rows, iou: float) -> NDArray[np.bool_]:
     """Greedy non-maximum suppression inside every group: a box goes when a kept better one has more than ``iou``.
 
     Args:
-        boxes: float64 (N, 4), x0 y0 x1 y1.
-        groups: int64 (N,); boxes of different groups never meet.
-        ranking: rows from best to worst; only the order inside a group matters.
+        boxes: float64 (N, 4), x0 y0 x1 y1, in every group best first.
+        groups: int64 (N,), not negative; boxes of different groups never meet.
         iou: intersection over union above which the worse box goes.
 
     Returns:
@@ -34,21 +35,18 @@ def class_wise_nms(boxes: NDArray[np.float64], groups: Rows, ranking: Rows, iou:
         for first, second in overlapping_pairs(boxes, groups)
         for hit in [pair_iou(boxes, first, second) > iou]
     ]
-    return suppress(len(boxes), pairs, ranking)
+    return _suppressed(len(boxes), pairs)
 
 
-def suppress(n: int, pairs: list[tuple[Rows, Rows]], ranking: Rows) -> NDArray[np.bool_]:
-    """Resolve conflicting pairs greedily by rank: what a kept row conflicts with goes; returns the mask of kept rows.
+def _suppressed(n: int, pairs: list[tuple[Rows, Rows]]) -> NDArray[np.bool_]:
+    """Settle conflicts greedily from the first row on: what a kept row conflicts with goes; mask of kept rows.
 
     A row is kept once every better row it conflicts with has gone, so each round settles at least the best open row
     of every group; rounds are as many as the longest chain of decisions, a handful in practice.
     """
-    place = np.empty(n, np.int64)
-    place[ranking] = np.arange(n)
     first = np.concatenate([pair[0] for pair in pairs]) if pairs else np.zeros(0, np.int64)
     second = np.concatenate([pair[1] for pair in pairs]) if pairs else np.zeros(0, np.int64)
-    swap = place[first] > place[second]
-    better, worse = np.where(swap, second, first), np.where(swap, first, second)
+    better, worse = np.minimum(first, second), np.maximum(first, second)
     gone = np.zeros(n, np.bool_)
     while len(better):
         waits = np.zeros(n, np.bool_)
@@ -65,17 +63,17 @@ def overlapping_pairs(boxes: NDArray[np.float64], groups: Rows) -> Iterator[tupl
 
     Args:
         boxes: float64 (N, 4), x0 y0 x1 y1.
-        groups: int64 (N,).
+        groups: int64 (N,), not negative.
     """
     if not len(boxes):
         return
-    order = np.lexsort((boxes[:, 0], groups)).astype(np.int64)
+    # Groups lie one behind the other on a single axis, so that one sort and one search serve all of them.
+    left, right = boxes[:, 0].min(), boxes[:, 2].max()
+    shift = groups * (right - left + 1.0) - left
+    begin = boxes[:, 0] + shift
+    order = np.argsort(begin).astype(np.int64)
     x0, y0, x1, y1 = boxes[order].T
-    # Groups lie one behind the other on a single axis, so that one search finds where every box's sweep ends.
-    rank = np.cumsum(np.diff(groups[order], prepend=groups[order[0]]) != 0)
-    left, right = x0.min(), x1.max()
-    shift = rank * (right - left + 1.0)
-    last = np.searchsorted(shift + (x0 - left), shift + (x1 - left), side="right")
+    last = np.searchsorted(begin[order], x1 + shift[order] + _AXIS_NOISE_PX, side="right")
     counts = np.maximum(last - np.arange(len(order)) - 1, 0)
     ends = np.cumsum(counts)
     start = 0
