@@ -92,15 +92,15 @@ def change_colours(
     """
     if brightness == contrast == saturation == gamma == 1.0:
         return pixels
-    black = cv2.inRange(pixels, np.zeros(3), np.zeros(3))
+    lit = cv2.bitwise_not(cv2.inRange(pixels, np.zeros(3), np.zeros(3)))
     changed = pixels
     if saturation != 1.0:
         matrix = saturation * np.eye(3) + (1.0 - saturation) * _LUMINANCE
         changed = np.asarray(cv2.transform(pixels, matrix), np.uint8)
-    mean = float(np.dot(cv2.mean(changed, cv2.bitwise_not(black))[:3], _LUMINANCE)) * brightness
+    mean = float(np.dot(cv2.mean(changed, lit)[:3], _LUMINANCE)) * brightness
     levels = np.arange(256) * brightness
     levels = np.clip((levels - mean) * contrast + mean, 0.0, 255.0)
     levels = 255.0 * (levels / 255.0) ** gamma
     changed = np.asarray(cv2.LUT(changed, np.rint(levels).astype(np.uint8)), np.uint8)
-    changed[black > 0] = 0
-    return changed
+    # What the mask leaves out is zero in the new array.
+    return np.asarray(cv2.copyTo(changed, lit), np.uint8)
