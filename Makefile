@@ -49,6 +49,7 @@ bench: install ## Measure speed, memory and ROI accuracy
 	$(BIN)/python benchmarks/landing.py
 	$(BIN)/python benchmarks/definitions.py
 	$(BIN)/python benchmarks/roi_accuracy.py
+	$(BIN)/python benchmarks/detector_loading.py
 
 screenshots: install ## Take the pictures of README and docs again (needs chromium and chromedriver)
 	$(BIN)/python -m uveitis_assets_tests.e2e.screenshots --out docs/images
