@@ -18,6 +18,7 @@ from uveitis_assets.components.lane_keys import STAGES, LaneKeys, fold_and_split
 from uveitis_assets.components.partition_runs import Metadata, MetadataEntry, materialize_keys
 from uveitis_assets.components.previews import picture
 from uveitis_assets.fundus.configuration import LaneConfiguration, PreprocessStage
+from uveitis_assets.fundus.landed import Split
 from uveitis_assets.storage import ArtefactStore, read_json
 
 if TYPE_CHECKING:
@@ -252,17 +253,22 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
 
         store = ArtefactStore.from_environment()
         store.remove_dead_partial_files()
-        # Read before the inputs: what is materialized from now on is newer than these labels.
-        upstream_event = latest_event_id(context.instance, [keys.manifest, keys.stage("tiles")])
-        manifest = read_manifest(store, lane.name)
-        require_one_dealing(lane.name, manifest)
         class_map = load_class_map()
         names = class_map.names
         workers = worker_count(config.workers)
 
         def work(partition: str) -> dict[dg.AssetKey, Metadata]:
-            started = time.perf_counter()
             fold, split = fold_and_split(partition)
+            # Two runs would mix one's images with the other's tiles; who waited reads what is there by then.
+            with store.lock(f"{lane.name}.labels.fold{fold}.{split}"):
+                return {keys.coco_labels: make(partition, fold, split)}
+
+        def make(partition: str, fold: int, split: Split) -> Metadata:
+            started = time.perf_counter()
+            # Read before the inputs: what is materialized from now on is newer than these labels.
+            upstream_event = latest_event_id(context.instance, [keys.manifest, keys.stage("tiles")])
+            manifest = read_manifest(store, lane.name)
+            require_one_dealing(lane.name, manifest)
             summary = build_coco_split(
                 store,
                 lane.name,
@@ -292,7 +298,7 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
                     metadata["preview"] = picture(sheet, f"{lane.name} {partition}: boxes on tiles")
             metadata["duration_s"] = round(time.perf_counter() - started, 3)
             metadata[UPSTREAM_EVENT_METADATA] = upstream_event
-            return {keys.coco_labels: metadata}
+            return metadata
 
         yield from materialize_keys(context, [keys.coco_labels], work)
 

@@ -25,6 +25,7 @@ QuarantineReason = Literal[
     "changed_since_registration",
     "roi_not_found",
     "bad_label",
+    "missing_masks",
 ]
 
 # Reasons that may be gone at the next run without the registered content having changed: such images are tried again

@@ -1,6 +1,7 @@
 """The lane's assets in one process: single keys, ranges, subsets, partial success, metadata and previews."""
 
 import base64
+import fcntl
 import os
 import re
 from typing import Any
@@ -9,7 +10,8 @@ import dagster as dg
 import pytest
 
 from uveitis_assets.components.lane_assets import worker_count
-from uveitis_assets.fundus import preprocess
+from uveitis_assets.fundus import manifest, preprocess
+from uveitis_assets.labels import coco, overlays
 from uveitis_assets_tests.components.running_platform import ALL_FOLD_SPLITS, Platform, artefacts
 
 BATCH_ASSETS = ("manifest", "roi_masks", "normalized_crops", "tiles")
@@ -203,6 +205,40 @@ def test_one_failing_key_leaves_the_others_materialized(finished: Platform, monk
     assert failure.user_failure_data is not None
     assert "1 of 3 partitions failed" in str(failure.user_failure_data.description)
     assert "[b00002] OSError: [Errno 28] No space left on device" in str(failure.user_failure_data.description)
+
+
+def test_two_runs_of_one_label_partition_take_turns_from_reading_the_manifest_to_the_overlays(
+    finished: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def others_wait(partition: str) -> bool:
+        with (finished.store.root / "locks" / f"uwf700.labels.{partition}.lock").open("ab") as other:
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+
+    seen: list[tuple[str, bool, bool]] = []
+
+    def watch(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            seen.append((name, others_wait("fold2.val"), others_wait("fold2.test")))
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(module, name, watched)
+
+    with finished.store.lock("uwf700.labels.fold2.val"), finished.store.lock("uwf700.labels.fold2.test"):
+        assert others_wait("fold2.val"), "the lock's file is where the test looks"
+    watch(manifest, "read_manifest")
+    watch(coco, "build_coco_split")
+    watch(coco, "write_coco_summary")
+    watch(overlays, "write_label_overlays")
+    assert finished.run_labels("uwf700", "fold2|val", None, overlays=True).success
+    of_asset = dict.fromkeys(seen)
+    names = ("read_manifest", "build_coco_split", "write_coco_summary", "write_label_overlays")
+    assert list(of_asset)[:4] == [(name, True, False) for name in names]
 
 
 def test_a_key_that_is_not_registered_is_refused(finished: Platform) -> None:
