@@ -47,6 +47,8 @@ def plain_detector(input_size: int = SIDE) -> FasterRCNN:
         max_size=input_size,
         rpn_anchor_generator=AnchorGenerator(((16, 32),), ((0.5, 1.0, 2.0),)),
         rpn_batch_size_per_image=64,
+        rpn_pre_nms_top_n_train=200,
+        rpn_pre_nms_top_n_test=200,
         rpn_post_nms_top_n_train=50,
         rpn_post_nms_top_n_test=30,
         box_roi_pool=MultiScaleRoIAlign(["0"], 7, 2),
@@ -89,8 +91,8 @@ def test_it_learns_rotated_rectangles_of_all_angles_from_scratch() -> None:
     images, targets = eight_angles()
     model = oriented_detector()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=80)
-    for _ in range(80):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=110)
+    for _ in range(110):
         optimizer.zero_grad()
         losses = model(images, targets)
         sum(losses.values()).backward()
