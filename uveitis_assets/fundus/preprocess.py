@@ -23,7 +23,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from uveitis_assets.fundus.color import ReferenceColor
-from uveitis_assets.fundus.configuration import PreprocessConfiguration, PreprocessStage
+from uveitis_assets.fundus.configuration import PreprocessConfiguration, PreprocessStage, RoiMethod
 from uveitis_assets.fundus.image_stages import (
     ImageStages,
     StageSettings,
@@ -37,7 +37,7 @@ from uveitis_assets.fundus.memory_allocator import reused_buffers
 from uveitis_assets.fundus.quarantine import PASSING_REASONS, QuarantineError
 from uveitis_assets.fundus.reference_color import read_reference_color
 from uveitis_assets.fundus.roi import downscale_for_roi
-from uveitis_assets.fundus.sam2_batches import Sam2Batches, sam2_checkpoint_file
+from uveitis_assets.fundus.sam2_batches import Sam2Batches, lacked_sam2, sam2_checkpoint_file
 from uveitis_assets.fundus.stage_fingerprint import STAGES, stage_fingerprints
 from uveitis_assets.fundus.stage_index import (
     Row,
@@ -208,6 +208,7 @@ class _BatchRun:
         }
         self._earlier = {stage: self._earlier_rows(stage) for stage in STAGES}
         self._rows: dict[PreprocessStage, dict[str, Row]] = {stage: {} for stage in requested}
+        self._sam2: Sam2Batches | None = None
         # Stages with a journal: one that a killed run left, or ours.
         self._touched = {stage: store.stage_journal(lane, stage, batch).exists() for stage in requested}
 
@@ -216,8 +217,9 @@ class _BatchRun:
     def jobs(self) -> list[_Job]:
         """Images and their stages that are not done; rows of the others are taken over."""
         jobs = []
+        without_sam2 = self._images_to_ask_sam2_again()
         for image in self.images:
-            todo = []
+            todo: list[PreprocessStage] = []
             for stage in self.requested:
                 if image.quarantine_reason is not None:
                     set_aside = self._quarantine_row(image, stage, image.quarantine_reason, image.quarantine_detail)
@@ -226,7 +228,9 @@ class _BatchRun:
                     self._rows[stage][image.image_id] = set_aside
                     continue
                 row = self._holding_row(image, stage)
-                if row is None:
+                # A mask that SAM 2 makes now where it could not before, or the reverse, is another one.
+                remade = "roi_masks" in todo and "sam2_prompted" in self._roi_methods(image)
+                if row is None or remade or image.image_id in without_sam2:
                     todo.append(stage)
                 else:
                     self._rows[stage][image.image_id] = row
@@ -235,6 +239,31 @@ class _BatchRun:
             if todo:
                 jobs.append(_Job(image, tuple(todo)))
         return jobs
+
+    def _images_to_ask_sam2_again(self) -> set[str]:
+        """Images whose earlier mask SAM 2 was not there to make, if it is there now: what may pass must not last."""
+        if "roi_masks" not in self.requested:
+            return set()
+        waiting = [
+            image
+            for image in self.images
+            if image.quarantine_reason is None
+            and lacked_sam2(self._earlier["roi_masks"].get(image.image_id))
+            and self._holding_row(image, "roi_masks") is not None
+        ]
+        sam2 = self._load_sam2(waiting)
+        return {image.image_id for image in waiting} if sam2 is not None and sam2.segmenter is not None else set()
+
+    def _roi_methods(self, image: RegisteredImage) -> tuple[RoiMethod, ...]:
+        return self.configuration.roi.methods_for(image.dataset)
+
+    def _fingerprint(self, image: RegisteredImage, stage: PreprocessStage) -> str:
+        """What a row has to bear to hold. Later stages tell a mask made for want of SAM 2 from its successor."""
+        fingerprint = self._fingerprints[image.dataset][stage]
+        if stage == "roi_masks":
+            return fingerprint
+        mask = self._rows.get("roi_masks", {}).get(image.image_id) or self._earlier["roi_masks"].get(image.image_id)
+        return f"{fingerprint}-without-sam2" if lacked_sam2(mask) else fingerprint
 
     def _earlier_rows(self, stage: PreprocessStage) -> dict[str, Row]:
         rows: dict[str, Row | None] = dict(read_stage_index(self.store.stage_index(self.lane, stage, self.batch)))
@@ -250,7 +279,7 @@ class _BatchRun:
         if (
             row is None
             or row["content_hash"] != image.content_hash
-            or row["fingerprint"] != self._fingerprints[image.dataset][stage]
+            or row["fingerprint"] != self._fingerprint(image, stage)
             or (row["quarantine_reason"] in PASSING_REASONS and not passing)
         ):
             return None
@@ -271,7 +300,7 @@ class _BatchRun:
 
     def execute(self, jobs: Sequence[_Job], workers: int, progress: Callable[[int, int], None] | None) -> None:
         """Run the jobs in threads; images whose ROI begins with SAM 2 pass it in batches first."""
-        sam2 = self._load_sam2(jobs)
+        sam2 = self._load_sam2([job.image for job in jobs if "roi_masks" in job.stages])
         settings = StageSettings(self.store, self.configuration, self._reference, sam2.segment_one if sam2 else None)
         with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="preprocess") as pool:
             futures: list[Future[None]] = []
@@ -321,18 +350,17 @@ class _BatchRun:
             return None
         return downscale_for_roi(raw, self.configuration.roi.downsample_max_side).copy()
 
-    def _load_sam2(self, jobs: Sequence[_Job]) -> Sam2Batches | None:
+    def _load_sam2(self, images: Sequence[RegisteredImage]) -> Sam2Batches | None:
+        """SAM 2, loaded once, where one of these images' chains asks for it."""
         roi = self.configuration.roi
-        chains = {
-            chain
-            for job in jobs
-            if "roi_masks" in job.stages and "sam2_prompted" in (chain := roi.methods_for(job.image.dataset))
-        }
+        chains = {chain for image in images if "sam2_prompted" in (chain := self._roi_methods(image))}
         if not chains:
             return None
-        return Sam2Batches.load(
-            roi.sam2, sam2_checkpoint_file(self.store, roi.sam2), required=("sam2_prompted",) in chains
-        )
+        if self._sam2 is None:
+            self._sam2 = Sam2Batches.load(
+                roi.sam2, sam2_checkpoint_file(self.store, roi.sam2), required=("sam2_prompted",) in chains
+            )
+        return self._sam2
 
     def _process(self, job: _Job, settings: StageSettings, sam2_result: Pixels | str | None) -> None:
         image = job.image
@@ -376,7 +404,7 @@ class _BatchRun:
         former_size = earlier.get("global_size")
         if former_size is not None and former_size != self.configuration.tiling.global_size:
             self.store.global_image(artefact_key(image.image_id), former_size).unlink(missing_ok=True)
-        if stage == "normalized_crops" and earlier["fingerprint"] != self._fingerprints[image.dataset][stage]:
+        if stage == "normalized_crops" and earlier["fingerprint"] != self._fingerprint(image, stage):
             # Tiles of the former crop must not meet the new crop's place: without metadata they count as not made.
             self.store.tiles_metadata(artefact_key(image.image_id)).unlink(missing_ok=True)
         self._journals[stage].begin(image.image_id)
@@ -402,7 +430,7 @@ class _BatchRun:
             "key": artefact_key(image.image_id),
             "dataset": image.dataset,
             "content_hash": image.content_hash,
-            "fingerprint": self._fingerprints[image.dataset][stage],
+            "fingerprint": self._fingerprint(image, stage),
             "quarantine_reason": None,
             "quarantine_detail": None,
         }

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uveitis_assets.fundus.configuration import Sam2Configuration
+from uveitis_assets.fundus.stage_index import Row
 from uveitis_assets.storage import ArtefactStore
 
 if TYPE_CHECKING:
@@ -67,6 +68,16 @@ class Sam2Batches:
     def segment_one(self, image: NDArray[np.uint8]) -> NDArray[np.uint8] | str:
         """Mask of one image, for chains where SAM 2 comes after another method."""
         return self.segment([image])[0]
+
+
+def lacked_sam2(mask_row: Row | None) -> bool:
+    """Say whether a row of the ROI index fell back, or was set aside, because SAM 2 could not be asked."""
+    if mask_row is None:
+        return False
+    reason = f"sam2_prompted: {UNAVAILABLE}"
+    if mask_row["quarantine_reason"] == "roi_not_found":
+        return reason in (mask_row["quarantine_detail"] or "")
+    return any(fallback.startswith(reason) for fallback in mask_row.get("fallbacks") or ())
 
 
 def sam2_checkpoint_file(store: ArtefactStore, configuration: Sam2Configuration) -> Path:

@@ -616,6 +616,76 @@ def test_sam2_that_cannot_be_loaded_is_each_images_reason_to_fall_back(
         preprocess(store, images, sam2_roi(()))
 
 
+class Sam2ThatComesAndGoes:
+    """Loads a fake segmenter while ``there`` is true; the checkpoint's digest stays the same all the while."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.there = False
+        self.n_loads = 0
+        monkeypatch.setattr(roi_sam2, "load_sam2_segmenter", self._load)
+
+    def _load(self, configuration: Any, checkpoint: Path) -> FakeSegmenter:
+        self.n_loads += 1
+        if not self.there:
+            raise Sam2UnavailableError("cuda: expected a GPU, found none")
+        return FakeSegmenter()
+
+
+def test_masks_made_for_want_of_sam2_are_made_again_with_all_that_follows_once_it_is_there(
+    store: ArtefactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sam2 = Sam2ThatComesAndGoes(monkeypatch)
+    refused = fundus_picture(9)
+    refused[100, 120] = 9
+    images = [*land_many(store, 2), land(store, "refused.png", refused)]
+    configuration = sam2_roi(("threshold",))
+    assert done(preprocess(store, images, configuration)) == {"roi_masks": 3, "normalized_crops": 3, "tiles": 3}
+    assert done(preprocess(store, images, configuration)) == {"roi_masks": 0, "normalized_crops": 0, "tiles": 0}
+    sam2.there = True
+    assert done(preprocess(store, images, configuration)) == {"roi_masks": 3, "normalized_crops": 3, "tiles": 3}
+    assert rows(store, "roi_masks")["lane::image00"]["method"] == "sam2_prompted"
+    assert rows(store, "roi_masks")["lane::refused"]["fallbacks"] == ["sam2_prompted: empty mask"]
+    n_loads = sam2.n_loads
+    assert done(preprocess(store, images, configuration)) == {"roi_masks": 0, "normalized_crops": 0, "tiles": 0}
+    assert sam2.n_loads == n_loads, "an implausible mask is no reason to ask again"
+    fresh = ArtefactStore(root=tmp_path / "fresh", raw=store.raw)
+    preprocess(fresh, images, configuration)
+    assert artefact_bytes(fresh.root) == artefact_bytes(store.root)
+
+
+def test_crops_and_tiles_follow_a_mask_that_was_made_again_by_itself(
+    store: ArtefactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sam2 = Sam2ThatComesAndGoes(monkeypatch)
+    images = land_many(store, 2)
+    configuration = sam2_roi(("threshold",))
+    preprocess(store, images, configuration)
+    sam2.there = True
+    assert done(preprocess(store, images, configuration, stages=["roi_masks"])) == {"roi_masks": 2}
+    later = preprocess(store, images, configuration, stages=["normalized_crops", "tiles"])
+    assert done(later) == {"normalized_crops": 2, "tiles": 2}
+    fresh = ArtefactStore(root=tmp_path / "fresh", raw=store.raw)
+    preprocess(fresh, images, configuration)
+    assert artefact_bytes(fresh.root) == artefact_bytes(store.root)
+
+
+def test_images_set_aside_for_want_of_sam2_are_tried_again_once_it_is_there(
+    store: ArtefactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sam2 = Sam2ThatComesAndGoes(monkeypatch)
+    dark = np.zeros((200, 240, 3), dtype=np.uint8)
+    dark[90:110, 100:140] = (120, 60, 30)
+    images = [land(store, "dark.png", dark)]
+    roi = RoiConfiguration(method="threshold", fallback=("sam2_prompted",))
+    configuration = SMALL.model_copy(update={"roi": roi})
+    preprocess(store, images, configuration)
+    assert rows(store, "tiles")["lane::dark"]["quarantine_reason"] == "roi_not_found"
+    sam2.there = True
+    assert done(preprocess(store, images, configuration, stages=["roi_masks"])) == {"roi_masks": 1}
+    later = preprocess(store, images, configuration, stages=["normalized_crops", "tiles"])
+    assert done(later) == {"normalized_crops": 1, "tiles": 1}
+
+
 def test_a_new_checkpoint_recomputes_the_masks(store: ArtefactStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roi_sam2, "load_sam2_segmenter", lambda configuration, checkpoint: FakeSegmenter())
     images = land_many(store, 1)
