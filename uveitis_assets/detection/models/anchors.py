@@ -37,9 +37,12 @@ class PyramidAnchors(AnchorGenerator):  # type: ignore[misc]  # torchvision is u
 # Of IDRiD's lesions at 1024 px per retina 69% are smaller than 8 px, so one size of 4 x the stride gives an anchor of
 # IoU 0.4 to only 22% of them, these to 69%; of UWF-700's uveitis lesions (25 to 415 px) 98% have one either way
 # (measured). More sizes at the finest level cost memory: matching needs anchors x lesions numbers.
-_SIZES_AT_STRIDE = {4: (6.0, 10.0), 8: (16.0, 24.0), 16: (36.0, 56.0), 32: (80.0, 120.0), 64: (176.0, 256.0)}
+_SIZES_FROM_STRIDE = {
+    4: ((6.0, 10.0), (16.0, 24.0), (36.0, 56.0), (80.0, 120.0), (176.0, 256.0)),
+    8: ((8.0, 14.0), (24.0, 40.0), (64.0, 104.0), (160.0, 256.0)),
+}
 
 
 def default_anchor_sizes(strides: Sequence[int]) -> tuple[tuple[float, ...], ...]:
-    """Two sides per level, px of the input: 6 px on the finest map of stride 4 to 256 px on the coarsest."""
-    return tuple(_SIZES_AT_STRIDE[stride] for stride in strides)
+    """Two sides per level, px of the input: from 6 px on a finest map of stride 4, or 8 px on one of 8, to 256 px."""
+    return _SIZES_FROM_STRIDE[strides[0]]

@@ -120,6 +120,16 @@ def test_the_number_of_blocks_is_that_of_the_network() -> None:
     assert n_blocks(build_detector(convolutional_configuration())) == 4
 
 
+def test_frozen_blocks_keep_no_activations_for_a_backward_pass() -> None:
+    model = build_detector(tiny_configuration())
+    freeze_blocks(model, 2)
+    kept: list[bool] = []
+    for block in model.backbone.vit.blocks:
+        block.register_forward_hook(lambda _module, _arguments, tokens: kept.append(tokens.requires_grad))
+    model.backbone(torch.rand(1, 3, 64, 64))
+    assert kept == [False, False, True]
+
+
 @pytest.mark.parametrize("n_frozen", [-1, 4])
 def test_more_blocks_than_there_are_cannot_be_frozen(n_frozen: int) -> None:
     with pytest.raises(ValueError, match="expected 0 to 3"):
