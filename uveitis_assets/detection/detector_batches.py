@@ -37,23 +37,33 @@ class DetectorBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         with self.explaining_worker_deaths():
-            yield from self._loader
+            batches = iter(self._loader)
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except (ConnectionError, EOFError) as error:
+                    # It died while it handed a batch over.
+                    raise self._death(error) from error
+                yield batch
 
     @contextmanager
     def explaining_worker_deaths(self) -> Iterator[None]:
         """Turn torch's error about a dead worker into a ``LoaderWorkerError``; others pass."""
         try:
             yield
-        except LoaderWorkerError:
-            raise
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            # Errors that a living worker passes on read "... in DataLoader worker process 0".
+            if not str(error).startswith("DataLoader worker (pid"):
                 raise
-            raise LoaderWorkerError(
-                f"a process that loads tiles died: {error}; most often memory is short: lower the number of loader "
-                f"workers (now {self._loader.num_workers}; 0 loads in the training process), and in a container "
-                "raise --shm-size"
-            ) from error
+            raise self._death(error) from error
+
+    def _death(self, error: Exception) -> LoaderWorkerError:
+        return LoaderWorkerError(
+            f"a process that loads tiles died: {error}; most often memory is short: lower the number of loader workers "
+            f"(now {self._loader.num_workers}; 0 loads in the training process), and in a container raise --shm-size"
+        )
 
 
 def detector_batches(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -119,13 +120,40 @@ def spend(batches: DetectorBatches, step_s: float) -> None:
             time.sleep(step_s)
 
 
-@pytest.mark.parametrize("step_s", [0.0, 0.5])
+@pytest.mark.parametrize("step_s", [0.0, 0.01, 0.5])
 def test_a_killed_worker_gives_an_error_that_says_what_to_do(images: tuple[LabelledImage, ...], step_s: float) -> None:
     """Also when the worker dies while the training is busy with a step."""
     dataset = TileDataset(images, None, 0, 96, DeadlyPixels())
     batches = detector_batches(dataset, None, batch_size=1, num_workers=1)
     with pytest.raises(LoaderWorkerError, match=r"loads tiles died: .*lower the number of loader workers \(now 1"):
         spend(batches, step_s)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("reset by peer"), EOFError("no more")])
+def test_a_worker_that_dies_while_it_hands_a_batch_over_is_explained_too(error: Exception) -> None:
+    class Handing:
+        num_workers = 3
+
+        def __iter__(self) -> Iterator[Batch]:
+            yield [], []
+            raise error
+
+    with pytest.raises(LoaderWorkerError, match=r"died: (reset by peer|no more); .*now 3"):
+        spend(DetectorBatches(Handing()), 0.0)
+
+
+class FaultyPixels(TileFiles):
+    """Fails without dying."""
+
+    def read(self, image: LabelledImage, tile: int) -> NDArray[np.uint8]:
+        raise RuntimeError(f"tile {tile} is upside down")
+
+
+def test_an_error_of_a_living_worker_is_not_called_a_death(images: tuple[LabelledImage, ...]) -> None:
+    batches = detector_batches(TileDataset(images, None, 0, 96, FaultyPixels()), None, batch_size=1, num_workers=1)
+    with pytest.raises(RuntimeError, match="tile 0 is upside down") as caught:
+        spend(batches, 0.0)
+    assert not isinstance(caught.value, LoaderWorkerError)
 
 
 def test_a_broken_tile_keeps_its_own_error_in_a_worker(images: tuple[LabelledImage, ...]) -> None:
