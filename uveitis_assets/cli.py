@@ -173,9 +173,10 @@ def _print_commands(store: "ArtefactStore", lane: "LaneConfiguration") -> None:
     from uveitis_assets.components.lane_keys import LaneKeys
     from uveitis_assets.components.partition_runs import contiguous_ranges
     from uveitis_assets.fundus.ledger import registered_batches
+    from uveitis_assets.fundus.reference_color import present_reference_digest
     from uveitis_assets.fundus.stale_batches import stale_batches
 
-    stale = stale_batches(store, lane.name)
+    stale = stale_batches(store, lane.name, reference_color=present_reference_digest(store, lane.normalize))
     if not stale.batches:
         return
     keys = LaneKeys.of(lane)

@@ -125,10 +125,12 @@ def lane_schedule(lane: LaneConfiguration) -> dg.ScheduleDefinition:
         cron_schedule=lane.automation.fill_cron,
         execution_timezone=lane.automation.timezone,
         default_status=_schedule_status(lane.automation.fill_schedule),
-        description="Runs the batches that lack a manifest, masks, crops or tiles, or whose images changed since.",
+        description="Runs the batches that lack a manifest, masks, crops or tiles, or whose images or reference "
+        "colours changed since.",
     )
     def fill_missing(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         from uveitis_assets.fundus.ledger import registered_batches
+        from uveitis_assets.fundus.reference_color import present_reference_digest
         from uveitis_assets.fundus.stale_batches import stale_batches
 
         store = ArtefactStore.from_environment()
@@ -139,7 +141,8 @@ def lane_schedule(lane: LaneConfiguration) -> dg.ScheduleDefinition:
             for asset_key in keys.batch_assets
             for batch in set(batches) - context.instance.get_materialized_partitions(asset_key)
         }
-        stale = stale_batches(store, lane.name)
+        reference_color = present_reference_digest(store, lane.normalize)
+        stale = stale_batches(store, lane.name, reference_color=reference_color)
         busy = batches_in_progress(context.instance, keys, batches)
         whole = missing.union(stale.preprocessing)
         longest = lane.automation.max_batches_per_run
@@ -149,7 +152,7 @@ def lane_schedule(lane: LaneConfiguration) -> dg.ScheduleDefinition:
                 whole - busy,
                 keys.batch_assets,
                 longest=longest,
-                why="missing partitions or changed images",
+                why="missing partitions, changed images or reference colours",
                 states=stale.states,
             ),
             *range_requests(

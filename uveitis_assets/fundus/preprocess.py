@@ -35,13 +35,14 @@ from uveitis_assets.fundus.image_stages import (
 from uveitis_assets.fundus.landed import RegisteredImage
 from uveitis_assets.fundus.memory_allocator import reused_buffers
 from uveitis_assets.fundus.quarantine import PASSING_REASONS, QuarantineError
-from uveitis_assets.fundus.reference_color import read_reference_color
+from uveitis_assets.fundus.reference_color import read_reference_color, reference_color_digest
 from uveitis_assets.fundus.roi import downscale_for_roi
 from uveitis_assets.fundus.sam2_batches import Sam2Batches, lacked_sam2, sam2_checkpoint_file
 from uveitis_assets.fundus.stage_fingerprint import STAGES, stage_fingerprints
 from uveitis_assets.fundus.stage_index import (
     Row,
     StageJournal,
+    read_index_reference,
     read_stage_index,
     read_stage_journal,
     write_stage_index,
@@ -470,9 +471,12 @@ class _BatchRun:
         for stage in self.requested:
             rows = self._rows[stage]
             index = self.store.stage_index(self.lane, stage, self.batch)
-            if not self._touched[stage] and self._earlier[stage] == rows and index.exists():
+            reference = self._reference if stage != "roi_masks" else None
+            digest = None if reference is None else reference_color_digest(reference)
+            unchanged = not self._touched[stage] and self._earlier[stage] == rows
+            if unchanged and index.exists() and read_index_reference(index) == digest:
                 continue
-            write_stage_index(index, stage, rows.values())
+            write_stage_index(index, stage, rows.values(), reference_color=digest)
             self.store.stage_journal(self.lane, stage, self.batch).unlink(missing_ok=True)
 
     def outcome(self, duration_s: float) -> BatchOutcome:

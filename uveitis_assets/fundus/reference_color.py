@@ -5,6 +5,7 @@ It samples images and pixels with seeded generators, so that the same images giv
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uveitis_assets.fundus.color import ReferenceColor, erode_mask
+from uveitis_assets.fundus.configuration import NormalizationConfiguration
 from uveitis_assets.fundus.image_stages import read_registered_image
 from uveitis_assets.fundus.landed import RegisteredImage
 from uveitis_assets.fundus.quarantine import QuarantineError
@@ -138,6 +140,25 @@ def read_reference_color(path: Path) -> ReferenceColor:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected {_KIND} with lab_mean and lab_std, found {error}") from error
     return ReferenceColor((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+
+
+def reference_color_digest(reference: ReferenceColor) -> str:
+    """16 hex digits that change with the colours."""
+    return hashlib.blake2b(repr(reference).encode(), digest_size=8).hexdigest()
+
+
+def present_reference_digest(store: ArtefactStore, normalize: NormalizationConfiguration) -> str | None:
+    """Digest of the reference colours that normalization would use now; None where it uses none or there are none.
+
+    Raises:
+        ValueError: the file of reference colours is not one.
+    """
+    if normalize.method != "reinhard_lab_ref":
+        return None
+    try:
+        return reference_color_digest(read_reference_color(store.reference_color_file()))
+    except ReferenceColorMissingError:
+        return None
 
 
 def _sample_images(images: Sequence[RegisteredImage], per_dataset: int, max_images: int) -> list[RegisteredImage]:

@@ -21,6 +21,9 @@ from uveitis_assets.storage import write_bytes
 
 Row = dict[str, Any]
 
+# Parquet metadata of the indexes that depend on the reference colours.
+_REFERENCE_METADATA = "reference_color"
+
 _COMMON = {
     "image_id": pl.String,
     "key": pl.String,
@@ -76,11 +79,29 @@ def read_stage_index(path: Path) -> dict[str, Row]:
         raise ValueError(f"{path}: expected a stage index, found {error}; delete the file and run again") from error
 
 
-def write_stage_index(path: Path, stage: PreprocessStage, rows: Iterable[Row]) -> None:
-    """Write rows, sorted by image id, as Parquet; equal rows give equal bytes."""
+def read_index_reference(path: Path) -> str | None:
+    """Digest of the reference colours that an index's rows were made with; None where there are none."""
+    try:
+        return pl.read_parquet_metadata(path).get(_REFERENCE_METADATA)
+    except (FileNotFoundError, pl.exceptions.PolarsError):
+        return None
+
+
+def write_stage_index(
+    path: Path, stage: PreprocessStage, rows: Iterable[Row], *, reference_color: str | None = None
+) -> None:
+    """Write rows, sorted by image id, as Parquet; equal rows give equal bytes.
+
+    Args:
+        path: of the index.
+        stage: the stage; it names the columns.
+        rows: one per image.
+        reference_color: digest of the reference colours that all rows were made with, None where there are none.
+    """
     frame = pl.DataFrame(sorted(rows, key=lambda row: str(row["image_id"])), schema=STAGE_SCHEMAS[stage])
     buffer = io.BytesIO()
-    frame.write_parquet(buffer, compression="zstd", statistics=True)
+    metadata = None if reference_color is None else {_REFERENCE_METADATA: reference_color}
+    frame.write_parquet(buffer, compression="zstd", statistics=True, metadata=metadata)
     write_bytes(path, buffer.getbuffer())
 
 

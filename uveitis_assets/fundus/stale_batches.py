@@ -13,11 +13,13 @@ from pathlib import Path
 
 import polars as pl
 
+from uveitis_assets.fundus.configuration import PreprocessStage
 from uveitis_assets.fundus.manifest import manifest_state
 from uveitis_assets.fundus.pseudonym import patient_key
 from uveitis_assets.fundus.quarantine import PASSING_REASONS
 from uveitis_assets.fundus.registered_state import registered_states
 from uveitis_assets.fundus.stage_fingerprint import STAGES
+from uveitis_assets.fundus.stage_index import read_index_reference
 from uveitis_assets.storage import ArtefactStore
 
 # Folder times are coarse on some file systems: a book written this recently may be followed by another one unseen.
@@ -41,12 +43,18 @@ class StaleBatches:
         return tuple(sorted({*self.manifest, *self.preprocessing}))
 
 
-def stale_batches(store: ArtefactStore, lane: str) -> StaleBatches:
+def stale_batches(store: ArtefactStore, lane: str, *, reference_color: str | None = None) -> StaleBatches:
     """Compare the manifest parts and stage indexes of all batches with the ledger.
 
     A part is stale when anything that it tells is registered otherwise by now. An index is stale when it lists other
     images or other content, or sets aside other images than registered. Images that only a run has set aside count
     where the reason may pass by itself (PASSING_REASONS). What was never made is stale.
+
+    Args:
+        store: where the books lie.
+        lane: the lane's name.
+        reference_color: digest of the present reference colours (see present_reference_digest): crops and tiles made
+            with others are stale. None does not look at them.
     """
     path = store.ledger_file(lane)
     if not path.exists():
@@ -61,7 +69,10 @@ def stale_batches(store: ArtefactStore, lane: str) -> StaleBatches:
     preprocessing = [
         batch
         for batch in states
-        if any(not _describes(store.stage_index(lane, stage, batch), registered[batch]) for stage in STAGES)
+        if any(
+            _index_is_stale(store.stage_index(lane, stage, batch), stage, registered[batch], reference_color)
+            for stage in STAGES
+        )
     ]
     stale = {*manifest, *preprocessing}
     return StaleBatches(
@@ -99,6 +110,14 @@ def _part_is_stale(
 ) -> bool:
     path = store.manifest_part(lane, batch)
     return manifest_state(path) != state or not _describes(path, registered)
+
+
+def _index_is_stale(
+    index: Path, stage: PreprocessStage, registered: dict[str, tuple[str, str | None]], reference_color: str | None
+) -> bool:
+    if not _describes(index, registered):
+        return True
+    return reference_color is not None and stage != "roi_masks" and read_index_reference(index) != reference_color
 
 
 def _describes(book: Path, registered: dict[str, tuple[str, str | None]]) -> bool:

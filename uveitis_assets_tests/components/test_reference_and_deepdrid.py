@@ -12,7 +12,7 @@ import pytest
 from uveitis_assets.components.fundus_dataset import FundusDataset
 from uveitis_assets.components.reference_color import ReferenceColor
 from uveitis_assets.storage import read_json
-from uveitis_assets_tests.components.running_platform import QUIET, Platform
+from uveitis_assets_tests.components.running_platform import QUIET, Platform, requested
 from uveitis_assets_tests.lane_project import write_project
 
 REINHARD = """\
@@ -50,7 +50,8 @@ def test_a_reinhard_lane_waits_for_the_reference_colours_and_follows_them(
     tree = dg.ComponentTree.for_project(tmp_path / "reinhard_lanes")
     lanes = {component.lane.name: component.lane for component in tree.get_all_components(of_type=FundusDataset)}
     assert len(tree.get_all_components(of_type=ReferenceColor)) == 1
-    two = Platform(definitions, lanes, platform.store)
+    (tmp_path / "home").mkdir()
+    two = Platform(definitions, lanes, platform.store, dg.DagsterInstance.local_temp(str(tmp_path / "home")))
     for path in sorted(sample.glob("uwf-700/Images/Uveitis/*.jpg"))[:2]:
         two.land(sample, [path.relative_to(sample / "uwf-700").as_posix()])
     shutil.copytree(sample / "fgadr", two.store.raw / "fgadr")
@@ -76,8 +77,13 @@ def test_a_reinhard_lane_waits_for_the_reference_colours_and_follows_them(
     assert before["method"] == "reinhard_lab_ref"
     assert two.metadata("uwf700/normalized_crops", "b00001")["n_done"] == 2
 
+    assert "up to date" in str(two.tick_schedule("uwf700_fill_missing"))
     two.store.reference_color_file().write_text(json.dumps({**reference, "lab_mean": [60.0, 140.0, 140.0]}))
+    requests = two.tick_schedule("uwf700_fill_missing")
+    assert not isinstance(requests, dg.SkipReason), "crops of former colours are stale"
+    assert [first for first, _, _ in requested(requests)] == ["b00001"]
     assert two.run("uwf700").success
+    assert "up to date" in str(two.tick_schedule("uwf700_fill_missing"))
     assert two.metadata("uwf700/roi_masks", "b00001")["n_done"] == 0
     assert two.metadata("uwf700/normalized_crops", "b00001")["n_done"] == 2
     assert two.metadata("uwf700/tiles", "b00001")["n_done"] == 2

@@ -30,7 +30,12 @@ from uveitis_assets.fundus.preprocess import BatchFailedError, BatchOutcome, pre
 from uveitis_assets.fundus.reference_color import ReferenceColorMissingError
 from uveitis_assets.fundus.roi_sam2 import Sam2UnavailableError
 from uveitis_assets.fundus.stage_fingerprint import STAGES
-from uveitis_assets.fundus.stage_index import StageJournal, read_stage_index
+from uveitis_assets.fundus.stage_index import (
+    StageJournal,
+    read_index_reference,
+    read_stage_index,
+    write_stage_index,
+)
 from uveitis_assets.storage import ArtefactStore, read_json, write_json
 from uveitis_assets_tests.fundus.preprocess_inputs import (
     SMALL,
@@ -264,6 +269,21 @@ def test_new_reference_colours_recompute_reinhard_crops_only(store: ArtefactStor
     write_json(store.reference_color_file(), {**REFERENCE, "lab_mean": [80.0, 140.0, 150.0]})
     outcome = preprocess(store, images, with_normalization("reinhard_lab_ref"))
     assert done(outcome) == {"roi_masks": 0, "normalized_crops": 1, "tiles": 1}
+
+
+def test_an_index_from_before_it_named_its_reference_colours_learns_them_without_new_crops(
+    store: ArtefactStore,
+) -> None:
+    write_json(store.reference_color_file(), REFERENCE)
+    images = land_many(store, 1)
+    preprocess(store, images, with_normalization("reinhard_lab_ref"))
+    index = store.stage_index("lane", "tiles", "b00001")
+    digest = read_index_reference(index)
+    assert digest is not None
+    write_stage_index(index, "tiles", rows(store, "tiles").values())
+    assert read_index_reference(index) is None
+    assert done(preprocess(store, images, with_normalization("reinhard_lab_ref")))["tiles"] == 0
+    assert read_index_reference(index) == digest
 
 
 def test_a_deleted_artefact_is_made_again_and_nothing_else(
