@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from uveitis_assets.detection.detections import Detections
 
-# Width of a hill in half sides of its box: at the middle of a side it has fallen to 0.29 of its height.
+# Width of a hill in half sides of its box: at the middle of a side it has fallen to 0.28 of its height.
 _HILL_WIDTH = 0.63
 # Where a hill is cut off, in half sides: it has fallen below 0.02.
 _HILL_REACH = 1.8

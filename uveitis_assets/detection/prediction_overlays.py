@@ -5,6 +5,7 @@ Colours, boxes and names are those of the label overlays. Nothing is measured he
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import cv2
@@ -18,6 +19,9 @@ from uveitis_assets.labels.palette import Color, category_color, draw_box, draw_
 Pixels = NDArray[np.uint8]
 
 _DASH_PX = 7
+_NAME_PX = 11
+_SHEET_NAME_PX = 9
+_Rectangle = tuple[int, int, int, int]
 MAX_JPEG_BYTES = 150_000
 
 
@@ -28,10 +32,13 @@ def draw_detections(
     *,
     truth: GroundTruth | None = None,
     enlarge: float = 1.0,
+    name_px: float = _NAME_PX,
+    names_per_category: int = NAMES_PER_CATEGORY,
 ) -> None:
     """Draw detections into an RGB image, in place, with ``name:0.87`` where it covers no better one's name.
 
-    Oriented detections are drawn as their polygons. Labels are dashed, in their category's colour, without a name.
+    Oriented detections are drawn as their polygons. Labels are broad dashes in their category's colour, without a name,
+    below the detections' thin lines.
 
     Args:
         image: uint8 (H, W, 3).
@@ -39,19 +46,21 @@ def draw_detections(
         names: names of the categories.
         truth: labelled lesions, px of the image.
         enlarge: factor of lines and letters, for images that are shown reduced.
+        name_px: height of a name in px, before ``enlarge``.
+        names_per_category: most names of one category.
     """
     thickness = max(1, round(enlarge))
     if truth is not None:
         for box, corners, label in zip(truth.boxes, truth.corners, truth.labels.tolist(), strict=True):
             outline = _rectangle(box) if np.isnan(corners).any() else corners.astype(np.float64)
-            _draw_dashed(image, outline, category_color(label), thickness=thickness, dash=_DASH_PX * enlarge)
+            _draw_dashed(image, outline, category_color(label), thickness=3 * thickness, dash=_DASH_PX * enlarge)
     for row, label in enumerate(detections.labels.tolist()):
         color = category_color(label)
         if detections.corners is None:
             draw_box(image, detections.boxes[row].tolist(), color, thickness=thickness)
         else:
             draw_polygon(image, detections.corners[row].astype(np.float64), color, thickness=thickness)
-    _draw_names(image, detections, names, height_px=round(11 * enlarge))
+    _draw_names(image, detections, names, height_px=round(name_px * enlarge), most=names_per_category)
 
 
 def prediction_sheet(
@@ -70,29 +79,43 @@ def prediction_sheet(
 def _cell(image: Pixels, detections: Detections, names: Mapping[int, str]) -> Pixels:
     scale = SHEET_TILE_PX / max(image.shape[:2])
     drawn = image.copy()
-    draw_detections(drawn, detections, names, enlarge=max(1.0 / scale, 1.0))
+    enlarge = max(1.0 / scale, 1.0)
+    draw_detections(drawn, detections, names, enlarge=enlarge, name_px=_SHEET_NAME_PX, names_per_category=1)
     size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
     cell = np.zeros((SHEET_TILE_PX, SHEET_TILE_PX, 3), np.uint8)
     cell[: size[1], : size[0]] = cv2.resize(drawn, size, interpolation=cv2.INTER_AREA)
     return cell
 
 
-def _draw_names(image: Pixels, detections: Detections, names: Mapping[int, str], *, height_px: int) -> None:
-    """Names best first: the best of each category always, a few more where they cover no other name."""
-    taken: list[tuple[int, int, int, int]] = []
-    named: dict[int, int] = {}
+def _draw_names(image: Pixels, detections: Detections, names: Mapping[int, str], *, height_px: int, most: int) -> None:
+    """Names best first, above the box or, where that would cover another name, below it; some of each category.
+
+    The best of each category gets its name even where it covers another.
+    """
+    taken: list[_Rectangle] = []
+    named: Counter[int] = Counter()
     for row, label in enumerate(detections.labels.tolist()):
+        if named[label] >= most:
+            continue
         text = f"{names.get(label, f'category {label}')}:{detections.scores[row]:.2f}"
-        box = detections.boxes[row].tolist()
-        place = name_rectangle(image, text, box, height_px=height_px)
-        covers = any(
-            place[0] < other[2] and other[0] < place[2] and place[1] < other[3] and other[1] < place[3]
-            for other in taken
-        )
-        if label not in named or (not covers and named[label] < NAMES_PER_CATEGORY):
-            draw_name(image, text, box, category_color(label), height_px=height_px)
-            taken.append(place)
-            named[label] = named.get(label, 0) + 1
+        x0, y0, x1, y1 = detections.boxes[row].tolist()
+        above = name_rectangle(image, text, (x0, y0, x1, y1), height_px=height_px)
+        below = (x0, y1 + above[3] - above[1], x1, y1)
+        anchors = [(x0, y0, x1, y1), below] if below[1] <= image.shape[0] else [(x0, y0, x1, y1)]
+        free = [
+            anchor
+            for anchor in anchors
+            if not any(_overlap(name_rectangle(image, text, anchor, height_px=height_px), other) for other in taken)
+        ]
+        if free or not named[label]:
+            anchor = (free or anchors)[0]
+            draw_name(image, text, anchor, category_color(label), height_px=height_px)
+            taken.append(name_rectangle(image, text, anchor, height_px=height_px))
+            named[label] += 1
+
+
+def _overlap(one: _Rectangle, other: _Rectangle) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _rectangle(box: NDArray[np.float32]) -> NDArray[np.float64]:
