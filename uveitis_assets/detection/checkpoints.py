@@ -104,6 +104,8 @@ def load_trained_detector(
 ) -> tuple[nn.Module, ModelConfiguration]:
     """Rebuild a trained detector, in evaluation mode on the CPU, from a .safetensors file or an earlier .pth alone.
 
+    Of a training's own last.pth the averaged weights are taken.
+
     ``changes`` replace fields of the stored configuration, such as thresholds, or ``anchor_sizes`` of earlier
     checkpoints that do not tell theirs.
 
@@ -122,8 +124,12 @@ def load_trained_detector(
             )
         configuration = ModelConfiguration(**{**stored, **changed})
     else:
-        yaml = file.details.get("config")
-        configuration = configuration_of_earlier(path, file.tensors, yaml if isinstance(yaml, Mapping) else {}, changed)
+        config = file.details.get("config")
+        yaml = config if isinstance(config, Mapping) else {}
+        if file.root == "average" and isinstance(yaml.get("model"), Mapping):
+            configuration = ModelConfiguration(**{**yaml["model"], **changed})
+        else:
+            configuration = configuration_of_earlier(path, file.tensors, yaml, changed)
     model = build_detector(configuration)
     encoder = _encoder_of(model)
     state, adapted = _adapted(model, file.tensors, encoder)

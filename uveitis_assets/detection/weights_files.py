@@ -27,7 +27,9 @@ from uveitis_assets.storage import json_bytes, read_json, write_bytes
 # Changes when weights of the same configuration mean something else.
 DETECTOR_CODE_VERSION = "1"
 _LINEAGE = "lineage"
-_STATE_ROOTS = ("model", "teacher", "state_dict")
+# An unfinished training keeps its averaged weights beside the others: the average is what is evaluated and used.
+_STATE_ROOTS = ("average", "model", "teacher", "state_dict")
+_NOT_DETAILS = (*_STATE_ROOTS, "optimizer", "scaler", "random")
 _numpy_scalar: Any = np.float64(0).__reduce__()[0]
 # Plain data without behaviour that earlier files hold beside the tensors; everything else is refused.
 _PLAIN_DATA: list[Any] = [
@@ -45,8 +47,9 @@ _PLAIN_DATA: list[Any] = [
 class WeightsFile:
     """Tensors by name, on the CPU, and what the file says about them.
 
-    ``root`` names where the tensors stood in a PyTorch file: ``model``, ``teacher``, ``state_dict``, or "" when the
-    file was nothing but tensors; ``details`` are a .safetensors file's lineage, or the other roots of a PyTorch file.
+    ``root`` names where the tensors stood in a PyTorch file: ``average``, ``model``, ``teacher``, ``state_dict``, or
+    "" when the file was nothing but tensors; ``details`` are a .safetensors file's lineage, or the other roots of a
+    PyTorch file.
     """
 
     path: Path
@@ -168,7 +171,7 @@ def _read_pytorch(path: Path) -> WeightsFile:
         raise ValueError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
     for root in _STATE_ROOTS:
         if isinstance(content.get(root), dict):
-            details = {str(name): value for name, value in content.items() if name not in (root, "optimizer")}
+            details = {str(name): value for name, value in content.items() if name not in _NOT_DETAILS}
             return WeightsFile(path, root, _tensors(path, content[root]), details)
     return WeightsFile(path, "", _tensors(path, content), {})
 

@@ -425,3 +425,21 @@ def test_gated_blocks_survive_saving_and_loading(tmp_path: Path) -> None:
     save_weights(tmp_path / "best.safetensors", model.state_dict(), lineage)
     report = load_detector_weights(build_detector(configuration), tmp_path / "best.safetensors", min_matched=1.0)
     assert (report.share, report.missing, report.unexpected) == (1.0, (), ())
+
+
+def test_an_unfinished_training_is_rebuilt_with_its_averaged_weights(tmp_path: Path) -> None:
+    configuration = tiny_configuration(head="oriented")
+    trained, average = build_detector(configuration), build_detector(configuration)
+    content = {
+        "epoch": 3,
+        "model": trained.state_dict(),
+        "config": DetectorConfiguration(model=configuration).model_dump(mode="json"),
+        "metrics": {"epoch": 3},
+        "optimizer": {"state": {}, "param_groups": []},
+        "average": average.state_dict(),
+        "position": {"epoch": 3},
+    }
+    torch.save(content, tmp_path / "last.pth")
+    model, found = load_trained_detector(tmp_path / "last.pth")
+    assert found == configuration
+    assert all(torch.equal(value, average.state_dict()[name]) for name, value in model.state_dict().items())

@@ -99,7 +99,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, how
     if how == "zip":
         torch.save(content, path)
     else:
-        path.write_bytes(pickle.dumps({"model": {}, "config": _Attack(tmp_path / "was_here")}))
+        path.write_bytes(pickle.dumps({"model": {}, "config": _Attack(tmp_path / "was_here")}, protocol=2))
     with pytest.raises(ValueError, match=r"evil\.pth"):
         read_weights(path)
     assert not (tmp_path / "was_here").exists()

@@ -9,6 +9,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from uveitis_assets.detection.models.anchors import PyramidAnchors, default_anchor_sizes
+from uveitis_assets.detection.models.faster_rcnn import overlaps
 from uveitis_assets_tests.detection.models.test_detector import one_target, small_detector
 
 STRIDES = (4, 8, 16, 32, 64)
@@ -85,3 +86,10 @@ def test_boxes_under_autocast_are_as_fine_as_without() -> None:
     inside = fine[fine < 768]
     # bfloat16 has steps of 2 px above 256 and of 4 px above 512.
     assert (inside.frac() != 0).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("n_boxes", [0, 1, 50])
+def test_overlaps_of_many_boxes_are_those_of_all_at_once(n_boxes: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    boxes, anchors = (torch.rand(n, 4, generator=random).sort(1).values for n in (n_boxes, 70))
+    assert torch.equal(overlaps(boxes, anchors), box_iou(boxes, anchors))
