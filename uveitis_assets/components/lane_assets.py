@@ -177,7 +177,7 @@ def _preprocessing(lane: LaneConfiguration) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult[None]]:
         from uveitis_assets.fundus.contact_sheet import write_roi_montages
         from uveitis_assets.fundus.ledger import registered_images
-        from uveitis_assets.fundus.preprocess import preprocess_batch
+        from uveitis_assets.fundus.preprocess import preprocess_registered_batch
         from uveitis_assets.fundus.verification import write_preprocess_metrics
 
         store = ArtefactStore.from_environment()
@@ -186,23 +186,21 @@ def _preprocessing(lane: LaneConfiguration) -> dg.AssetsDefinition:
         workers = worker_count(config.workers)
 
         def work(batch: str) -> dict[dg.AssetKey, Metadata]:
-            images = registered_images(store, lane, batch)
-
             def progress(done: int, total: int) -> None:
                 if done == total or done % 32 == 0:
                     context.log.info(f"{lane.name}[{batch}]: {done} of {total} images")
 
-            outcome = preprocess_batch(
+            outcome = preprocess_registered_batch(
                 store,
-                lane.name,
+                lane,
                 batch,
-                images,
                 lane.preprocess,
                 stages,
                 workers=workers,
                 code_version=PREPROCESS_CODE_VERSION,
                 progress=progress,
             )
+            images = registered_images(store, lane, batch)
             return {
                 keys.stage(stage): {
                     **_stage_metadata(stage, outcome.stages[stage]),

@@ -22,8 +22,14 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from uveitis_assets.fundus.batch_ownership import batch_ownership
 from uveitis_assets.fundus.color import ReferenceColor
-from uveitis_assets.fundus.configuration import PreprocessConfiguration, PreprocessStage, RoiMethod
+from uveitis_assets.fundus.configuration import (
+    DatasetConfiguration,
+    PreprocessConfiguration,
+    PreprocessStage,
+    RoiMethod,
+)
 from uveitis_assets.fundus.image_stages import (
     ImageStages,
     StageSettings,
@@ -33,6 +39,7 @@ from uveitis_assets.fundus.image_stages import (
     required_files,
 )
 from uveitis_assets.fundus.landed import RegisteredImage
+from uveitis_assets.fundus.ledger import registered_images
 from uveitis_assets.fundus.memory_allocator import reused_buffers
 from uveitis_assets.fundus.quarantine import PASSING_REASONS, QuarantineError
 from uveitis_assets.fundus.reference_color import read_reference_color, reference_color_digest
@@ -131,11 +138,70 @@ def preprocess_batch(  # noqa: PLR0917 - the batch, then what to do with it
         Sam2UnavailableError: SAM 2 cannot be used and a chain names no other method.
         ValueError: unknown stage, two images with the same key, or workers < 1.
     """
+    with store.lock(_batch_lock(lane, batch)):
+        return _preprocess_locked(
+            store, lane, batch, images, (), configuration, stages,
+            workers=workers, code_version=code_version, progress=progress,
+        )  # fmt: skip
+
+
+def preprocess_registered_batch(
+    store: ArtefactStore,
+    dataset: DatasetConfiguration,
+    batch: str,
+    configuration: PreprocessConfiguration,
+    stages: Collection[PreprocessStage],
+    *,
+    workers: int,
+    code_version: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> BatchOutcome:
+    """preprocess_batch for the batch's images as they are registered once no other run can touch their artefacts.
+
+    Waits for runs of this batch and of those that held an id of its images before: a run that began before the image
+    was replaced must not write the former content's artefacts over the new ones. Artefacts of images that left the
+    batch are removed, those of the requested stages, unless another live image bears their id.
+
+    Args and raises as preprocess_batch.
+    """
+    lane = dataset.name
+    held: set[str] = set()
+    while True:
+        with ExitStack() as locks:
+            # In one order everywhere, so that two runs never wait for each other.
+            for name in sorted({batch, *held}):
+                locks.enter_context(store.lock(_batch_lock(lane, name)))
+            ownership = batch_ownership(store, lane, batch)
+            if held.issuperset(ownership.former_batches):
+                images = registered_images(store, dataset, batch)
+                return _preprocess_locked(
+                    store, lane, batch, images, ownership.released_keys, configuration, stages,
+                    workers=workers, code_version=code_version, progress=progress,
+                )  # fmt: skip
+        held.update(ownership.former_batches)
+
+
+def _batch_lock(lane: str, batch: str) -> str:
+    return f"{lane}.{batch}.preprocess"
+
+
+def _preprocess_locked(  # noqa: PLR0917 - as preprocess_batch
+    store: ArtefactStore,
+    lane: str,
+    batch: str,
+    images: Sequence[RegisteredImage],
+    released_keys: Sequence[str],
+    configuration: PreprocessConfiguration,
+    stages: Collection[PreprocessStage],
+    *,
+    workers: int,
+    code_version: str,
+    progress: Callable[[int, int], None] | None,
+) -> BatchOutcome:
     requested = tuple(stage for stage in STAGES if stage in stages)
     _check_arguments(images, stages, workers)
     started = time.perf_counter()
     with (
-        store.lock(f"{lane}.{batch}.preprocess"),
         reused_buffers(),
         _single_threaded_opencv(),
         ExitStack() as stack,
@@ -150,6 +216,7 @@ def preprocess_batch(  # noqa: PLR0917 - the batch, then what to do with it
             code_version=code_version,
         )
         run.remove_partial_files()
+        run.remove_released(released_keys)
         jobs = run.jobs()
         if jobs:
             run.open_journals(stack)
@@ -454,6 +521,16 @@ class _BatchRun:
         return blake3().update_mmap(checkpoint).hexdigest()
 
     # Books ------------------------------------------------------------------------------------------------
+
+    def remove_released(self, keys: Sequence[str]) -> None:
+        """Remove what images that left the batch have left in the requested stages."""
+        size = self.configuration.tiling.global_size
+        former_sizes = {row["key"]: row["global_size"] or size for row in self._earlier["tiles"].values()}
+        for key in keys:
+            for stage in self.requested:
+                remove_artefacts(self.store, key, stage, size)
+                if stage == "tiles":
+                    self.store.global_image(key, former_sizes.get(key, size)).unlink(missing_ok=True)
 
     def remove_partial_files(self) -> None:
         """Remove what a killed run of this batch left between writing and renaming; its journal tells of it."""

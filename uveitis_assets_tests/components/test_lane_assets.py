@@ -184,14 +184,14 @@ def test_previews_can_be_left_out(finished: Platform) -> None:
 
 
 def test_one_failing_key_leaves_the_others_materialized(finished: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = preprocess.preprocess_batch
+    original = preprocess.preprocess_registered_batch
 
     def fail_second(*arguments: Any, **options: Any) -> Any:
         if arguments[2] == "b00002":
             raise OSError(28, "No space left on device")
         return original(*arguments, **options)
 
-    monkeypatch.setattr(preprocess, "preprocess_batch", fail_second)
+    monkeypatch.setattr(preprocess, "preprocess_registered_batch", fail_second)
     fresh = Platform(finished.definitions, finished.lanes, finished.store)
     fresh.register("uwf700")
     result = fresh.run("uwf700", "b00001", "b00003")
