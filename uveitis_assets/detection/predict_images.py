@@ -52,6 +52,10 @@ class TiledImage(Protocol):
 Image = TypeVar("Image", bound=TiledImage)
 
 
+class UnreadableTilesError(ValueError):
+    """An image's tiles are missing, damaged or of another size than its frames say; the message names the image."""
+
+
 def predict_images(
     models: Sequence[torch.nn.Module],
     images: Iterable[Image],
@@ -61,6 +65,7 @@ def predict_images(
     amp: bool | None = None,
     read_tiles: Callable[[Image], Sequence[Pixels]] | None = None,
     readers: int = 2,
+    on_unreadable: Callable[[Image, UnreadableTilesError], None] | None = None,
 ) -> Iterator[tuple[Image, Detections]]:
     """Detect lesions in images, in the order given.
 
@@ -76,19 +81,21 @@ def predict_images(
         read_tiles: returns an image's tiles as uint8 RGB (H, W, 3), in the order of its frames; called in threads.
             None reads the PNG files of ``image.tiles``.
         readers: threads that read tiles ahead.
+        on_unreadable: told of an image whose tiles cannot be read, which is then passed over; None: that is an error.
 
     Yields:
         Each image with its detections in global px.
 
     Raises:
-        ValueError: no models; a tile is missing, damaged or of another size than its frames say.
+        ValueError: no models.
+        UnreadableTilesError: an image's tiles cannot be read.
     """
     if not models:
         raise ValueError("expected at least one model to predict with, found none")
     device = torch.device(device)
     mixed = device.type == "cuda" if amp is None else amp
     tiles_per_window = configuration.batch_size * _BATCHES_PER_WINDOW
-    for window in _windows(images, read_tiles or read_tile_files, tiles_per_window, readers):
+    for window in _windows(images, read_tiles or read_tile_files, tiles_per_window, readers, on_unreadable):
         in_window = [image for image, _ in window]
         frames = [image.frames for image in in_window]
         pixels = [tile for _, tiles in window for tile in tiles]
@@ -112,14 +119,14 @@ def read_tile_files(image: TiledImage) -> list[Pixels]:
     """Read an image's tiles from their PNG files, RGB uint8.
 
     Raises:
-        ValueError: a file is missing or damaged; the message names it.
+        UnreadableTilesError: a file is missing or damaged; the message names it.
     """
     tiles = []
     for tile in image.tiles:
         data = cv2.imread(str(tile.file), cv2.IMREAD_COLOR_RGB) if tile.file.is_file() else None
         if data is None:
             state = "damaged" if tile.file.is_file() else "missing"
-            raise ValueError(
+            raise UnreadableTilesError(
                 f"{image.image_id}: {tile.file}: expected a tile as PNG, found it {state}; materialize the tiles again"
             )
         tiles.append(np.asarray(data, dtype=np.uint8))
@@ -127,7 +134,11 @@ def read_tile_files(image: TiledImage) -> list[Pixels]:
 
 
 def _windows(
-    images: Iterable[Image], read_tiles: Callable[[Image], Sequence[Pixels]], n_tiles: int, readers: int
+    images: Iterable[Image],
+    read_tiles: Callable[[Image], Sequence[Pixels]],
+    n_tiles: int,
+    readers: int,
+    on_unreadable: Callable[[Image, UnreadableTilesError], None] | None,
 ) -> Iterator[list[tuple[Image, Sequence[Pixels]]]]:
     """Images with their pixels in groups of about ``n_tiles`` tiles; as many again are read meanwhile."""
     waiting: deque[tuple[Image, Future[Sequence[Pixels]]]] = deque()
@@ -145,9 +156,15 @@ def _windows(
                 in_window = 0
                 while waiting and in_window < n_tiles:
                     image, future = waiting.popleft()
-                    window.append((image, future.result()))
+                    ahead -= len(image.frames.tiles)
+                    try:
+                        window.append((image, future.result()))
+                    except UnreadableTilesError as error:
+                        if on_unreadable is None:
+                            raise
+                        on_unreadable(image, error)
+                        continue
                     in_window += len(image.frames.tiles)
-                ahead -= in_window
                 yield window
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -158,7 +175,7 @@ def _checked_tiles(image: Any, read_tiles: Callable[[Any], Sequence[Pixels]]) ->
     expected = [(tile.height, tile.width) for tile in image.frames.tiles]
     found = [tile.shape[:2] for tile in tiles]
     if expected != found:
-        raise ValueError(
+        raise UnreadableTilesError(
             f"{image.image_id}: expected tiles of (height, width) {expected}, found {found}; "
             "materialize the tiles again"
         )

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.detections import Detections
 from uveitis_assets.detection.heat_map import draw_heat_map, heat_map
-from uveitis_assets.detection.predict_images import predict_images
+from uveitis_assets.detection.predict_images import UnreadableTilesError, predict_images
 from uveitis_assets.detection.prediction_file import prediction_fingerprint, read_prediction, write_prediction
 from uveitis_assets.detection.prediction_overlays import draw_detections, prediction_sheet
 from uveitis_assets.detection.preprocessed_images import (
@@ -49,6 +49,7 @@ INDEX_SCHEMA = pl.Schema(
 _DRAWING_THREADS = 2
 _DRAWINGS_WAITING = 16
 _SHEET_PICTURES = 12
+_FAILURES_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def predict_batch(
 
     Raises:
         FileNotFoundError: the batch's tiles have not been materialized.
-        ValueError: tiles are missing or damaged.
+        UnreadableTilesError: tiles of some images are missing or damaged; all others are predicted and recorded.
     """
     started = time.perf_counter()
     index = store.prediction_index(experiment, lane, batch)
@@ -118,13 +119,19 @@ def predict_batch(
             if (detections := _done(store, experiment, image, fingerprints[image.image_id])) is not None
         }
         todo = [image for image in images if image.image_id not in done]
+        unreadable: list[str] = []
         with _drawing(store, experiment, configuration, names) as draw:
             for image in images:
                 if image.image_id in done:
                     draw(image, done[image.image_id], None)
             if todo:
                 predicted = predict_images(
-                    load_models(), todo, configuration, device=device, read_tiles=partial(read_tile_pixels, store)
+                    load_models(),
+                    todo,
+                    configuration,
+                    device=device,
+                    read_tiles=partial(read_tile_pixels, store),
+                    on_unreadable=lambda _, error: unreadable.append(str(error)),
                 )
                 for number, (image, detections) in enumerate(predicted, start=1):
                     finish = partial(
@@ -142,7 +149,13 @@ def predict_batch(
                     done[image.image_id] = detections
                     if progress is not None:
                         progress(number, len(todo))
-        _write_index(index, images, fingerprints, done)
+        _write_index(index, [image for image in images if image.image_id in done], fingerprints, done)
+    if unreadable:
+        shown = unreadable[:_FAILURES_SHOWN] + ["..."] * (len(unreadable) > _FAILURES_SHOWN)
+        raise UnreadableTilesError(
+            f"{experiment}/predictions[{batch}]: {len(unreadable)} of {len(images)} images cannot be read, the others "
+            "are predicted:\n" + "\n".join(shown)
+        )
     labels = Counter(label for detections in done.values() for label in detections.labels.tolist())
     return BatchPrediction(
         n_images=len(images),

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.detection.predict_images import read_tile_files
+from uveitis_assets.detection.predict_images import UnreadableTilesError, read_tile_files
 from uveitis_assets.fundus.geometry import ImageFrames
 from uveitis_assets.fundus.stage_index import read_stage_index
 from uveitis_assets.fundus.tiling import cut_tile, padded_canvas, render_global
@@ -72,7 +72,7 @@ def read_tile_pixels(store: ArtefactStore, image: PreprocessedImage) -> list[Pix
     """An image's tiles, RGB uint8: from their files, or cut from what they were cut from when they are not persisted.
 
     Raises:
-        ValueError: neither is there, or a file is damaged.
+        UnreadableTilesError: neither is there, or a file is damaged.
     """
     source = _tiled_picture(store, image)
     if any(tile.file.is_file() for tile in image.tiles) or not source.is_file():
@@ -107,5 +107,5 @@ def _tiled_picture(store: ArtefactStore, image: PreprocessedImage) -> Path:
 def _read_rgb(path: Path) -> Pixels:
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     if picture is None:
-        raise ValueError(f"{path}: expected a PNG, found it damaged; materialize the tiles again")
+        raise UnreadableTilesError(f"{path}: expected a PNG, found it damaged; materialize the tiles again")
     return np.asarray(picture, dtype=np.uint8)

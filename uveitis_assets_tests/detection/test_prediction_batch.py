@@ -168,11 +168,17 @@ def test_a_batch_without_tiles_says_what_to_do(store: ArtefactStore) -> None:
         run(store)
 
 
-def test_missing_tiles_stop_the_batch_with_the_images_name(store: ArtefactStore) -> None:
-    write_preprocessed_batch(store, IMAGES)
-    store.tile("clinic__b", "tile_001").unlink()
-    with pytest.raises(ValueError, match=r"clinic::b: .*tile_001.png"):
+def test_unreadable_images_are_named_after_all_others_are_predicted(store: ArtefactStore) -> None:
+    write_preprocessed_batch(store, IMAGES, persist=("tiles",))
+    store.tile("clinic__a", "tile_001").unlink()
+    store.tile("clinic__b", "tile_000").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"(?s)2 of 3 images.*clinic::a: .*tile_001.*missing.*clinic::b: .*damaged"):
         run(store)
+    assert sorted(path.name for path in (store.root / "preds").rglob("*.json")) == ["clinic__c.json"]
+    assert pl.read_parquet(store.prediction_index("exp", LANE, BATCH))["image_id"].to_list() == ["clinic::c"]
+    write_preprocessed_batch(store, IMAGES, persist=("tiles",))
+    outcome = run(store)
+    assert (outcome.n_predicted, outcome.n_skipped) == (2, 1)
 
 
 def test_the_contact_sheet_is_a_small_jpeg_also_without_detections(store: ArtefactStore) -> None:

@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from torchvision.models import resnet18
-from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 
+from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.detections import Detections
+from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.tile_inference import detect_tiles, tiles_per_pass
 from uveitis_assets_tests.detection.known_detectors import PaintedBoxDetector, painted
 
@@ -14,10 +13,19 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:
-    """A small Faster R-CNN with random weights that finds something everywhere."""
+    """A small detector with random weights that finds something everywhere."""
     torch.manual_seed(3)
-    backbone = _resnet_fpn_extractor(resnet18(weights=None, norm_layer=torch.nn.BatchNorm2d), trainable_layers=5)
-    model = FasterRCNN(backbone, num_classes=4, min_size=96, max_size=96, box_detections_per_img=30)
+    configuration = ModelConfiguration(
+        backbone="timm_fpn",
+        timm_model="resnet18",
+        norm="group",
+        input_size=96,
+        n_categories=3,
+        rpn_pre_nms_test=200,
+        rpn_post_nms_test=60,
+        detections_per_tile=30,
+    )
+    model = build_detector(configuration)
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.weight.normal_(0, 0.5)
     return model.eval()
