@@ -145,6 +145,9 @@ class TrainingConfiguration(Configuration):
     )
     checkpoint_every_minutes: float = Field(10.0, gt=0, description="Minutes between states within an epoch")
     loader_workers: int = Field(4, ge=0, le=64, description="Processes that read tiles ahead of a GPU; none on the CPU")
+    tile_cache_gb: float = Field(
+        64.0, ge=0, description="Largest size of $UVEITIS_DATA/cache/tiles, GiB; 0: decode the PNG files in every epoch"
+    )
     tensorboard: bool = True
     wandb_project: str | None = Field(None, description="Log to W&B; needs $UVEITIS_WANDB_KEY_FILE")
 

@@ -24,10 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uveitis_assets.detection.labelled_split import LabelledImage
-from uveitis_assets.detection.tile_dataset import read_tile_file
+from uveitis_assets.detection.tile_dataset import TileFiles, TilePixels, read_tile_file
 from uveitis_assets.storage import TEMPORARY_SUFFIX, ArtefactStore, write_bytes
 
-DEFAULT_LIMIT_BYTES = 64 * 2**30
 _UNUSED_AFTER_S = 86400
 _RENEW_USE_AFTER_S = 3600
 # What the rest of the platform should still find on the disk.
@@ -74,11 +73,22 @@ class TileStore:
             os.utime(path)
 
 
+def tile_pixels(store: ArtefactStore, images: Sequence[LabelledImage], *, limit_gb: float) -> TilePixels:
+    """Reader of the images' tiles: from the cache, filled first, or with a limit of 0 GiB from the PNG files.
+
+    Raises:
+        TileStoreFullError: limit or disk are too small; other errors are those of ``open_tile_store``.
+    """
+    if not limit_gb:
+        return TileFiles()
+    return open_tile_store(store, images, limit_bytes=int(limit_gb * 2**30))
+
+
 def open_tile_store(
     store: ArtefactStore,
     images: Sequence[LabelledImage],
     *,
-    limit_bytes: int = DEFAULT_LIMIT_BYTES,
+    limit_bytes: int = 64 * 2**30,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> TileStore:
@@ -146,13 +156,14 @@ def _make_room(folder: Path, wanted: Collection[Path], needed: int, limit: int) 
     if needed and used + needed > limit:
         raise TileStoreFullError(
             f"{folder}: expected at most {_gb(limit)} of decoded tiles, found {_gb(used)} in use and {_gb(needed)} "
-            "to add; raise the limit, limit the images, or delete files that nothing uses"
+            "to add; raise the limit (training.tile_cache_gb; 0 goes without the cache), limit the images, or delete "
+            "files that nothing uses"
         )
     free = shutil.disk_usage(folder).free
     if needed and needed + _LEFT_FREE_BYTES > free:
         raise TileStoreFullError(
             f"{folder}: expected {_gb(needed + _LEFT_FREE_BYTES)} free for decoded tiles, found {_gb(free)}; make room "
-            "on the disk or train without the cache"
+            "on the disk or train without the cache (training.tile_cache_gb: 0)"
         )
 
 

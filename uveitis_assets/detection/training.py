@@ -51,7 +51,7 @@ from uveitis_assets.detection.run_folder import (
     write_state,
 )
 from uveitis_assets.detection.tile_dataset import Target, TilePixels
-from uveitis_assets.detection.tile_store import open_tile_store
+from uveitis_assets.detection.tile_store import tile_pixels
 from uveitis_assets.detection.training_data import EpochBatches, chosen_splits
 from uveitis_assets.detection.training_progress import SilentProgress, TrainingProgress
 from uveitis_assets.detection.training_state import Learner, Position, learner_state, restore_learner
@@ -155,7 +155,8 @@ def train_detector(
         if message:
             listener.said(message)
     gathered(None)  # Nobody looks for a state before the folder is this run's.
-    pixels = open_tile_store(store, list({image.image_id: image for image in (*train.images, *val.images)}.values()))
+    images = list({image.image_id: image for image in (*train.images, *val.images)}.values())
+    pixels = tile_pixels(store, images, limit_gb=configuration.training.tile_cache_gb)
     learner = _new_learner(configuration, torch.device(device))
     state = read_state(folder)
     if state is not None:
@@ -182,7 +183,7 @@ def train_detector(
 def training_identity(configuration: DetectorConfiguration, train: LabelledSplit, val: LabelledSplit) -> dict[str, Any]:
     """What decides a training's weights: a folder with another identity is not continued.
 
-    Settings that only change what is written, shown or predicted later have no part in it.
+    Settings that only change the speed, or what is written, shown or predicted later, have no part in it.
     """
     settings = {
         "model": configuration.model,
@@ -192,7 +193,9 @@ def training_identity(configuration: DetectorConfiguration, train: LabelledSplit
         "training": configuration.training,
     }
     shown = {"tensorboard", "wandb_project", "checkpoint_every_steps", "checkpoint_every_minutes", "save_every_epochs"}
-    plain: dict[str, Any] = {name: part.model_dump(mode="json", exclude=shown) for name, part in settings.items()}
+    speed = {"loader_workers", "tile_cache_gb"}
+    left_out = shown | speed
+    plain: dict[str, Any] = {name: part.model_dump(mode="json", exclude=left_out) for name, part in settings.items()}
     plain["selection"] = [
         configuration.overfit_images,
         configuration.evaluation.selection_iou,

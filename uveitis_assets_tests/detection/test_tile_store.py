@@ -19,7 +19,7 @@ from uveitis_assets.detection import tile_store
 from uveitis_assets.detection.coco_split import read_labelled_split
 from uveitis_assets.detection.labelled_split import LabelledImage
 from uveitis_assets.detection.tile_dataset import TileDataset, TileFiles
-from uveitis_assets.detection.tile_store import TileStoreFullError, cached_file, open_tile_store
+from uveitis_assets.detection.tile_store import TileStoreFullError, cached_file, open_tile_store, tile_pixels
 from uveitis_assets.storage import ArtefactStore
 from uveitis_assets_tests.detection.labelled_images import labelled_image
 from uveitis_assets_tests.detection.tiled_lane import obb_line, small_frames, write_lane
@@ -179,3 +179,17 @@ def test_a_cache_removed_in_use_and_images_of_unknown_content_are_refused(
         reader.read(images[0], 0)
     with pytest.raises(ValueError, match="expected tiles_fingerprint, found none"):
         open_tile_store(store, [labelled_image("a", [[1]])])
+
+
+def test_a_limit_of_nothing_decodes_the_png_files_and_leaves_no_cache(
+    store: ArtefactStore, images: tuple[LabelledImage, ...]
+) -> None:
+    plain = tile_pixels(store, images, limit_gb=0)
+    cached = tile_pixels(store, images, limit_gb=1)
+    np.testing.assert_array_equal(plain.read(images[1], 2), cached.read(images[1], 2))
+    shutil.rmtree(store.tile_cache_folder())
+    assert plain.read(images[0], 0).any()
+    tile_pixels(store, images, limit_gb=0)
+    assert not store.tile_cache_folder().exists()
+    with pytest.raises(TileStoreFullError, match=r"training\.tile_cache_gb"):
+        tile_pixels(store, images, limit_gb=1e-6)
