@@ -46,6 +46,7 @@ format: install ## Format the code
 
 bench: install ## Measure speed, memory and ROI accuracy
 	$(BIN)/python benchmarks/preprocessing.py
+	$(BIN)/python benchmarks/merging.py
 	$(BIN)/python benchmarks/landing.py
 	$(BIN)/python benchmarks/definitions.py
 	$(BIN)/python benchmarks/roi_accuracy.py

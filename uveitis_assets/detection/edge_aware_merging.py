@@ -9,7 +9,8 @@ are one lesion. Its box is that of its best complete finding when one covers the
 pieces. Cut pieces that found no partner but lie almost wholly inside a larger box go. What is left passes class-wise
 non-maximum suppression.
 
-Weak pieces, down to half the score threshold, may complete a lesion but make none. It works on columns of many images
+Weak pieces, down to half the score threshold, may complete a lesion but make none; partners score at least a fifth of
+each other, so that the answer hardly depends on the threshold. It works on columns of many images
 at once and reads no files.
 """
 
@@ -33,6 +34,8 @@ _MARGIN_PX = 1.0
 # Share of a cut piece's area that has to lie in a larger box for the piece to go.
 _INSIDE_SHARE = 0.8
 PIECE_SCORE_SHARE = 0.5
+# Least score of a partner as a share of the other's: chance findings must not stretch sure ones.
+_WEAKEST_PARTNER = 0.2
 
 
 def join_cut_boxes(batch: DetectionBatch, *, iou: float, score_threshold: float) -> DetectionBatch:
@@ -74,6 +77,8 @@ def _partners(batch: DetectionBatch, cut: NDArray[np.bool_], iou: float) -> tupl
     firsts, seconds, agreements = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
     for first, second in overlapping_pairs(boxes, batch.groups()):
         possible = (tiles[first] != tiles[second]) & (any_cut[first] | any_cut[second])
+        weaker = np.minimum(batch.scores[first], batch.scores[second])
+        possible &= weaker >= _WEAKEST_PARTNER * np.maximum(batch.scores[first], batch.scores[second])
         one, other = first[possible], second[possible]
         common = np.hstack(
             [

@@ -169,6 +169,13 @@ def test_a_weak_piece_completes_a_lesion_but_makes_none() -> None:
     assert len(merge_image(frames, [Detections.empty(), found[1]], EDGE_AWARE)) == 0
 
 
+def test_chance_findings_do_not_stretch_a_sure_one_however_low_the_threshold() -> None:
+    frames = small_frames(crop=(112, 64), global_size=112, tile_size=64, frame="native")
+    found = seen_in_tiles(frames, [(20, 10, 100, 40)], np.array([[0.9], [0.02]]))
+    merged = merge_image(frames, found, InferenceConfiguration(merge="edge_aware", score_threshold=0.0))
+    assert merged.boxes[0].tolist() == [20, 34, 64, 64]
+
+
 def test_a_piece_without_a_partner_goes_when_a_larger_box_holds_it() -> None:
     frames = small_frames(crop=(112, 64), global_size=112, tile_size=64, frame="native")
     whole = np.array([[2, 5, 50, 45]], np.float32)

@@ -8,17 +8,20 @@ import pytest
 import shapely
 from pycocotools.coco import COCO
 
+from uveitis_assets.detection.coco_split import read_labelled_split
 from uveitis_assets.detection.detections import Detections
 from uveitis_assets.detection.pseudo_label_command import expand_coco_file, main
 from uveitis_assets.detection.pseudo_labels import (
     ExpansionCounts,
     PseudoLabelConfiguration,
     expand_coco,
+    frames_reader,
     held_out_images,
 )
 from uveitis_assets.fundus.geometry import ImageFrames
-from uveitis_assets.storage import ArtefactStore, artefact_key, write_json
+from uveitis_assets.storage import ArtefactStore, artefact_key, read_json, write_json
 from uveitis_assets_tests.detection.known_detectors import detections, small_frames
+from uveitis_assets_tests.detection.tiled_lane import obb_line, write_lane
 
 CATEGORIES = [{"id": 1, "name": "foyer_choroidien"}, {"id": 5, "name": "hemorragie"}]
 Label = tuple[tuple[float, float, float, float], int]
@@ -323,3 +326,34 @@ def test_the_command_refuses_to_expand_without_splits(store: ArtefactStore) -> N
     with pytest.raises(ValueError, match="expected the split files"):
         expand_coco_file(store, store.root / "base.json", store.root / "preds" / "exp", store.root / "out.json")
     assert not (store.root / "out.json").exists()
+
+
+def test_expanded_files_are_read_as_training_reads_them(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path, tmp_path / "raw")
+    write_lane(store, [obb_line(4, (0.3, 0.4), (0.1, 0.15))])
+    before = read_labelled_split(store, "uwf700", fold=0, split="train").images[0]
+    centre = np.array(before.frames.raw_to_global.apply(np.multiply(before.frames.raw_size, (0.7, 0.6))))
+    lesion = np.concatenate([centre - 6, centre + 6]).astype(np.float32)
+    paths = [store.coco_file("uwf700", "train", 0, tiles=tiles) for tiles in (False, True)]
+    expanded, counts = expand_coco(
+        [read_json(path) for path in paths],
+        (),
+        {before.image_id: detections([(tuple(lesion), 0.95, 15)])},
+        frames_of=frames_reader(store),
+        held_out=(),
+        configuration=PseudoLabelConfiguration(),
+    )
+    for path, content in zip(paths, expanded, strict=True):
+        write_json(path, content)
+    after = read_labelled_split(store, "uwf700", fold=0, split="train").images[0]
+    assert counts.n_pseudo_lesions == 1
+    assert len(after.truth) == len(before.truth) + 1
+    assert np.allclose(after.truth.boxes[-1], lesion, atol=1e-3)
+    assert after.truth.scores.tolist() == pytest.approx([1.0, 0.95])
+    to_tiling = after.frames.raw_to_global.inverse().then(after.frames.raw_to_tiling)
+    for tile, place in zip(after.tiles, after.frames.tiles, strict=True):
+        for box in tile.truth.boxes[tile.truth.scores < 1]:
+            shifted = box + np.tile((place.x0, place.y0), 2)
+            expected = np.clip(to_tiling.apply_boxes(lesion), (place.x0, place.y0) * 2, (place.x1, place.y1) * 2)
+            assert np.allclose(shifted, expected, atol=1e-3)
+    assert any((tile.truth.scores < 1).any() for tile in after.tiles)
