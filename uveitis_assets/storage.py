@@ -79,6 +79,10 @@ class ArtefactStore:
         """Lanes that have at least one manifest part, sorted."""
         return sorted({part.parts[-3] for part in self.root.glob("index/*/manifest/*.parquet")})
 
+    def lane_limits_file(self, lane: str) -> Path:
+        """Limits that the lane's last run judged its images by, for figures over several lanes."""
+        return self.root / "index" / lane / "limits.json"
+
     def manifest_export(self, lane: str, extension: str) -> Path:
         """Manifest of the whole lane: extension ``jsonl``, ``csv`` or ``parquet``."""
         return self.root / "manifests" / f"{lane}.{extension}"
@@ -217,7 +221,7 @@ class ArtefactStore:
             "preds_vis/*",
             "preds_vis/*/heat_maps",
         )
-        for pattern in (*folders, "index/*/*", "preproc/verify", "preproc/ref"):
+        for pattern in (*folders, "index/*", "index/*/*", "preproc/verify", "preproc/ref"):
             for path in self.root.glob(f"{pattern}/.*{TEMPORARY_SUFFIX}"):
                 if _is_abandoned(path):
                     path.unlink(missing_ok=True)

@@ -212,7 +212,7 @@ def _preprocessing(lane: LaneConfiguration) -> dg.AssetsDefinition:
             }
 
         def verify() -> None:
-            write_preprocess_metrics(store, limits=lane.verify)
+            write_preprocess_metrics(store, lane.name, lane.verify)
             if "roi_masks" in stages and config.previews:
                 # All batches and not just these: the montage must not depend on the order of runs.
                 batches = store.indexed_batches(lane.name, "roi_masks")

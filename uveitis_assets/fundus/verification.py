@@ -10,37 +10,41 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from pydantic import ValidationError
+
 from uveitis_assets.fundus.configuration import PreprocessStage, VerificationConfiguration
 from uveitis_assets.fundus.sam2_batches import UNAVAILABLE
 from uveitis_assets.fundus.stage_index import Row, read_stage_index
-from uveitis_assets.storage import ArtefactStore, write_json
+from uveitis_assets.storage import ArtefactStore, read_json, write_json
 
+# The limits that the figures look at.
+_JUDGING = {"min_roi_area_ratio", "max_roi_border_touch_ratio"}
 _SAM2 = "sam2_prompted: "
 
 
-def preprocess_metrics(
-    store: ArtefactStore,
-    lanes: Sequence[str] | None = None,
-    limits: VerificationConfiguration | None = None,
-) -> dict[str, Any]:
+def preprocess_metrics(store: ArtefactStore, lanes: Sequence[str] | None = None) -> dict[str, Any]:
     """Figures over all batches of the given lanes (None: every lane that has stage indexes).
+
+    Each lane's images are judged by that lane's limits (see write_preprocess_metrics), so that the figures do not
+    depend on which lane ran last; by the default limits where a lane has left none.
 
     The keys are the earlier scripts', in their order, and ``num_quarantined``. Fallbacks are counted over all
     datasets and all causes: a mask that was not believed counts like a model that could not be loaded.
     ``sam_init_failed`` and ``sam_fallback_images`` belong to the first SAM, which is not among the methods: always
     false and 0. Rates and means are null where there is no image.
     """
-    limits = limits or VerificationConfiguration()
     roi = _rows(store, "roi_masks", lanes)
-    tiles = [row for row in _rows(store, "tiles", lanes) if row["quarantine_reason"] is None]
-    usable = [row for row in roi if row["quarantine_reason"] is None]
+    tiles = [row for _, row in _rows(store, "tiles", lanes) if row["quarantine_reason"] is None]
+    judged = [(lane, row) for lane, row in roi if row["quarantine_reason"] is None]
+    usable = [row for _, row in judged]
+    limits = {lane: _limits(store, lane) for lane in sorted({lane for lane, _ in judged})}
     sam2_failures = [[reason for reason in row["fallbacks"] if reason.startswith(_SAM2)] for row in usable]
     tile_counts = Counter(int(row["n_tiles"]) for row in tiles)
     return {
         "num_images": len(usable),
-        "roi_small_rate": _mean([row["area_ratio"] < limits.min_roi_area_ratio for row in usable]),
+        "roi_small_rate": _mean([row["area_ratio"] < limits[lane].min_roi_area_ratio for lane, row in judged]),
         "roi_border_touch_rate": _mean(
-            [row["border_touch_ratio"] > limits.max_roi_border_touch_ratio for row in usable]
+            [row["border_touch_ratio"] > limits[lane].max_roi_border_touch_ratio for lane, row in judged]
         ),
         "sam_init_failed": False,
         "sam_fallback_images": 0,
@@ -54,27 +58,37 @@ def preprocess_metrics(
     }
 
 
-def write_preprocess_metrics(
-    store: ArtefactStore,
-    lanes: Sequence[str] | None = None,
-    limits: VerificationConfiguration | None = None,
-) -> dict[str, Any]:
-    """Write preprocess_metrics.json and return its content; of two processes the later one sees all batches."""
+def write_preprocess_metrics(store: ArtefactStore, lane: str, limits: VerificationConfiguration) -> dict[str, Any]:
+    """Keep a lane's limits, then write preprocess_metrics.json over all lanes and return its content.
+
+    Of two processes the later one sees all batches.
+    """
     with store.lock("preprocess_metrics"):
-        metrics = preprocess_metrics(store, lanes, limits)
+        write_json(store.lane_limits_file(lane), limits.model_dump(mode="json", include=_JUDGING))
+        metrics = preprocess_metrics(store)
         write_json(store.verify_folder() / "preprocess_metrics.json", metrics)
     return metrics
 
 
-def _rows(store: ArtefactStore, stage: PreprocessStage, lanes: Sequence[str] | None) -> list[Row]:
-    # A stage index's folder, whatever the batch is called.
+def _limits(store: ArtefactStore, lane: str) -> VerificationConfiguration:
+    path = store.lane_limits_file(lane)
+    if not path.exists():
+        return VerificationConfiguration()
+    try:
+        return VerificationConfiguration.model_validate(read_json(path))
+    except ValidationError as error:
+        raise ValueError(f"{path}: expected the limits of {lane}; delete the file and run again: {error}") from error
+
+
+def _rows(store: ArtefactStore, stage: PreprocessStage, lanes: Sequence[str] | None) -> list[tuple[str, Row]]:
+    """Lane and row of each image. A stage index lies in its folder, whatever the batch is called."""
     chosen = ["*"] if lanes is None else sorted(set(lanes))
     files = [
         path
         for lane in chosen
         for path in sorted(store.root.glob(store.stage_index(lane, stage, "*").relative_to(store.root).as_posix()))
     ]
-    return [row for path in files for row in read_stage_index(path).values()]
+    return [(path.parts[-3], row) for path in files for row in read_stage_index(path).values()]
 
 
 def _mean(values: Sequence[float]) -> float | None:

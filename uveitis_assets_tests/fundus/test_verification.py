@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import numpy as np
+import pytest
 
-from uveitis_assets.fundus.configuration import PreprocessConfiguration, RoiConfiguration
+from uveitis_assets.fundus.configuration import PreprocessConfiguration, RoiConfiguration, VerificationConfiguration
 from uveitis_assets.fundus.preprocess import preprocess_batch
 from uveitis_assets.fundus.stage_fingerprint import STAGES
 from uveitis_assets.fundus.stage_index import write_stage_index
@@ -74,6 +75,27 @@ def test_figures_are_taken_over_all_lanes_and_batches(store: ArtefactStore) -> N
     assert preprocess_metrics(store, ["two"])["num_images"] == 2
 
 
+def test_each_lane_is_judged_by_its_own_limits_whichever_ran_last(store: ArtefactStore) -> None:
+    for lane in ("one", "two"):
+        rows = [roi_row(f"{lane}{number}", area_ratio=0.2, border_touch_ratio=0.3) for number in range(2)]
+        write_stage_index(store.stage_index(lane, "roi_masks", "b1"), "roi_masks", rows)
+    strict = VerificationConfiguration(min_roi_area_ratio=0.25, max_roi_border_touch_ratio=0.25)
+    lax = VerificationConfiguration(min_roi_area_ratio=0.1)
+    only_one = write_preprocess_metrics(store, "one", strict)
+    assert (only_one["roi_small_rate"], only_one["roi_border_touch_rate"]) == (0.5, 0.5)
+    both = write_preprocess_metrics(store, "two", lax)
+    assert write_preprocess_metrics(store, "one", strict) == both
+    assert (both["roi_small_rate"], both["roi_border_touch_rate"]) == (0.5, 0.5)
+    assert write_preprocess_metrics(store, "two", strict)["roi_small_rate"] == 1.0
+
+
+def test_limits_that_cannot_be_read_are_named(store: ArtefactStore) -> None:
+    write_stage_index(store.stage_index("one", "roi_masks", "b1"), "roi_masks", [roi_row("a")])
+    store.lane_limits_file("one").write_text('{"min_roi": 1}')
+    with pytest.raises(ValueError, match=r"limits\.json.*delete the file"):
+        preprocess_metrics(store)
+
+
 def test_a_model_that_could_not_be_loaded_is_not_hidden(store: ArtefactStore) -> None:
     roi = RoiConfiguration.model_validate(
         {"method": "sam2_prompted", "fallback": ["threshold"], "sam2": {"checkpoint": "models/none.pt"}}
@@ -88,7 +110,7 @@ def test_a_model_that_could_not_be_loaded_is_not_hidden(store: ArtefactStore) ->
 def test_the_file_has_the_earlier_scripts_keys(store: ArtefactStore) -> None:
     images = [*land_many(store, 2), land(store, "black.png", np.zeros((90, 90, 3), dtype=np.uint8))]
     preprocess_batch(store, "lane", "b1", images, SMALL, STAGES, workers=1, code_version="1")
-    written = write_preprocess_metrics(store)
+    written = write_preprocess_metrics(store, "lane", VerificationConfiguration())
     on_disk = json.loads((store.root / "preproc" / "verify" / "preprocess_metrics.json").read_text())
     assert on_disk == written
     assert list(on_disk)[: len(KEYS)] == KEYS
