@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,13 @@ from uveitis_assets.detection.run_folder import (
 )
 from uveitis_assets.detection.tile_dataset import Target, TilePixels
 from uveitis_assets.detection.tile_store import tile_pixels
+from uveitis_assets.detection.training_curves import training_curves
 from uveitis_assets.detection.training_data import EpochBatches, chosen_splits
-from uveitis_assets.detection.training_progress import SilentProgress, TrainingProgress
+from uveitis_assets.detection.training_logs import training_logs
+from uveitis_assets.detection.training_progress import SeveralListeners, SilentProgress, TrainingProgress
 from uveitis_assets.detection.training_state import Learner, Position, learner_state, restore_learner
 from uveitis_assets.detection.validation import validate
-from uveitis_assets.storage import ArtefactStore, write_json
+from uveitis_assets.storage import ArtefactStore, write_bytes, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +178,13 @@ def train_detector(
         listener=listener,
         began=began - learner.position.elapsed_s,
     )
-    _train(run)
-    return _finish(run)
+    if process_rank() != 0:
+        _train(run)
+        return _finish(run)
+    with training_logs(folder, configuration, run_id=identity["configuration"], step=learner.position.step) as logs:
+        run = replace(run, listener=SeveralListeners([listener, *logs]))
+        _train(run)
+        return _finish(run)
 
 
 def training_identity(configuration: DetectorConfiguration, train: LabelledSplit, val: LabelledSplit) -> dict[str, Any]:
@@ -423,6 +430,7 @@ def _finish(run: _Run) -> TrainingOutcome:
             run.folder.report_file,
             validation_report(evaluation, best_epoch=best["epoch"], fingerprint=run.val.fingerprint),
         )
+        write_bytes(run.folder.curves_file, training_curves(position.rows))
         finish_run(run.folder, run.identity, outcome)
     gathered(None)
     return _outcome(run.folder, outcome, was_finished=False)
