@@ -11,13 +11,12 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file, save
-from torch import Tensor
 
 from uveitis_assets.storage import read_json, write_bytes, write_json
 
@@ -99,7 +98,8 @@ def open_run_folder(folder: RunFolder, identity: Mapping[str, Any]) -> str | Non
             f"{folder.path}: held a run with another {', '.join(different)}; it was moved to "
             f"{target.relative_to(folder.path)} and the training begins anew"
         )
-    write_json(folder.run_file, {"identity": dict(identity), "outcome": None})
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(folder.run_file, {"identity": dict(identity), "created_at": now, "outcome": None})
     return message
 
 
@@ -113,7 +113,8 @@ def finished_outcome(folder: RunFolder, identity: Mapping[str, Any]) -> dict[str
 
 def finish_run(folder: RunFolder, identity: Mapping[str, Any], outcome: Mapping[str, Any]) -> None:
     """Mark the run as finished; the last thing a training writes."""
-    write_json(folder.run_file, {"identity": dict(identity), "outcome": dict(outcome)})
+    created_at = run_created_at(folder)
+    write_json(folder.run_file, {"identity": dict(identity), "created_at": created_at, "outcome": dict(outcome)})
 
 
 def write_configuration(folder: RunFolder, configuration: Mapping[str, Any]) -> None:
@@ -164,16 +165,9 @@ def read_state(folder: RunFolder) -> dict[str, Any] | None:
     return state
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor], lineage: Mapping[str, Any]) -> None:
-    """Write weights as safetensors, and what they are beside them as JSON."""
-    write_bytes(path, save({name: tensor.contiguous().cpu() for name, tensor in weights.items()}))
-    write_json(path.with_suffix(".json"), lineage)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Weights of ``save_weights``, on the CPU."""
-    weights: dict[str, Tensor] = load_file(path)
-    return weights
+def run_created_at(folder: RunFolder) -> str:
+    """When the run began, ISO 8601 in UTC; a continued run keeps it."""
+    return str(read_json(folder.run_file)["created_at"])
 
 
 def _identity_of(folder: RunFolder) -> dict[str, Any] | None:

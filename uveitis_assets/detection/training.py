@@ -32,6 +32,7 @@ from uveitis_assets.detection.distributed import (
 from uveitis_assets.detection.ema import averaged_copy, update_average
 from uveitis_assets.detection.evaluation.evaluate import Evaluation
 from uveitis_assets.detection.evaluation.report import validation_report
+from uveitis_assets.detection.initial_weights import load_initial_weights, parent_weights
 from uveitis_assets.detection.labelled_split import LabelledSplit
 from uveitis_assets.detection.learning_rate import learning_rate, set_learning_rate
 from uveitis_assets.detection.micro_batches import NonFiniteLossError, accumulate_gradients
@@ -44,8 +45,7 @@ from uveitis_assets.detection.run_folder import (
     finished_outcome,
     open_run_folder,
     read_state,
-    read_weights,
-    save_weights,
+    run_created_at,
     write_configuration,
     write_metrics,
     write_state,
@@ -58,6 +58,7 @@ from uveitis_assets.detection.training_logs import training_logs
 from uveitis_assets.detection.training_progress import SeveralListeners, SilentProgress, TrainingProgress
 from uveitis_assets.detection.training_state import Learner, Position, learner_state, restore_learner
 from uveitis_assets.detection.validation import validate
+from uveitis_assets.detection.weights_files import read_weights_file, save_weights, weights_lineage
 from uveitis_assets.storage import ArtefactStore, write_bytes, write_json
 
 
@@ -87,6 +88,7 @@ class _Run:
 
     folder: RunFolder
     identity: Mapping[str, Any]
+    parent: Mapping[str, str] | None
     configuration: DetectorConfiguration
     train: LabelledSplit
     val: LabelledSplit
@@ -146,7 +148,8 @@ def train_detector(
     listener = progress or SilentProgress()
     folder = RunFolder(run_folder)
     train, val = chosen_splits(configuration, train, val)
-    identity = training_identity(configuration, train, val)
+    parent = parent_weights(store, configuration.initialise)
+    identity = training_identity(configuration, train, val, parent)
     outcome = from_rank_0(finished_outcome(folder, identity))
     if outcome is not None:
         listener.said(f"{run_folder}: this training is finished; nothing to do")
@@ -159,8 +162,8 @@ def train_detector(
     gathered(None)  # Nobody looks for a state before the folder is this run's.
     images = list({image.image_id: image for image in (*train.images, *val.images)}.values())
     pixels = tile_pixels(store, images, limit_gb=configuration.training.tile_cache_gb)
-    learner = _new_learner(configuration, torch.device(device))
     state = read_state(folder)
+    learner = _new_learner(store, configuration, torch.device(device), listener, from_start=state is None)
     if state is not None:
         restore_learner(learner, state)
         position = learner.position
@@ -168,6 +171,7 @@ def train_detector(
     run = _Run(
         folder=folder,
         identity=identity,
+        parent=parent,
         configuration=configuration,
         train=train,
         val=val,
@@ -187,14 +191,15 @@ def train_detector(
         return _finish(run)
 
 
-def training_identity(configuration: DetectorConfiguration, train: LabelledSplit, val: LabelledSplit) -> dict[str, Any]:
+def training_identity(
+    configuration: DetectorConfiguration, train: LabelledSplit, val: LabelledSplit, parent: Mapping[str, str] | None
+) -> dict[str, Any]:
     """What decides a training's weights: a folder with another identity is not continued.
 
     Settings that only change the speed, or what is written, shown or predicted later, have no part in it.
     """
     settings = {
         "model": configuration.model,
-        "initialise": configuration.initialise,
         "augmentation": configuration.augmentation,
         "sampling": configuration.sampling,
         "training": configuration.training,
@@ -210,11 +215,13 @@ def training_identity(configuration: DetectorConfiguration, train: LabelledSplit
         configuration.inference.merge,
         configuration.inference.merge_iou,
     ]
+    plain["initialise"] = [configuration.initialise.mode, configuration.initialise.min_matched] if parent else None
     digest = hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8)
     return {
         "configuration": digest.hexdigest(),
         "training labels": train.fingerprint,
         "validation labels": val.fingerprint,
+        "initial weights": None if parent is None else parent["digest"],
         "number of processes": n_processes(),
     }
 
@@ -238,10 +245,21 @@ def n_frozen_blocks(options: TrainingConfiguration, epoch: int) -> int:
     return max(0, options.freeze_blocks - unfrozen)
 
 
-def _new_learner(configuration: DetectorConfiguration, device: torch.device) -> Learner:
+def _new_learner(
+    store: ArtefactStore,
+    configuration: DetectorConfiguration,
+    device: torch.device,
+    listener: TrainingProgress,
+    *,
+    from_start: bool,
+) -> Learner:
     options = configuration.training
     seed_generators(options.seed)
-    model = build_detector(configuration.model).to(device).train()
+    model = build_detector(configuration.model)
+    if from_start:
+        report = load_initial_weights(model, store, configuration.initialise)
+        listener.said("starting from random weights" if report is None else report.summary())
+    model.to(device).train()
     copy_from_rank_0(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, options))
     # Processes begin with equal weights and go on with random numbers of their own.
@@ -394,13 +412,14 @@ def _save(run: _Run) -> None:
 
 
 def _save_weights(run: _Run, path: Path, row: Mapping[str, Any]) -> None:
-    lineage = {
-        "configuration": run.configuration.model_dump(mode="json"),
-        "identity": dict(run.identity),
-        "categories": {str(number): name for number, name in run.train.categories.items()},
-        "epoch": row["epoch"],
-        "metrics": dict(row),
-    }
+    lineage = weights_lineage(
+        run.configuration,
+        categories=run.train.categories,
+        data_fingerprint=run.train.fingerprint,
+        metrics=row,
+        parent=run.parent,
+        created_at=run_created_at(run.folder),
+    )
     save_weights(path, run.learner.average.state_dict(), lineage)
 
 
@@ -413,7 +432,7 @@ def _finish(run: _Run) -> TrainingOutcome:
             f"{run.folder.path}: no epoch was evaluated; expected training.evaluate_every "
             f"{run.options.evaluate_every} to be at most the number of epochs"
         )
-    run.learner.average.load_state_dict(read_weights(run.folder.best_weights))
+    run.learner.average.load_state_dict(read_weights_file(run.folder.best_weights).tensors)
     evaluation = _judge(run, intervals=True)
     outcome = {
         "best_epoch": best["epoch"],
