@@ -99,10 +99,12 @@ def _manifest(lane: LaneConfiguration) -> dg.AssetsDefinition:
 
         store = ArtefactStore.from_environment()
         store.remove_dead_partial_files()
+        dealt_again: set[str] = set()
 
         def work(batch: str) -> dict[dg.AssetKey, Metadata]:
             started = time.perf_counter()
             summary = build_manifest_part(store, lane, lane.splits, batch)
+            dealt_again.update(summary.dealt_again)
             for problem in summary.problems:
                 context.log.warning(f"{lane.name}/manifest[{batch}]: {problem}")
             return {
@@ -124,12 +126,11 @@ def _manifest(lane: LaneConfiguration) -> dg.AssetsDefinition:
             }
 
         def export() -> None:
-            exported = export_manifest(store, lane, lane.splits)
-            # Batches of this run are new; the others had been dealt otherwise.
-            if dealt_again := sorted(set(exported.dealt_again) - set(context.partition_keys)):
+            dealt_again.update(export_manifest(store, lane, lane.splits).dealt_again)
+            if others := sorted(dealt_again.difference(context.partition_keys)):
                 context.log.warning(
-                    f"{lane.name}/manifest: the splits changed since {', '.join(dealt_again)} were made; their images "
-                    "were dealt again, like those of this run"
+                    f"{lane.name}/manifest: the splits changed since {', '.join(others)} were made; their images were "
+                    "dealt again, like those of this run"
                 )
             write_splits_files(store, lane.splits.name, lane.splits.folds)
 

@@ -67,7 +67,7 @@ EXPORTED_COLUMNS = (*_EARLIER_COLUMNS, "content_hash", "quarantine_reason")
 class ManifestSummary:
     """Counts over the rows of one part or lane. Splits (fold 0), label formats and eyes count usable images only.
 
-    ``dealt_again`` are the batches whose sides the export had to change.
+    ``dealt_again`` are other batches whose sides had to be changed.
     """
 
     n_images: int
@@ -88,6 +88,8 @@ def build_manifest_part(
 ) -> ManifestSummary:
     """Write the manifest rows of one batch from the ledger; no image is opened.
 
+    Where the lane's other parts were dealt by another split configuration, they are dealt again first.
+
     A file that is gone or has another size than when it was registered is listed with ``missing`` or
     ``changed_since_registration``.
 
@@ -96,8 +98,12 @@ def build_manifest_part(
     """
     with store.lock(_manifest_lock(dataset.name)):
         part, problems, state = _manifest_rows(store, dataset, splits, batch)
+        # Before this part is seen: a run of many batches would leave two dealings side by side until its export.
+        dealt_again = (
+            () if _is_dealt(store, dataset.name, splits) else _deal_parts_again(store, dataset.name, splits)[1]
+        )
         _write_parquet(store.manifest_part(dataset.name, batch), part, state)
-    return summarize(part, problems)
+    return dataclasses.replace(summarize(part, problems), dealt_again=dealt_again)
 
 
 def manifest_state(part: Path) -> str | None:
@@ -194,8 +200,9 @@ def require_one_dealing(lane: str, manifest: pl.DataFrame) -> None:
         raise ValueError(
             f"{lane}/manifest: expected all batches to be dealt by one split configuration, found "
             f"{', '.join(dealt_otherwise(manifest, newest))} dealt by another than the last one; materialize any "
-            f"batch of {lane}/manifest again: that deals all of them alike. If the message stays, register {lane} and "
-            "materialize the manifest of all batches"
+            f"batch of {lane}/manifest again: that deals all of them alike. If the message stays, register {lane}, "
+            "materialize the manifest of all batches, and remove "
+            f"index/{lane}/manifest/<batch>.parquet of batches that the ledger does not know"
         )
 
 
@@ -275,6 +282,16 @@ def _deal_parts_again(
     return updated, tuple(changed)
 
 
+def _is_dealt(store: ArtefactStore, lane: str, splits: SplitConfiguration) -> bool:
+    """Say whether the lane's parts bear the present dealing: parts are dealt in order, so that the last one tells."""
+    fingerprint = read_dealing(store.root, splits).fingerprint
+    for path in reversed(store.manifest_parts(lane)):
+        part = pl.read_parquet(path)
+        if part.height:
+            return "split_fingerprint" in part.columns and fingerprint in part["split_fingerprint"]
+    return True
+
+
 def _comparable(frame: pl.DataFrame, column: str) -> pl.Series:
     values = frame[column]
     return values.list.join(",") if values.dtype == pl.List else values
@@ -286,12 +303,15 @@ def write_splits_files(store: ArtefactStore, split_name: str, folds: int) -> lis
     Quarantined images are left out; ids are sorted. Files of folds that do not exist any more are removed.
 
     Raises:
-        ValueError: a lane's manifest was made with fewer folds.
+        ValueError: a lane's manifest was made with fewer folds, or by several split configurations.
     """
     with store.lock(f"splits.{split_name}"):
         frames = []
         for lane in store.lanes_with_manifests():
-            manifest = read_manifest(store, lane).filter(pl.col("split_name") == split_name)
+            manifest = read_manifest(store, lane)
+            if split_name not in manifest["split_name"]:
+                continue
+            require_one_dealing(lane, manifest)
             if manifest.filter(pl.col("fold_splits").list.len() < folds).height:
                 raise ValueError(
                     f"{lane}/manifest: expected {folds} folds of {split_name}, found fewer; materialize it again, or "

@@ -388,13 +388,14 @@ def test_a_changed_split_configuration_deals_all_batches_alike_although_only_the
     export_manifest(store, visits, before)
     write_pinned(store, "val")
     land_second_visits(store)
-    build(store, visits, after, batches=["b00002"])
-    summary = export_manifest(store, visits, after)
+    (built,) = build(store, visits, after, batches=["b00002"])
     assert torn_patients(store) == set()
+    require_one_dealing("lane", read_manifest(store, "lane"))
+    summary = export_manifest(store, visits, after)
     dealt_apart = [path.read_bytes() for path in store.manifest_parts("lane")]
     build(store, visits, after)
     assert [path.read_bytes() for path in store.manifest_parts("lane")] == dealt_apart
-    assert summary.dealt_again == ("b00001",)
+    assert (built.dealt_again, summary.dealt_again) == (("b00001",), ())
     assert summary.splits == summarize(read_manifest(store, "lane")).splits
 
 
@@ -452,14 +453,28 @@ def test_an_image_that_came_back_under_another_id_follows_its_content_until_its_
     assert (listed["image_id"], listed["fold_splits"]) == ("lane::a", renamed["fold_splits"])
 
 
-def test_a_manifest_of_two_dealings_is_refused_with_what_to_materialize(store, visits):
-    build(store, visits)
+def test_a_manifest_of_two_dealings_is_refused_with_what_to_materialize_and_mended_by_that(store, visits):
     land_second_visits(store)
-    build(store, visits, SplitConfiguration(seed=7), batches=["b00002"])  # and killed before the export
-    with pytest.raises(ValueError, match="found b00001 dealt by another than the last one; materialize any batch"):
+    for number in range(20):
+        land(store, f"c{number:02d}.jpg", jpeg(200 + number))
+    visits = visits.model_copy(update={"batch_size": 20})
+    build(store, visits)
+    first = store.manifest_part("lane", "b00001").read_bytes()
+    after = SplitConfiguration(seed=7)
+    build(store, visits, after)
+    killed = [path.read_bytes() for path in store.manifest_parts("lane")]
+    build(store, visits)
+    # Killed after the first of three parts was dealt again.
+    assert store.manifest_part("lane", "b00001").read_bytes() == first
+    store.manifest_part("lane", "b00001").write_bytes(killed[0])
+    refusal = "found b00001 dealt by another than the last one; materialize any batch of lane/manifest again"
+    with pytest.raises(ValueError, match=refusal):
         require_one_dealing("lane", read_manifest(store, "lane"))
-    export_manifest(store, visits, SplitConfiguration(seed=7))
+    with pytest.raises(ValueError, match=refusal):
+        write_splits_files(store, "stage0", 5)
+    assert build(store, visits, after, batches=["b00001"])[0].dealt_again == ("b00002", "b00003")
     require_one_dealing("lane", read_manifest(store, "lane"))
+    assert write_splits_files(store, "stage0", 5)
     require_one_dealing("empty", read_manifest(store, "empty"))
 
 
