@@ -66,6 +66,15 @@ def test_tiles_of_the_input_size_are_not_enlarged(side: int) -> None:
     torch.testing.assert_close(seen[0], ((image - mean[:, None, None]) / std[:, None, None])[None])
 
 
+def test_the_longer_side_of_an_oblong_tile_becomes_the_input_size() -> None:
+    model = small_detector(input_size=64)
+    seen: list[tuple[int, ...]] = []
+    model.rpn.register_forward_pre_hook(lambda _module, arguments: seen.extend(arguments[0].image_sizes))
+    with torch.no_grad():
+        model.eval()([torch.rand(3, 128, 96), torch.rand(3, 32, 64)])
+    assert seen == [(64, 48), (32, 64)]
+
+
 def test_the_resnet50_detector_has_the_parameter_names_and_shapes_of_torchvision() -> None:
     configuration = ModelConfiguration(
         backbone="resnet50_fpn", n_categories=20, anchor_sizes=((32,), (64,), (128,), (256,), (512,))
