@@ -24,8 +24,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Relative to the boxes' size: differences below it are rounding. float32 pixels carry seven digits, float64 sixteen.
+# Relative to the boxes' size: differences in what is given below the first are rounding (float32 pixels carry seven
+# digits, float64 sixteen); the second is what float64 arithmetic leaves in a length or an area just computed.
 ROUNDING = 1e-9
+COMPUTED_ROUNDING = 1e-12
 # Pairs clipped at a time: bounds the memory (about 1 kB a pair) and keeps the work inside the processor's cache.
 PAIRS_AT_ONCE = 16_384
 COMPARISONS_AT_ONCE = 1_000_000
@@ -58,7 +60,7 @@ def rectangles_from_corners(corners: Tensor) -> Tensor:
 
     areas = lengths * heights
     size = lengths.square() + heights.square()
-    smallest = areas <= areas.amin(1, keepdim=True) + ROUNDING * size
+    smallest = areas <= areas.amin(1, keepdim=True) + COMPUTED_ROUNDING * size
     # Distinguishes directions modulo a quarter turn, which is what a rectangle's sides have.
     preference = torch.cos(4 * angles) + 0.5 * torch.sin(4 * angles)
     chosen = preference.masked_fill(~smallest, -math.inf).argmax(1, keepdim=True)
@@ -255,7 +257,7 @@ def _clipped_areas(subject: Tensor, window: Tensor) -> Tensor:
         # The direction of an edge that is only rounding is noise; leaving it out moves the outline by rounding.
         direction = torch.where(length > ROUNDING * size, edge / length, 0.0)
         distance = direction[0] * (polygon[1] - start[1]) - direction[1] * (polygon[0] - start[0])
-        polygon = _half_plane_clipped(polygon, distance, -1e-3 * ROUNDING * size)
+        polygon = _half_plane_clipped(polygon, distance, -COMPUTED_ROUNDING * size)
     x, y = polygon - polygon[:, :1]
     areas: Tensor = (x[:-1] * y[1:] - y[:-1] * x[1:]).sum(0) / 2
     return areas.clamp_min(0.0)
