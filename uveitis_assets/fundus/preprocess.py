@@ -298,6 +298,8 @@ class _BatchRun:
                 row = self._holding_row(image, stage)
                 # A mask that SAM 2 makes now where it could not before, or the reverse, is another one.
                 remade = "roi_masks" in todo and "sam2_prompted" in self._roi_methods(image)
+                # The crop's first row takes the metadata of any tiles away: see _invalidate.
+                remade |= "normalized_crops" in todo and image.image_id not in self._earlier["normalized_crops"]
                 if row is None or remade or image.image_id in without_sam2:
                     todo.append(stage)
                 else:
@@ -467,14 +469,16 @@ class _BatchRun:
     def _invalidate(self, image: RegisteredImage, stage: PreprocessStage) -> None:
         """Take back what the books say about the image's stage, before its files are overwritten."""
         earlier = self._earlier[stage].get(image.image_id)
+        former = None if earlier is None else earlier["fingerprint"]
+        if stage == "normalized_crops" and former != self._fingerprint(image, stage):
+            # Tiles of the former crop, or of one that the books do not know, must not meet the new crop's place:
+            # without metadata they count as not made.
+            self.store.tiles_metadata(artefact_key(image.image_id)).unlink(missing_ok=True)
         if earlier is None:
             return
         former_size = earlier.get("global_size")
         if former_size is not None and former_size != self.configuration.tiling.global_size:
             self.store.global_image(artefact_key(image.image_id), former_size).unlink(missing_ok=True)
-        if stage == "normalized_crops" and earlier["fingerprint"] != self._fingerprint(image, stage):
-            # Tiles of the former crop must not meet the new crop's place: without metadata they count as not made.
-            self.store.tiles_metadata(artefact_key(image.image_id)).unlink(missing_ok=True)
         self._journals[stage].begin(image.image_id)
 
     def _quarantine(self, image: RegisteredImage, stage: PreprocessStage, error: QuarantineError) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from uveitis_assets.fundus.landed import RegisteredImage
 from uveitis_assets.fundus.preprocess import preprocess_batch
 from uveitis_assets.fundus.stage_fingerprint import STAGES
 from uveitis_assets.storage import ArtefactStore
-from uveitis_assets_tests.fundus.preprocess_inputs import SMALL, fundus_picture, land, read_rgb
+from uveitis_assets_tests.fundus.preprocess_inputs import SMALL, fundus_picture, land, read_rgb, with_normalization
 
 
 @pytest.fixture
@@ -84,6 +86,24 @@ def test_normalized_crops_are_shown_without_global_images_too(
     preprocess(store, images[:2], SMALL.model_copy(update={"persist": ("norm",)}))
     sheet = decoded(normalization_contact_sheet(store, "lane", "b1", images[:2]))
     assert sheet[:240, 240:480].mean() > 40
+
+
+@pytest.mark.parametrize("lost_index", [False, True], ids=["index kept", "index lost"])
+def test_the_sheet_shows_the_crops_of_now_also_where_only_the_crops_were_made_again(
+    store: ArtefactStore, tmp_path: Path, lost_index: bool
+) -> None:
+    landed = [land(store, "eye.png", fundus_picture(3))]
+    preprocess(store, landed, SMALL)
+    if lost_index:
+        store.stage_index("lane", "normalized_crops", "b1").unlink()
+    other = with_normalization("grayworld")
+    preprocess_batch(store, "lane", "b1", landed, other, ["normalized_crops"], workers=1, code_version="1")
+    fresh = ArtefactStore(root=tmp_path / "fresh", raw=store.raw)
+    preprocess_batch(fresh, "lane", "b1", landed, other, STAGES[:2], workers=1, code_version="1")
+    shown = decoded(normalization_contact_sheet(store, "lane", "b1", landed))
+    assert np.array_equal(shown, decoded(normalization_contact_sheet(fresh, "lane", "b1", landed)))
+    preprocess(store, landed, other)
+    assert store.tiles_metadata("lane__eye").exists()
 
 
 def test_a_vanished_raw_image_leaves_a_blank_cell(store: ArtefactStore, images: list[RegisteredImage]) -> None:

@@ -752,6 +752,15 @@ def test_tiles_of_a_former_crop_lose_their_metadata_until_they_are_made_again(st
     )
 
 
+def test_losing_the_crops_index_leaves_no_image_without_tiles(store: ArtefactStore) -> None:
+    images = land_many(store, 1)
+    preprocess(store, images)
+    before = artefact_bytes(store.root)
+    store.stage_index("lane", "normalized_crops", "b00001").unlink()
+    preprocess(store, images)
+    assert artefact_bytes(store.root) == before
+
+
 def test_a_batch_without_images_has_an_empty_index(store: ArtefactStore) -> None:
     preprocess(store, [])
     assert rows(store, "tiles") == {}
