@@ -3,8 +3,7 @@
 The loop is the naive one: for every image, shift each tile's boxes; for every category, take the best box, drop what
 overlaps it by more than the IoU, and go on with the rest (NumPy, one call per kept box). A second loop has torchvision
 do each category's suppression. Both give the same boxes as nms, which is checked; the other ways of merging do more and
-are timed beside it. Each sample runs in a process of its own and
-the ways take turns.
+are timed beside it. Each sample runs in a process of its own and the ways take turns.
 
     python benchmarks/merging.py --images 1000 --boxes 400 --rounds 3
 """
@@ -155,7 +154,8 @@ def main() -> None:
         return
     check_equal(images[: min(100, len(images))])
     print(
-        f"{len(images)} images x {arguments.boxes} tile boxes, {N_CATEGORIES} categories; both loops and nms keep the same boxes"
+        f"{len(images)} images x {arguments.boxes} tile boxes, {N_CATEGORIES} categories; "
+        "both loops and nms keep the same boxes"
     )
     samples: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for _ in range(arguments.rounds):
