@@ -1,0 +1,331 @@
+"""The run launcher of the deployment: one container per run, on a GPU, on the CPU instead, or not at all.
+
+It adds decisions to dagster-docker's launcher and leaves creating, stopping and watching containers to it. The
+decision is written on the run (tag ``uveitis/device``) before the container is made, so that every later question
+about the run gives the same answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import docker
+from dagster_docker import DockerRunLauncher
+from docker.errors import APIError, DockerException, NotFound
+
+from uveitis_assets.launcher.container_options import (
+    DEPLOYMENT_LABEL,
+    ContainerSettings,
+    build_environment,
+    build_options,
+    check_deployment_options,
+    own_user,
+)
+from uveitis_assets.launcher.gpu import (
+    CPU,
+    DEVICE_TAG,
+    NO_DEVICE,
+    GpuNeed,
+    choose_gpu,
+    how_to_get_a_gpu,
+    is_gpu_start_failure,
+    resolve_need,
+)
+from uveitis_assets.launcher.overrides import parse_overrides
+from uveitis_assets.launcher.refusal import LaunchRefusedError
+from uveitis_assets.launcher.stopped_containers import RUN_LABEL, describe_death, log_tail, reap
+
+if TYPE_CHECKING:
+    # Private, for annotations only: Dagster exports neither the contexts of a launcher nor its results.
+    from dagster._core.launcher.base import CheckRunHealthResult, LaunchRunContext, ResumeRunContext
+    from dagster._serdes.config_class import ConfigurableClassData
+    from dagster_docker.container_context import DockerContainerContext
+
+_MAX_RETRIES_TAG = "dagster/max_retries"
+_CONTAINER_TAG = "docker/container_id"
+_REAP_EVERY_S = 600.0
+_LIVE = ("created", "running", "paused", "restarting")
+
+_log = logging.getLogger(__name__)
+
+
+class GpuDockerRunLauncher(DockerRunLauncher):
+    """Launch each run in a container of its own, with a GPU when its tags ask for one and the host has one.
+
+    Fields beyond those of ``DockerRunLauncher`` are described in ``config_type``.
+    """
+
+    def __init__(
+        self,
+        inst_data: ConfigurableClassData | None = None,
+        *,
+        volumes: Sequence[str] = (),
+        read_only_volumes: Sequence[str] = (),
+        secrets: Sequence[str] = (),
+        secrets_folder: str | None = None,
+        user: str | None = None,
+        gpu_runtime: str = "nvidia",
+        gpu_devices: Sequence[str] = (),
+        deployment: str = "uveitis",
+        log_tail_lines: int = 40,
+        retention_hours: float = 24.0,
+        **docker_launcher_config: Any,
+    ) -> None:
+        super().__init__(inst_data, **docker_launcher_config)
+        self.settings = ContainerSettings(
+            deployment=deployment,
+            user=user or own_user(),
+            gpu_runtime=gpu_runtime,
+            volumes=tuple(volumes),
+            read_only_volumes=tuple(read_only_volumes),
+            secrets=tuple(secrets),
+            secrets_folder=secrets_folder,
+        )
+        self.settings.check()
+        check_deployment_options(self.container_kwargs)
+        self.gpu_devices = tuple(gpu_devices)
+        self.log_tail_lines = log_tail_lines
+        self.retention = timedelta(hours=retention_hours)
+        # The daemon may launch from several threads; two of them must not count the same GPU as free.
+        self._assigning = threading.Lock()
+        self._reap_due_at = 0.0
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        """Fields of ``run_launcher.config`` in ``dagster.yaml``."""
+        inherited: Mapping[str, Any] = super().config_type()  # type: ignore[no-untyped-call]
+        return {
+            **inherited,
+            "volumes": dg.Field(
+                dg.Array(dg.StringSource),
+                is_required=False,
+                description="Mounts of every run container as source:/target or source:/target:ro. The source is a "
+                "folder of the engine's host, which has to exist, or the name of a volume.",
+            ),
+            "read_only_volumes": dg.Field(
+                dg.Array(dg.StringSource),
+                is_required=False,
+                description="Mounts that no run may write to, whatever else is said: the raw images.",
+            ),
+            "secrets": dg.Field(
+                [str],
+                is_required=False,
+                description="Names of files in secrets_folder. Each is mounted read-only at /run/secrets/<name> and "
+                "<NAME>_FILE holds that path, so that the value appears neither in `docker inspect` nor in Dagster.",
+            ),
+            "secrets_folder": dg.Field(
+                dg.StringSource, is_required=False, description="Folder of the engine's host that holds the secrets."
+            ),
+            "user": dg.Field(
+                dg.StringSource,
+                is_required=False,
+                description="uid:gid of the run containers; `image` keeps the image's user. Default: the uid:gid of "
+                "the daemon, so that what a run writes belongs to whoever runs the deployment.",
+            ),
+            "gpu_runtime": dg.Field(
+                dg.StringSource,
+                is_required=False,
+                default_value="nvidia",
+                description="Name of the engine's GPU runtime.",
+            ),
+            "gpu_devices": dg.Field(
+                dg.Array(dg.StringSource),
+                is_required=False,
+                description="GPUs of the host (index, UUID or MIG id). Each GPU run gets the one that the fewest live "
+                "run containers hold. Without it a run sees all GPUs.",
+            ),
+            "deployment": dg.Field(
+                dg.StringSource,
+                is_required=False,
+                default_value="uveitis",
+                description="Label of this deployment's containers; deployments that share an engine need two names.",
+            ),
+            "log_tail_lines": dg.Field(
+                int,
+                is_required=False,
+                default_value=40,
+                description="Lines of a dead container's log in the failure of its run.",
+            ),
+            "retention_hours": dg.Field(
+                float,
+                is_required=False,
+                default_value=24.0,
+                description="Hours after which stopped run containers of this deployment are removed.",
+            ),
+        }
+
+    # Launching ------------------------------------------------------------------------------------------------
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        """Launch the run on the device that its tags and the engine allow; fail it for good where they do not."""
+        self._launch(context, super().launch_run)
+
+    def resume_run(self, context: ResumeRunContext) -> None:
+        """Launch a new container for a run whose container died; the device is decided anew."""
+        self._launch(context, super().resume_run)
+
+    def get_container_context(self, dagster_run: dg.DagsterRun) -> DockerContainerContext:
+        """Configuration of this run's container: the deployment's and code location's, the run's own, the device."""
+        context = super().get_container_context(dagster_run)
+        check_deployment_options(context.container_kwargs)
+        overrides = parse_overrides(dagster_run.tags)
+        device = dagster_run.tags.get(DEVICE_TAG, CPU)
+        return context._replace(  # a named tuple's public method
+            env_vars=build_environment(self.settings, context.env_vars, overrides, device),
+            container_kwargs=build_options(self.settings, context.container_kwargs, overrides, device),
+        )
+
+    def _launch(self, context: Any, start: Callable[[Any], None]) -> None:
+        run: dg.DagsterRun = context.dagster_run
+        try:
+            need = resolve_need(run.tags, _asset_tags(context))
+            if need is GpuNeed.NONE:
+                self._start_on(CPU, context, start)
+            else:
+                with self._assigning:
+                    self._launch_with_gpu(need, context, start)
+        except LaunchRefusedError as refused:
+            self._fail_for_good(run, str(refused))
+        self._reap_when_due()
+
+    def _launch_with_gpu(self, need: GpuNeed, context: Any, start: Callable[[Any], None]) -> None:
+        problem = self._missing_runtime()
+        if problem is None:
+            device = choose_gpu(self.gpu_devices, self._devices_in_use())
+            try:
+                self._start_on(device, context, start)
+                return
+            except APIError as error:
+                if not is_gpu_start_failure(str(error)):
+                    raise
+                problem = f"the engine could not start a container with {device}: {error.explanation or error}"
+        if need is GpuNeed.REQUIRED:
+            raise LaunchRefusedError(
+                f"The run needs a GPU, but {problem}. {how_to_get_a_gpu(self.settings.gpu_runtime)}"
+            )
+        self._report(context.dagster_run, f"The run prefers a GPU and gets the CPU: {problem}.")
+        self._start_on(CPU, context, start)
+
+    def _start_on(self, device: str, context: Any, start: Callable[[Any], None]) -> None:
+        run: dg.DagsterRun = context.dagster_run
+        # Re-executions copy the tags of their parent, so the tag is written even where it is there.
+        self._instance.add_run_tags(run.run_id, {DEVICE_TAG: device})
+        try:
+            start(context._replace(dagster_run=run.with_tags({**run.tags, DEVICE_TAG: device})))
+        except APIError:
+            self._remove_unstarted(run.run_id)
+            raise
+
+    def _missing_runtime(self) -> str | None:
+        with _docker_client() as client:
+            runtimes = sorted(client.info().get("Runtimes") or {})
+        if self.settings.gpu_runtime in runtimes:
+            return None
+        return f"the Docker engine has no runtime {self.settings.gpu_runtime!r} (it lists {', '.join(runtimes)})"
+
+    def _devices_in_use(self) -> list[str]:
+        with _docker_client() as client:
+            live = client.containers.list(
+                all=True,
+                ignore_removed=True,
+                filters={"label": f"{DEPLOYMENT_LABEL}={self.settings.deployment}", "status": list(_LIVE)},
+            )
+            return [container.labels[DEVICE_TAG] for container in live if DEVICE_TAG in container.labels]
+
+    def _remove_unstarted(self, run_id: str) -> None:
+        with _docker_client() as client:
+            for container in client.containers.list(
+                all=True, ignore_removed=True, filters={"label": f"{RUN_LABEL}={run_id}", "status": "created"}
+            ):
+                container.remove(v=True)
+
+    def _fail_for_good(self, run: dg.DagsterRun, message: str) -> None:
+        # Returning after the run has failed, in place of raising, leaves one failure with this message; whoever
+        # called would add a second one. The number of retries is put back, because re-executions copy the tags.
+        retries = run.tags.get(_MAX_RETRIES_TAG, str(self._instance.run_retries_max_retries))
+        self._instance.add_run_tags(run.run_id, {_MAX_RETRIES_TAG: "0", DEVICE_TAG: NO_DEVICE})
+        self._report(run, message)
+        self._instance.report_run_failed(run, message)
+        self._instance.add_run_tags(run.run_id, {_MAX_RETRIES_TAG: retries})
+
+    def _report(self, run: dg.DagsterRun, message: str) -> None:
+        self._instance.report_engine_event(message, run, cls=self.__class__)
+
+    # Stopped containers ---------------------------------------------------------------------------------------
+
+    def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
+        """Whether the run's container lives; if not, the message names the cause and the end of its log."""
+        health: CheckRunHealthResult = super().check_run_worker_health(run)
+        if health.status.name != "FAILED":
+            return health
+        death = self._with_container(run, lambda container: describe_death(container, self.log_tail_lines))
+        return health._replace(msg=death or health.msg)
+
+    def get_run_worker_debug_info(self, run: dg.DagsterRun, include_container_logs: bool | None = True) -> str | None:
+        """State and log tail of a run that monitoring gives up on because it never started or never stopped."""
+        if not include_container_logs:
+            return None
+        return self._with_container(
+            run,
+            lambda container: (
+                f"Its container {container.name} is {container.status}.\n{log_tail(container, self.log_tail_lines)}"
+            ),
+        )
+
+    def reap_stopped_containers(self) -> list[str]:
+        """Remove this deployment's stopped containers past retention and return their names."""
+        with _docker_client() as client:
+            return reap(client, self.settings.deployment, self.retention, datetime.now(UTC), self._is_active)
+
+    def _is_active(self, run_id: str) -> bool:
+        run = self._instance.get_run_by_id(run_id)
+        return run is not None and not run.is_finished
+
+    def _reap_when_due(self) -> None:
+        if time.monotonic() < self._reap_due_at:
+            return
+        self._reap_due_at = time.monotonic() + _REAP_EVERY_S
+        try:
+            removed = self.reap_stopped_containers()
+        except DockerException:
+            # The run that was just launched must not fail for yesterday's containers; the next launch tries again.
+            _log.warning("Stopped run containers could not be removed", exc_info=True)
+        else:
+            if removed:
+                _log.info("Removed %d stopped run containers: %s", len(removed), ", ".join(removed))
+
+    def _with_container(self, run: dg.DagsterRun, describe: Callable[[Any], str]) -> str | None:
+        container_id = run.tags.get(_CONTAINER_TAG)
+        if container_id is None:
+            return None
+        with _docker_client() as client:
+            try:
+                return describe(client.containers.get(container_id))
+            except NotFound:
+                return None
+
+
+@contextmanager
+def _docker_client() -> Iterator[Any]:
+    client = docker.from_env()
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _asset_tags(context: Any) -> dict[str, Mapping[str, str]]:
+    """Tags of the assets that the run selects, by name; a run without assets has none."""
+    if context.workspace is None:
+        return {}
+    graph = context.workspace.asset_graph
+    selected = context.dagster_run.asset_selection
+    keys = graph.asset_keys_for_job(context.dagster_run.job_name) if selected is None else selected
+    return {key.to_user_string(): graph.get(key).tags for key in sorted(keys) if graph.has(key)}

@@ -1,0 +1,111 @@
+"""Which processor a run gets: its need from tags, the GPU it is assigned, and the container options for that.
+
+Plain decisions on tags and names. Asking the engine what it has, and starting containers, is the launcher's part.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from docker.types import DeviceRequest
+
+from uveitis_assets.launcher.refusal import LaunchRefusedError
+
+NEED_TAG = "uveitis/gpu"
+DEVICE_TAG = "uveitis/device"
+CPU = "cpu"
+NO_DEVICE = "none"
+_ANY_GPU = "gpu"
+_ONE_GPU = "gpu:"
+
+# How engines and their NVIDIA runtime word that a GPU could not be attached: no GPU driver plugin, a runtime that is
+# not registered, a runtime whose driver does not answer.
+_GPU_START_FAILURES = (
+    "could not select device driver",
+    "unknown or invalid runtime name",
+    "unknown runtime specified",
+    "nvidia-container-cli",
+    "nvidia-container-runtime",
+)
+
+
+class GpuNeed(StrEnum):
+    """What a run or an asset asks for, weakest first."""
+
+    NONE = "none"
+    PREFERRED = "preferred"
+    REQUIRED = "required"
+
+
+_WEAKEST_FIRST = list(GpuNeed)
+
+
+def resolve_need(run_tags: Mapping[str, str], asset_tags: Mapping[str, Mapping[str, str]]) -> GpuNeed:
+    """The run's own ``uveitis/gpu`` tag, else the strongest need among its assets (name to tags), else none.
+
+    Raises:
+        LaunchRefusedError: a tag holds another value than ``required``, ``preferred`` or ``none``.
+    """
+    if NEED_TAG in run_tags:
+        return _parse_need(run_tags[NEED_TAG], "the run")
+    needs = [_parse_need(tags[NEED_TAG], f"asset {name}") for name, tags in asset_tags.items() if NEED_TAG in tags]
+    return max(needs, key=_WEAKEST_FIRST.index, default=GpuNeed.NONE)
+
+
+def _parse_need(value: str, where: str) -> GpuNeed:
+    try:
+        return GpuNeed(value)
+    except ValueError:
+        expected = ", ".join(reversed(_WEAKEST_FIRST))
+        raise LaunchRefusedError(
+            f"Tag {NEED_TAG} of {where} is {value!r}; expected one of {expected}. Correct the tag and launch again."
+        ) from None
+
+
+def choose_gpu(gpu_devices: Sequence[str], devices_in_use: Iterable[str]) -> str:
+    """The device of the next GPU run: the one that fewest live containers hold, in the declared order.
+
+    Args:
+        gpu_devices: the host's GPUs as the launcher's configuration declares them (index, UUID or MIG id); empty
+            means that a run sees all of them.
+        devices_in_use: ``uveitis/device`` labels of the live containers, with repetitions.
+    """
+    if not gpu_devices:
+        return _ANY_GPU
+    holders = Counter(devices_in_use)
+    return min((_ONE_GPU + device for device in gpu_devices), key=lambda device: holders[device])
+
+
+def is_gpu_start_failure(message: str) -> bool:
+    """Whether the engine's error says that a GPU, and not something else, kept the container from starting."""
+    return any(fragment in message for fragment in _GPU_START_FAILURES)
+
+
+def device_options(device: str, gpu_runtime: str) -> dict[str, Any]:
+    """Options of ``containers.create`` that attach ``device`` (cpu, gpu for all, or gpu:<id>)."""
+    if device == CPU:
+        return {}
+    chosen = {"count": -1} if device == _ANY_GPU else {"device_ids": [device.removeprefix(_ONE_GPU)]}
+    # Both, because there are hosts where device requests alone end in "Failed to initialize NVML".
+    return {"runtime": gpu_runtime, "device_requests": [DeviceRequest(capabilities=[["gpu"]], **chosen)]}
+
+
+def device_environment(device: str) -> list[str]:
+    """Variables that tell NVIDIA's runtime the same: images and hosts whose default is that runtime heed only them."""
+    if device == CPU:
+        return ["NVIDIA_VISIBLE_DEVICES=void"]
+    visible = "all" if device == _ANY_GPU else device.removeprefix(_ONE_GPU)
+    return [f"NVIDIA_VISIBLE_DEVICES={visible}", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"]
+
+
+def how_to_get_a_gpu(gpu_runtime: str) -> str:
+    """What the operator of the host has to do, for the message of a refused run."""
+    return (
+        f"Install the NVIDIA driver and the NVIDIA Container Toolkit on the engine's host, register the runtime with "
+        f"`nvidia-ctk runtime configure --runtime=docker`, restart the engine and see that `docker info` lists "
+        f"{gpu_runtime!r}; then re-execute the run. To let it use the CPU, give it the tag "
+        f"{NEED_TAG}={GpuNeed.PREFERRED}. It is not retried by itself."
+    )

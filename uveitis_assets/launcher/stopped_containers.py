@@ -1,0 +1,96 @@
+"""What a stopped run container tells, and its removal once nobody needs it any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from docker.errors import APIError, NotFound
+
+from uveitis_assets.launcher.container_options import DEPLOYMENT_LABEL
+from uveitis_assets.launcher.overrides import OVERRIDES_TAG
+
+RUN_LABEL = "dagster/run_id"
+_STOPPED = ("exited", "dead", "created")
+_LOG_TAIL_BYTES = 8192
+_CONFLICT = 409
+_SIGNALS = {137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
+
+
+def describe_death(container: Any, log_tail_lines: int) -> str:
+    """Why the container stopped, in words, and the last lines of its log."""
+    return f"{_cause_of_death(container.attrs)}\n{log_tail(container, log_tail_lines)}"
+
+
+def _cause_of_death(attrs: Mapping[str, Any]) -> str:
+    state = attrs["State"]
+    limit = attrs.get("HostConfig", {}).get("Memory") or 0
+    code = state.get("ExitCode")
+    if state.get("OOMKilled"):
+        if limit:
+            return (
+                f"Out of memory (OOM): the kernel killed the run container at its memory limit of "
+                f"{limit / 2**20:.0f} MiB (exit code {code}). Give the run a larger limit, for example with the tag "
+                f'{OVERRIDES_TAG}={{"mem_limit": "{2 * limit // 2**20}m"}}, or a smaller batch or fewer workers.'
+            )
+        return (
+            f"Out of memory (OOM): the kernel killed the run container (exit code {code}), which has no memory limit "
+            f"of its own: the host ran out. Run fewer at a time, or a smaller batch or fewer workers."
+        )
+    if code in _SIGNALS:
+        return (
+            f"The run container was ended by {_SIGNALS[code]} (exit code {code}) from outside or by a crash, not by "
+            f"its memory limit."
+        )
+    error = f" The engine says: {state['Error']}" if state.get("Error") else ""
+    return f"The run container is {state.get('Status')} with exit code {code} though its run had not ended.{error}"
+
+
+def log_tail(container: Any, lines: int) -> str:
+    """The container's last log lines, at most 8 KiB of them, or why they cannot be had."""
+    try:
+        raw = bytes(container.logs(tail=lines))
+    except APIError as error:
+        return f"Its log cannot be read: {error}"
+    text = raw[-_LOG_TAIL_BYTES:].decode("utf-8", errors="replace").strip()
+    return f"Last lines of its log:\n{text}" if text else "Its log is empty."
+
+
+def reap(
+    client: Any, deployment: str, retention: timedelta, now: datetime, is_active: Callable[[str], bool]
+) -> list[str]:
+    """Remove this deployment's stopped containers that ended longer than ``retention`` ago; return their names.
+
+    Containers of other deployments, running ones and those whose run is still active stay: monitoring has yet to
+    read the reason from them.
+    """
+    stopped = client.containers.list(
+        all=True,
+        ignore_removed=True,
+        filters={"label": f"{DEPLOYMENT_LABEL}={deployment}", "status": list(_STOPPED)},
+    )
+    removed = []
+    for container in sorted(stopped, key=lambda container: str(container.name)):
+        labels = container.labels
+        if container.status not in _STOPPED or labels.get(DEPLOYMENT_LABEL) != deployment:
+            continue
+        if now - _ended_at(container.attrs) <= retention or is_active(labels.get(RUN_LABEL, "")):
+            continue
+        try:
+            container.remove(v=True)
+        except NotFound:
+            continue
+        except APIError as error:
+            if error.status_code == _CONFLICT:  # somebody else is removing it
+                continue
+            raise
+        removed.append(str(container.name))
+    return removed
+
+
+def _ended_at(attrs: Mapping[str, Any]) -> datetime:
+    finished = str(attrs["State"].get("FinishedAt") or "")
+    # A container that never started finished in the year 1, as the engine puts it.
+    moment = attrs["Created"] if finished.startswith("0001-") or not finished else finished
+    return datetime.fromisoformat(moment)

@@ -1,0 +1,316 @@
+"""The launcher's decisions on an instance of Dagster and an engine in memory."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import dagster as dg
+import docker
+import pytest
+import yaml
+
+# Private, because only Dagster's daemon makes a launcher's context and origin, and no public function does.
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.launcher.base import LaunchRunContext, ResumeRunContext
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
+from dagster_shared.record import copy
+from docker.errors import APIError
+
+from uveitis_assets.launcher import GpuDockerRunLauncher
+from uveitis_assets.launcher.refusal import LaunchRefusedError
+from uveitis_assets_tests.launcher.fake_engine import NO_GPU_DRIVER, FakeContainer, FakeEngine
+
+
+@dg.job
+def _job() -> None:
+    """Runs nowhere: the engine is in memory."""
+
+
+_ORIGIN = JobPythonOrigin(
+    job_name="_job",
+    repository_origin=RepositoryPythonOrigin(
+        executable_path="/usr/bin/python3",
+        code_pointer=ModuleCodePointer("somewhere", "repository"),
+        container_image="registry.example/uveitis:1",
+        entry_point=["dagster"],
+        container_context=None,
+    ),
+)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    fake = FakeEngine()
+    monkeypatch.setattr(docker, "from_env", lambda: fake)
+    monkeypatch.setattr(docker.client, "from_env", lambda: fake)
+    return fake
+
+
+@pytest.fixture(scope="module")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterInstance]:
+    home = tmp_path_factory.mktemp("dagster_home")
+    (home / "dagster.yaml").write_text("run_retries: {enabled: true, max_retries: 3}\ntelemetry: {enabled: false}\n")
+    with dg.DagsterInstance.from_config(str(home)) as made:
+        yield made
+
+
+class _Launches:
+    """Launch runs as the daemon does and look at what became of them."""
+
+    def __init__(self, instance: dg.DagsterInstance, engine: FakeEngine, **config: Any) -> None:
+        self.instance = instance
+        self.engine = engine
+        self.launcher = GpuDockerRunLauncher(**config)
+        self.launcher.register_instance(instance)
+
+    def launch(
+        self, tags: Mapping[str, str] | None = None, assets: Mapping[str, str] | None = None, resume: bool = False
+    ) -> dg.DagsterRun:
+        run = self.instance.create_run_for_job(
+            _job,
+            tags=dict(tags or {}),
+            status=dg.DagsterRunStatus.STARTING,
+            job_code_origin=_ORIGIN,
+        )
+        selection = frozenset(dg.AssetKey(name) for name in assets) if assets else None
+        run = copy(run, asset_selection=selection)
+        graph = _Graph(assets or {})
+        context: type = ResumeRunContext if resume else LaunchRunContext
+        start = self.launcher.resume_run if resume else self.launcher.launch_run
+        start(context(dagster_run=run, workspace=SimpleNamespace(asset_graph=graph)))
+        return self.run(run.run_id)
+
+    def run(self, run_id: str) -> dg.DagsterRun:
+        run = self.instance.get_run_by_id(run_id)
+        assert run is not None
+        return run
+
+    def container(self, run: dg.DagsterRun) -> FakeContainer:
+        return self.engine.get(run.tags["docker/container_id"])
+
+    def messages(self, run: dg.DagsterRun) -> list[str]:
+        return [entry.message for entry in self.instance.all_logs(run.run_id)]
+
+
+class _Graph:
+    """The workspace's asset graph: names to their GPU tag."""
+
+    def __init__(self, needs: Mapping[str, str]) -> None:
+        self._needs = {dg.AssetKey(name): need for name, need in needs.items()}
+
+    def asset_keys_for_job(self, job_name: str) -> set[dg.AssetKey]:
+        return set()
+
+    def has(self, key: dg.AssetKey) -> bool:
+        return key in self._needs
+
+    def get(self, key: dg.AssetKey) -> SimpleNamespace:
+        return SimpleNamespace(tags={"uveitis/gpu": self._needs[key]} if self._needs[key] else {})
+
+
+def test_a_run_without_a_need_gets_the_cpu_and_the_engine_is_not_asked_for_gpus(instance, engine):
+    launches = _Launches(instance, engine)
+    run = launches.launch(assets={"manifest": "none", "tiles": ""})
+    container = launches.container(run)
+    assert run.tags["uveitis/device"] == "cpu"
+    assert container.status == "running"
+    assert "runtime" not in container.options
+    assert container.environment["NVIDIA_VISIBLE_DEVICES"] == "void"
+
+
+def test_a_run_that_selects_a_gpu_asset_gets_the_gpu(instance, engine):
+    launches = _Launches(instance, engine)
+    run = launches.launch(assets={"manifest": "none", "checkpoint": "required"})
+    container = launches.container(run)
+    assert run.tags["uveitis/device"] == "gpu"
+    assert container.options["runtime"] == "nvidia"
+    assert container.options["device_requests"][0]["Count"] == -1
+    assert container.labels["uveitis/device"] == "gpu"
+
+
+def test_a_preferring_run_falls_back_and_says_why_when_the_runtime_is_absent(instance, engine):
+    engine.runtimes = ("io.containerd.runc.v2", "runc")
+    launches = _Launches(instance, engine)
+    run = launches.launch({"uveitis/gpu": "preferred"})
+    assert run.tags["uveitis/device"] == "cpu"
+    assert launches.container(run).status == "running"
+    (said,) = [message for message in launches.messages(run) if "prefers a GPU and gets the CPU" in message]
+    assert "no runtime 'nvidia' (it lists io.containerd.runc.v2, runc)" in said
+
+
+def test_a_preferring_run_falls_back_when_the_gpu_container_does_not_start_and_leaves_none_behind(instance, engine):
+    engine.gpu_start_error = NO_GPU_DRIVER
+    launches = _Launches(instance, engine)
+    run = launches.launch({"uveitis/gpu": "preferred"})
+    assert run.tags["uveitis/device"] == "cpu"
+    (container,) = engine.all
+    assert container is launches.container(run)
+    assert "device_requests" not in container.options
+    assert any(NO_GPU_DRIVER in message and "gets the CPU" in message for message in launches.messages(run))
+
+
+@pytest.mark.parametrize("trouble", ["no runtime", "start fails"])
+def test_a_requiring_run_fails_at_once_with_what_to_install_and_is_not_retried(instance, engine, trouble):
+    if trouble == "no runtime":
+        engine.runtimes = ("runc",)
+    else:
+        engine.gpu_start_error = NO_GPU_DRIVER
+    launches = _Launches(instance, engine)
+
+    run = launches.launch({"uveitis/gpu": "required"})
+
+    assert run.status is dg.DagsterRunStatus.FAILURE
+    assert engine.all == []
+    assert run.tags["dagster/will_retry"] == "false"
+    assert run.tags["uveitis/device"] == "none"
+    assert run.tags["dagster/max_retries"] == "3", "a re-execution copies the tags and must keep its retries"
+    failures = [
+        entry for entry in instance.all_logs(run.run_id) if entry.dagster_event and entry.dagster_event.is_failure
+    ]
+    (failure,) = failures
+    assert "NVIDIA Container Toolkit" in failure.message
+    assert "nvidia-ctk runtime configure" in failure.message
+    assert ("no runtime 'nvidia'" if trouble == "no runtime" else NO_GPU_DRIVER) in failure.message
+
+
+def test_another_start_failure_is_not_mistaken_for_a_missing_gpu(instance, engine):
+    engine.start_error = "invalid mount config for type bind: bind source path does not exist: /srv/data"
+    launches = _Launches(instance, engine)
+    with pytest.raises(APIError, match="bind source path does not exist"):
+        launches.launch({"uveitis/gpu": "preferred"})
+    assert engine.all == [], "the container that could not start is removed"
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"uveitis/gpu": "maybe"},
+        {"docker/container_kwargs": '{"privileged": true}'},
+        {"docker/container_kwargs": "{"},
+    ],
+)
+def test_a_wrong_tag_fails_the_run_for_good_before_any_container_is_made(instance, engine, tags):
+    launches = _Launches(instance, engine)
+    run = launches.launch(tags)
+    assert run.status is dg.DagsterRunStatus.FAILURE
+    assert run.tags["dagster/will_retry"] == "false"
+    assert engine.all == []
+    assert any(next(iter(tags)) in message for message in launches.messages(run))
+
+
+def test_several_gpus_are_assigned_one_per_run_and_given_again_when_free(instance, engine):
+    launches = _Launches(instance, engine, gpu_devices=["0", "1"])
+    first, second = (launches.launch({"uveitis/gpu": "preferred"}) for _ in range(2))
+    assert [first.tags["uveitis/device"], second.tags["uveitis/device"]] == ["gpu:0", "gpu:1"]
+    assert launches.container(second).options["device_requests"][0]["DeviceIDs"] == ["1"]
+    assert launches.container(second).environment["NVIDIA_VISIBLE_DEVICES"] == "1"
+    launches.container(second).status = "exited"
+    assert launches.launch({"uveitis/gpu": "required"}).tags["uveitis/device"] == "gpu:1"
+
+
+def test_the_device_of_the_parent_run_is_not_inherited(instance, engine):
+    launches = _Launches(instance, engine)
+    run = launches.launch({"uveitis/device": "gpu:7", "docker/container_id": "gone"})
+    assert run.tags["uveitis/device"] == "cpu"
+    assert "device_requests" not in launches.container(run).options
+
+
+def test_a_resumed_run_is_given_its_device_anew(instance, engine):
+    engine.gpu_start_error = NO_GPU_DRIVER
+    launches = _Launches(instance, engine)
+    run = launches.launch({"uveitis/gpu": "preferred", "uveitis/device": "gpu"}, resume=True)
+    assert run.tags["uveitis/device"] == "cpu"
+    assert "resume_run" in launches.container(run).options["command"]
+
+
+def test_the_labels_of_one_run_do_not_appear_on_the_next(instance, engine):
+    launches = _Launches(instance, engine, container_kwargs={"labels": {"team": "retina"}})
+    first = launches.launch({"docker/container_kwargs": '{"labels": {"experiment": "a"}}'})
+    second = launches.launch()
+    assert launches.container(first).labels["experiment"] == "a"
+    assert "experiment" not in launches.container(second).labels
+    assert launches.container(first).labels["dagster/run_id"] == first.run_id
+    assert launches.container(second).labels["dagster/run_id"] == second.run_id
+    assert launches.launcher.container_kwargs == {"labels": {"team": "retina"}}
+
+
+def test_a_run_resizes_its_container_and_keeps_the_rest_of_the_deployments_options(instance, engine):
+    launches = _Launches(
+        instance, engine, container_kwargs={"mem_limit": "8g", "labels": {"team": "retina"}}, env_vars=["A=1"]
+    )
+    overrides = {"mem_limit": "32g", "labels": {"tier": "night"}, "environment": {"OMP_NUM_THREADS": "2"}}
+    container = launches.container(launches.launch({"docker/container_kwargs": json.dumps(overrides)}))
+    assert container.options["mem_limit"] == container.options["memswap_limit"] == "32g"
+    assert {"team": "retina", "tier": "night"}.items() <= container.labels.items()
+    assert {"A": "1", "OMP_NUM_THREADS": "2"}.items() <= container.environment.items()
+
+
+def test_a_dead_container_is_reported_with_its_cause_and_the_end_of_its_log(instance, engine):
+    launches = _Launches(instance, engine, log_tail_lines=2)
+    run = launches.launch()
+    assert launches.launcher.check_run_worker_health(run).status.name == "RUNNING"
+    container = launches.container(run)
+    container.status = "exited"
+    container.attrs |= {
+        "State": {"Status": "exited", "ExitCode": 137, "OOMKilled": True},
+        "HostConfig": {"Memory": 256 * 2**20},
+    }
+    container.log = b"epoch 1\nepoch 2\nepoch 3\n"
+    health = launches.launcher.check_run_worker_health(run)
+    assert health.status.name == "FAILED"
+    assert "Out of memory (OOM)" in health.msg
+    assert "256 MiB" in health.msg
+    assert health.msg.endswith("epoch 2\nepoch 3")
+    assert "epoch 3" in launches.launcher.get_run_worker_debug_info(run)
+
+
+def test_launching_removes_old_containers_of_finished_runs(instance, engine):
+    launches = _Launches(instance, engine, retention_hours=1.0)
+    finished = launches.launch()
+    container = launches.container(finished)
+    container.status = "exited"
+    container.attrs["State"] = {"FinishedAt": "2020-01-01T00:00:00Z"}
+    assert launches.launcher.reap_stopped_containers() == [], "its run is still active: monitoring reads the log first"
+    instance.report_run_failed(finished)
+    assert launches.launcher.reap_stopped_containers() == [container.name]
+
+
+def test_the_configuration_is_checked_when_the_instance_loads():
+    with pytest.raises(LaunchRefusedError, match="auto_remove"):
+        GpuDockerRunLauncher(container_kwargs={"auto_remove": True})
+    with pytest.raises(ValueError, match="the engine's socket"):
+        GpuDockerRunLauncher(volumes=["/var/run/docker.sock:/var/run/docker.sock"])
+
+
+def test_dagster_yaml_configures_the_launcher(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_VOLUME", "/srv/data:/data")
+    config = {
+        "run_launcher": {
+            "module": "uveitis_assets.launcher",
+            "class": "GpuDockerRunLauncher",
+            "config": {
+                "image": "uveitis:1",
+                "volumes": [{"env": "DATA_VOLUME"}],
+                "gpu_devices": ["0", "1"],
+                "retention_hours": 2.5,
+                "container_kwargs": {"mem_limit": "8g"},
+            },
+        }
+    }
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(config))
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        launcher = instance.run_launcher
+        assert isinstance(launcher, GpuDockerRunLauncher)
+        assert launcher.settings.volumes == ("/srv/data:/data",)
+        assert launcher.settings.deployment == "uveitis"
+        assert launcher.gpu_devices == ("0", "1")
+        assert launcher.retention.total_seconds() == 9000
+
+
+def test_the_launcher_loads_without_torch():
+    heavy = "{'torch', 'cv2', 'sam2', 'polars', 'timm'}"
+    code = f"import sys, uveitis_assets.launcher; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
