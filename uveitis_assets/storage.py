@@ -186,6 +186,13 @@ class ArtefactStore:
         """Lesion heat map over the global image."""
         return self.root / "preds_vis" / experiment / "heat_maps" / f"{key}.png"
 
+    def pseudo_coco_file(self, experiment: str, lane: str, fold: int, *, tiles: bool) -> Path:
+        """Training labels of a fold expanded with a detector's pseudo-labels."""
+        folder = self.root / "labels_coco" / "pseudo" / experiment
+        if fold > 0:
+            folder = folder / f"fold{fold}"
+        return folder / f"{lane}_train{'_tiles' if tiles else ''}.json"
+
     def prediction_index(self, experiment: str, lane: str, batch: str) -> Path:
         """Parquet index of the predictions of one batch: image, fingerprint, counts."""
         return self.root / "index" / lane / f"predictions_{experiment}" / f"{batch}.parquet"

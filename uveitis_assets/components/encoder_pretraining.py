@@ -2,13 +2,14 @@
 
 import time
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import dagster as dg
 from pydantic import BaseModel, Field
 
 from uveitis_assets.components.fundus_dataset import FundusDataset
 from uveitis_assets.components.lane_keys import LaneKeys
+from uveitis_assets.detection.compute_device import Device
 from uveitis_assets.detection.encoder_configuration import EncoderPretrainingConfiguration
 from uveitis_assets.storage import ArtefactStore
 
@@ -18,7 +19,7 @@ ENCODER_CODE_VERSION = "1"
 class PretrainingRunConfig(dg.Config):
     """Launchpad options of a pretraining."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU when there is one, else the CPU")
+    device: Device = Field("auto", description="auto: the GPU when there is one, else the CPU")
 
 
 @dataclass

@@ -33,7 +33,9 @@ _FINGERPRINT_DIGITS = 16
 _logger = logging.getLogger(__name__)
 
 
-def read_labelled_split(store: ArtefactStore, lane: str, *, fold: int, split: str) -> LabelledSplit:
+def read_labelled_split(
+    store: ArtefactStore, lane: str, *, fold: int, split: str, pseudo_labels_of: str | None = None
+) -> LabelledSplit:
     """Read all labelled images of one lane, fold and split, and their tiles, in the order of the COCO files.
 
     Boxes are in px of the global image and of the tile (pixel edges, x0 y0 x1 y1), whichever frame the tiles were
@@ -45,15 +47,22 @@ def read_labelled_split(store: ArtefactStore, lane: str, *, fold: int, split: st
         lane: dataset lane, the first part of the COCO files' names.
         fold: 0 reads labels_coco/, others labels_coco/fold<k>/.
         split: train, val or test.
+        pseudo_labels_of: detector whose expanded training labels are read instead; only with ``train``.
 
     Raises:
         FileNotFoundError: a file is missing; the message says which asset makes it.
         PathEscapesRootError: a tile's file name leads out of the store.
         ValueError: the files contradict each other, or a box lies outside its image.
     """
-    partition = f"partition `fold{fold}|{split}` of {lane}/coco_labels"
-    globals_file = _CocoFile.read(store.coco_file(lane, split, fold, tiles=False), partition)
-    tiles_file = _CocoFile.read(store.coco_file(lane, split, fold, tiles=True), partition)
+    if pseudo_labels_of is None:
+        partition = f"partition `fold{fold}|{split}` of {lane}/coco_labels"
+        paths = [store.coco_file(lane, split, fold, tiles=tiles) for tiles in (False, True)]
+    elif split == "train":
+        partition = f"partition `fold{fold}` of {pseudo_labels_of}/pseudo_labels"
+        paths = [store.pseudo_coco_file(pseudo_labels_of, lane, fold, tiles=tiles) for tiles in (False, True)]
+    else:
+        raise ValueError(f"split: expected train with pseudo-labels, found {split}: nothing is judged by them")
+    globals_file, tiles_file = (_CocoFile.read(path, partition) for path in paths)
     if globals_file.categories != tiles_file.categories:
         raise ValueError(
             f"{tiles_file.path}: expected the categories of {globals_file.path.name} "

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+Device = Literal["auto", "cpu", "cuda"]
 
-def chosen_device(wanted: Literal["auto", "cpu", "cuda"]) -> str:
+
+def chosen_device(wanted: Device) -> str:
     """``cuda`` or ``cpu``; ``auto`` takes the GPU when there is one.
 
     Raises:

@@ -82,16 +82,16 @@ class InitialisationConfiguration(Configuration):
     backbone_weights: str | None = Field(
         None, description="RETFound file (root `model` or `teacher`) or ResNet-50 state; relative to $UVEITIS_DATA"
     )
+    encoder: str | None = Field(None, description="EncoderPretraining lane whose encoder starts the backbone")
+    digest: str | None = Field(None, description="BLAKE2b of the file that is expected; another file is refused")
     mode: Literal["full", "backbone_only"] = "full"
     min_matched: Ratio = Field(0.9, description="Least share of the wanted parameters that a file has to provide")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        given = [name for name in ("experiment", "checkpoint", "backbone_weights") if getattr(self, name)]
+        given = [name for name in ("experiment", "encoder", "checkpoint", "backbone_weights") if getattr(self, name)]
         if len(given) > 1:
-            raise ValueError(
-                f"expected one of experiment, checkpoint and backbone_weights, found {' and '.join(given)}"
-            )
+            raise ValueError(f"expected one source of weights at most, found {' and '.join(given)}")
         return self
 
 
@@ -179,6 +179,20 @@ class InferenceConfiguration(Configuration):
     merge_iou: Ratio = 0.5
     folds: tuple[int, ...] = Field((0,), min_length=1, description="Folds whose checkpoints predict; several: ensemble")
     overlays: bool = Field(True, description="Write preds_vis/ overlays and heat maps")
+
+
+class PseudoLabelConfiguration(Configuration):
+    """Which detections become labels."""
+
+    min_score: Ratio = Field(0.9, description="Detections below make no labels")
+    duplicate_iou: Ratio = Field(0.5, description="IoU with a label or a better detection above which one stays out")
+    labelled_images: Literal["complete", "leave"] = Field(
+        "complete", description="Whether images that a person has labelled may get pseudo-labels"
+    )
+    min_tile_box_ratio: Ratio = Field(0.2, description="Share of a box that a tile has to show, as for labels")
+    large_lesion_tile_cover: Ratio = Field(
+        0.25, description="Share of a tile that a large lesion covers, as for labels"
+    )
 
 
 class DetectorConfiguration(Configuration):

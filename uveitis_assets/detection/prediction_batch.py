@@ -183,7 +183,7 @@ def batch_prediction_sheet(
     ]
     found.sort(key=lambda pair: (-len(pair[0]), pair[1].image_id))
     pictures = [
-        (read_global_image(store, image), detections)
+        (read_global_image(store, image), detections, None)
         for detections, image in found[:_SHEET_PICTURES]
         if len(detections)
     ]

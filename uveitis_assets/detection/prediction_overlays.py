@@ -64,23 +64,29 @@ def draw_detections(
 
 
 def prediction_sheet(
-    pictures: Sequence[tuple[Pixels, Detections]], names: Mapping[int, str], *, text_if_empty: str
+    pictures: Sequence[tuple[Pixels, Detections, GroundTruth | None]],
+    names: Mapping[int, str],
+    *,
+    text_if_empty: str,
 ) -> bytes:
     """JPEG (at most 150 kB) of global images with their detections.
 
     Args:
-        pictures: RGB images, each with its detections in its pixels; the images are not changed.
+        pictures: RGB images, each with its detections and, to be drawn dashed, its labelled lesions, in its pixels;
+            the images are not changed.
         names: names of the categories.
         text_if_empty: what the sheet says when there are no pictures.
     """
     return encode_within(sheet_of([_cell(*picture, names) for picture in pictures], text_if_empty), MAX_JPEG_BYTES)
 
 
-def _cell(image: Pixels, detections: Detections, names: Mapping[int, str]) -> Pixels:
+def _cell(image: Pixels, detections: Detections, truth: GroundTruth | None, names: Mapping[int, str]) -> Pixels:
     scale = SHEET_TILE_PX / max(image.shape[:2])
     drawn = image.copy()
     enlarge = max(1.0 / scale, 1.0)
-    draw_detections(drawn, detections, names, enlarge=enlarge, name_px=_SHEET_NAME_PX, names_per_category=1)
+    draw_detections(
+        drawn, detections, names, truth=truth, enlarge=enlarge, name_px=_SHEET_NAME_PX, names_per_category=1
+    )
     size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
     cell = np.zeros((SHEET_TILE_PX, SHEET_TILE_PX, 3), np.uint8)
     cell[: size[1], : size[0]] = cv2.resize(drawn, size, interpolation=cv2.INTER_AREA)

@@ -6,20 +6,38 @@ Which images are usable is the tiles' index's word. Labels play no role here: la
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.detection.predict_images import UnreadableTilesError, read_tile_files
+from uveitis_assets.detection.predict_images import TileFile, UnreadableTilesError, read_tile_files
 from uveitis_assets.fundus.geometry import ImageFrames
 from uveitis_assets.fundus.stage_index import read_stage_index
 from uveitis_assets.fundus.tiling import cut_tile, padded_canvas, render_global
 from uveitis_assets.storage import ArtefactStore, artefact_key, read_json
 
 Pixels = NDArray[np.uint8]
+
+
+class Preprocessed(Protocol):
+    """What has to be known of an image to read its pixels; ``LabelledImage`` is one too."""
+
+    @property
+    def image_id(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def frames(self) -> ImageFrames: ...
+
+    @property
+    def tiles(self) -> Sequence[TileFile]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +86,7 @@ def read_preprocessed_images(store: ArtefactStore, lane: str, batch: str) -> lis
     return images
 
 
-def read_tile_pixels(store: ArtefactStore, image: PreprocessedImage) -> list[Pixels]:
+def read_tile_pixels(store: ArtefactStore, image: Preprocessed) -> list[Pixels]:
     """An image's tiles, RGB uint8: from their files, or cut from what they were cut from when they are not persisted.
 
     Raises:
@@ -81,7 +99,7 @@ def read_tile_pixels(store: ArtefactStore, image: PreprocessedImage) -> list[Pix
     return [cut_tile(whole, tile) for tile in image.frames.tiles]
 
 
-def read_global_image(store: ArtefactStore, image: PreprocessedImage) -> Pixels:
+def read_global_image(store: ArtefactStore, image: Preprocessed) -> Pixels:
     """The global image, RGB uint8: from its file, or made again from the tiles when it is not persisted."""
     path = store.global_image(image.key, image.frames.global_size)
     if path.is_file():
@@ -98,7 +116,7 @@ def read_global_image(store: ArtefactStore, image: PreprocessedImage) -> Pixels:
     return render_global(canvas, frames.global_size)
 
 
-def _tiled_picture(store: ArtefactStore, image: PreprocessedImage) -> Path:
+def _tiled_picture(store: ArtefactStore, image: Preprocessed) -> Path:
     if image.frames.frame == "native":
         return store.normalized_crop(image.key)
     return store.global_image(image.key, image.frames.global_size)

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from uveitis_assets.detection.configuration import PseudoLabelConfiguration
 from uveitis_assets.detection.pseudo_labels import (
-    PseudoLabelConfiguration,
     expand_coco,
     frames_reader,
     held_out_images,

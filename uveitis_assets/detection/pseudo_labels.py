@@ -19,37 +19,22 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from pydantic import Field
 
+from uveitis_assets.detection.configuration import PseudoLabelConfiguration
 from uveitis_assets.detection.detections import Detections
 from uveitis_assets.detection.group_suppression import nms_in_groups
 from uveitis_assets.detection.prediction_file import read_prediction
-from uveitis_assets.fundus.configuration import Configuration, Ratio
 from uveitis_assets.fundus.geometry import AxisAlignedTransform, ImageFrames
 from uveitis_assets.labels.lesions import Lesions
 from uveitis_assets.labels.placement import PlacedLesion, place_in_image, place_in_tiles
 from uveitis_assets.storage import ArtefactStore, artefact_key, read_json
 
 Coco = Mapping[str, Any]
-
-
-class PseudoLabelConfiguration(Configuration):
-    """Which detections become labels."""
-
-    min_score: Ratio = Field(0.9, description="Detections below make no labels")
-    duplicate_iou: Ratio = Field(0.5, description="IoU with a label or a better detection above which one stays out")
-    labelled_images: Literal["complete", "leave"] = Field(
-        "complete", description="Whether images that a person has labelled may get pseudo-labels"
-    )
-    min_tile_box_ratio: Ratio = Field(0.2, description="Share of a box that a tile has to show, as for labels")
-    large_lesion_tile_cover: Ratio = Field(
-        0.25, description="Share of a tile that a large lesion covers, as for labels"
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,158 @@
+"""The best checkpoint of a fold judged on labelled images: report, figures and pictures.
+
+The judgement itself is the business of ``evaluation``; which images are shown to it is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uveitis_assets.detection.checkpoints import load_trained_detector
+from uveitis_assets.detection.compute_device import Device, chosen_device
+from uveitis_assets.detection.detections import Detections, GroundTruth
+from uveitis_assets.detection.evaluation.evaluate import Evaluation, evaluate_detections
+from uveitis_assets.detection.evaluation.figures import confusion_figure, froc_figure, precision_recall_figure
+from uveitis_assets.detection.evaluation.report import validation_report
+from uveitis_assets.detection.figure_jpeg import png_as_jpeg
+from uveitis_assets.detection.fold_training import labelled_split
+from uveitis_assets.detection.labelled_split import LabelledImage, LabelledSplit
+from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
+from uveitis_assets.detection.predict_images import predict_images
+from uveitis_assets.detection.prediction_overlays import prediction_sheet
+from uveitis_assets.detection.preprocessed_images import read_global_image
+from uveitis_assets.detection.run_folder import RunFolder
+from uveitis_assets.detection.sampling import overfit_split
+from uveitis_assets.detection.weights_files import file_digest, read_weights_file
+from uveitis_assets.storage import ArtefactStore, read_json, write_bytes, write_json
+
+_SHEET_PICTURES = 9
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedFold:
+    """An evaluation as it is shown; ``pictures`` are JPEG by name, ``per_class_table`` is Markdown.
+
+    ``split`` says which images were judged; ``numbers`` hold only what exists: an AP without lesions is left out.
+    """
+
+    report: Path
+    split: str
+    numbers: dict[str, float]
+    per_class_table: str
+    pictures: dict[str, bytes]
+
+
+def evaluate_fold(
+    store: ArtefactStore,
+    lane: DetectorLaneConfiguration,
+    fold: int,
+    *,
+    split: Literal["val", "test"],
+    device: Device,
+) -> JudgedFold:
+    """Judge the fold's best checkpoint and write ``val_report.json`` (``test_report.json``) and ``figures/``.
+
+    A lane with ``overfit_images`` is judged on the images that it learned, whatever the split.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or no labels; names what to materialize.
+    """
+    folder = RunFolder(store.run_folder(lane.name, fold))
+    if not folder.best_weights.is_file():
+        raise FileNotFoundError(
+            f"{folder.best_weights}: found no checkpoint; materialize {lane.name}/checkpoint of fold{fold} first"
+        )
+    device_name = chosen_device(device)
+    model, _ = load_trained_detector(folder.best_weights)
+    judged = _judged_images(store, lane, fold, split)
+    shown = lane.inference.model_copy(update={"score_threshold": 0.0})
+    found = [
+        detections
+        for _, detections in predict_images([model.to(device_name)], judged.images, shown, device=device_name)
+    ]
+    evaluation = evaluate_detections(judged.images, found, judged.categories, lane.evaluation)
+    report = folder.report_file if split == "val" else folder.path / "test_report.json"
+    epoch = int(read_weights_file(folder.best_weights).details["metrics"]["epoch"])
+    content = validation_report(evaluation, best_epoch=epoch, fingerprint=judged.fingerprint)
+    write_json(report, {**content, "checkpoint": file_digest(folder.best_weights), "split": judged.split})
+    figures = {
+        "FROC": froc_figure(evaluation),
+        "precision and recall": precision_recall_figure(evaluation),
+        "confusion": confusion_figure(evaluation),
+    }
+    for name, png in figures.items():
+        write_bytes(folder.path / "figures" / f"{split}_{name.replace(' ', '_').lower()}.png", png)
+    pictures = {name: png_as_jpeg(png) for name, png in figures.items()}
+    pictures["preview"] = _sheet(lane, judged.images, found, judged.categories, store)
+    return JudgedFold(report, judged.split, _numbers(evaluation), _per_class_table(evaluation), pictures)
+
+
+def reported_map_50(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> float | None:
+    """AP at IoU 0.5 of the fold's newest report on validation images; None when there is none."""
+    path = RunFolder(store.run_folder(lane.name, fold)).report_file
+    if not path.exists():
+        return None
+    value: float | None = read_json(path)["ap"]["0.5"]
+    return value
+
+
+def _judged_images(
+    store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int, split: Literal["val", "test"]
+) -> LabelledSplit:
+    if lane.overfit_images:
+        return overfit_split(labelled_split(store, lane, fold, "train"), lane.overfit_images)
+    return labelled_split(store, lane, fold, split)
+
+
+def _numbers(evaluation: Evaluation) -> dict[str, float]:
+    pooled = dict(zip(evaluation.froc.rates, evaluation.froc.pooled.at_rates, strict=True))
+    figures: dict[str, float | None] = {
+        "map_50": evaluation.map_50,
+        "map_30": evaluation.map_30,
+        "map_50_95": evaluation.map_50_95,
+        **{f"sensitivity_at_{rate:g}_fp_per_image": value for rate, value in pooled.items()},
+    }
+    counts = {
+        "n_images": evaluation.n_images,
+        "n_patients": evaluation.n_patients,
+        "n_lesions": sum(evaluation.n_lesions.values()),
+    }
+    return counts | {name: round(value, 4) for name, value in figures.items() if value is not None}
+
+
+def _per_class_table(evaluation: Evaluation) -> str:
+    """Markdown, one row per class with lesions."""
+    lines = ["| class | lesions | AP 0.3 | AP 0.5 | AP 0.5:0.95 |", "|---|---:|---:|---:|---:|"]
+    precision = evaluation.average_precision
+    for category, n_lesions in evaluation.n_lesions.items():
+        if n_lesions:
+            values = (precision.iou_30, precision.iou_50, precision.iou_50_95)
+            cells = " | ".join(_shown(value.per_class[category]) for value in values)
+            lines.append(f"| {evaluation.categories[category]} | {n_lesions} | {cells} |")
+    return "\n".join(lines)
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
+
+
+def _sheet(
+    lane: DetectorLaneConfiguration,
+    images: Sequence[LabelledImage],
+    found: Sequence[Detections],
+    names: dict[int, str],
+    store: ArtefactStore,
+) -> bytes:
+    """The images with the most lesions: detections above the written threshold, labels dashed."""
+    order = sorted(range(len(images)), key=lambda at: (-len(images[at].truth), images[at].image_id))
+    pictures: list[tuple[NDArray[np.uint8], Detections, GroundTruth | None]] = []
+    for at in order[:_SHEET_PICTURES]:
+        certain = found[at].select(found[at].scores >= lane.inference.score_threshold)
+        pictures.append((read_global_image(store, images[at]), certain, images[at].truth))
+    return prediction_sheet(pictures, names, text_if_empty=f"{lane.name}: no labelled images")

@@ -1,0 +1,183 @@
+"""One fold of a detector lane from labels to checkpoint: reads the splits, finds the first weights, trains.
+
+With several processes the training runs in processes of its own, one per GPU; this one waits and passes on what they
+say. How a step is taken is the business of ``training``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uveitis_assets.detection.coco_split import read_labelled_split
+from uveitis_assets.detection.compute_device import Device, chosen_device
+from uveitis_assets.detection.figure_jpeg import png_as_jpeg
+from uveitis_assets.detection.label_policy import with_classes
+from uveitis_assets.detection.labelled_split import LabelledSplit
+from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
+from uveitis_assets.detection.run_folder import RunFolder
+from uveitis_assets.detection.training import train_detector
+from uveitis_assets.detection.weights_files import file_digest, read_weights_file
+from uveitis_assets.labels.class_map import load_class_map
+from uveitis_assets.storage import ArtefactStore
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedFold:
+    """A finished training; ``numbers`` are its counts and figures with units in their names."""
+
+    best_weights: Path
+    numbers: dict[str, float]
+    initialised_from: str
+    device: str
+    curves_jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFindings:
+    """What is wrong with a fold's checkpoint."""
+
+    errors: list[str]
+    warnings: list[str]
+
+
+def labelled_split(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int, split: str) -> LabelledSplit:
+    """The labels of one fold and split as the detector sees them: only the lesions of its classes."""
+    categories = load_class_map().select(lane.classes)
+    pseudo = lane.learn_pseudo_labels_of if split == "train" else None
+    labels = read_labelled_split(store, lane.train_on, fold=fold, split=split, pseudo_labels_of=pseudo)
+    return with_classes(labels, categories)
+
+
+def train_fold(
+    store: ArtefactStore,
+    lane: DetectorLaneConfiguration,
+    fold: int,
+    *,
+    device: Device,
+    processes: int,
+    log: Callable[[str], None],
+) -> TrainedFold:
+    """Train a fold, continue a killed training, or recognise a finished one.
+
+    Args:
+        store: labels and tiles in, ``runs/`` out.
+        lane: the detector's configuration.
+        fold: fold of the learned lane.
+        device: where to train.
+        processes: processes that train together; more than one on CUDA takes as many GPUs.
+        log: takes lines about the progress.
+
+    Raises:
+        FileNotFoundError: labels, or the checkpoint to start from, are not there; names what to materialize.
+        ValueError: nothing to learn from; the initial weights do not fit.
+    """
+    configured = _with_resolved_weights(store, lane, fold)
+    folder = store.run_folder(lane.name, fold)
+    device_name = chosen_device(device)
+    outcome = train_detector(
+        store,
+        configured,
+        folder,
+        labelled_split(store, lane, fold, "train"),
+        labelled_split(store, lane, fold, "val"),
+        device=device_name,
+        progress=_LogProgress(log),
+    )
+    numbers = {
+        "map_50": outcome.map_50,
+        "map_30": outcome.map_30,
+        "map_selection": outcome.map_selection,
+        "best_epoch": outcome.best_epoch,
+        "n_epochs": outcome.n_epochs,
+        "n_steps": outcome.n_steps,
+        "training_duration_s": outcome.duration_s,
+    }
+    curves = png_as_jpeg(RunFolder(folder).curves_file.read_bytes())
+    return TrainedFold(outcome.best_weights, numbers, _origin(configured), device_name, curves)
+
+
+def _with_resolved_weights(
+    store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int
+) -> DetectorLaneConfiguration:
+    """The configuration with the parent lane's checkpoint, or the encoder's weights, as a file and its digest.
+
+    The digest makes a training another one when the file it starts from has changed.
+    """
+    first = lane.initialise
+    if first.experiment is not None:
+        path = RunFolder(store.run_folder(first.experiment, fold)).best_weights
+        maker = f"{first.experiment}/checkpoint of fold{fold}"
+        changes = {"experiment": None, "checkpoint": store.name_of(path)}
+    elif first.encoder is not None:
+        path = store.pretraining_folder(first.encoder) / "encoder.safetensors"
+        maker = f"{first.encoder}/encoder"
+        changes = {"encoder": None, "backbone_weights": store.name_of(path)}
+    else:
+        name = first.checkpoint or first.backbone_weights
+        if name is None:
+            return lane
+        path, maker, changes = store.root / name, f"the file {name}", {}
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: {lane.name} starts from it, found no file; materialize or provide {maker} first"
+        )
+    resolved = first.model_copy(update={**changes, "digest": file_digest(path)})
+    return lane.model_copy(update={"initialise": resolved})
+
+
+def _origin(lane: DetectorLaneConfiguration) -> str:
+    name = lane.initialise.checkpoint or lane.initialise.backbone_weights
+    return f"{name} ({lane.initialise.digest})" if name else "random weights"
+
+
+def inspect_checkpoint(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> CheckpointFindings:
+    """Read a fold's best weights and hold them against their lineage and against the labels of now."""
+    path = RunFolder(store.run_folder(lane.name, fold)).best_weights
+    try:
+        file = read_weights_file(path)
+    except (FileNotFoundError, ValueError) as error:
+        return CheckpointFindings([str(error)], [])
+    errors = [
+        f"{name}: found NaN or infinity; train again with a lower learning rate"
+        for name, value in file.tensors.items()
+        if value.is_floating_point() and not bool(value.isfinite().all())
+    ]
+    if not path.with_suffix(".json").is_file():
+        errors.append(f"{path.with_suffix('.json')}: the lineage beside the weights is gone")
+    warnings = []
+    try:
+        current = labelled_split(store, lane, fold, "train").fingerprint
+    except (FileNotFoundError, ValueError) as error:
+        warnings.append(f"the labels cannot be read: {error}")
+    else:
+        if lane.overfit_images == 0 and file.details.get("data_fingerprint") != current:
+            warnings.append("the labels are not those of the training; materialize the checkpoint again to learn them")
+    return CheckpointFindings(errors, warnings)
+
+
+class _LogProgress:
+    """Passes a training's epochs and messages on as lines."""
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log = log
+        self._n_epochs = 0
+
+    def started(self, *, n_epochs: int, n_steps: int, step: int) -> None:
+        """The training begins or goes on."""
+        self._n_epochs = n_epochs
+        self._log(f"{n_epochs} epochs, {n_steps} steps, beginning after step {step}")
+
+    def stepped(self, *, step: int, losses: Mapping[str, float], learning_rate: float) -> None:
+        """Steps are too many for a run's log; TensorBoard has them."""
+
+    def epoch_ended(self, row: Mapping[str, Any]) -> None:
+        """One line per epoch."""
+        judged = "" if row.get("map_50") is None else f", AP at IoU 0.5 {row['map_50']:.3f}"
+        self._log(f"epoch {row['epoch']} of {self._n_epochs}: loss {row['train_loss']:.4f}{judged}")
+
+    def said(self, message: str) -> None:
+        """Something a person should know."""
+        self._log(message)

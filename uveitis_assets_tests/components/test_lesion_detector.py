@@ -1,0 +1,224 @@
+"""A detector lane through its own assets: learn, judge, predict; what lands later is predicted and nothing else."""
+
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from uveitis_assets.components.fundus_dataset import FundusDataset
+from uveitis_assets.components.partition_runs import range_tags
+from uveitis_assets.storage import ArtefactStore, read_json
+from uveitis_assets_tests.components.running_platform import QUIET, Platform, requested, use
+from uveitis_assets_tests.lane_project import write_project
+
+LANE = """\
+type: uveitis_assets.components.fundus_dataset.FundusDataset
+attributes:
+  name: uwf700
+  layout: uwf700
+  folder: uwf-700
+  roi: {method: threshold}
+  tiling: {global_size: 128, tile_size: 96}
+  splits: {folds: 2, test_ratio: 0.0}
+  labels: {format: obb}
+"""
+UNLABELLED = """\
+type: uveitis_assets.components.fundus_dataset.FundusDataset
+attributes:
+  name: eyepacs
+  layout: eyepacs
+  folder: eyepacs
+  splits: {folds: 2}
+"""
+DETECTOR = """\
+type: uveitis_assets.components.lesion_detector.LesionDetector
+attributes:
+  name: {name}
+  train_on: uwf700
+  predict_on: uwf700
+  model:
+    backbone: timm_fpn
+    timm_model: test_resnet
+    norm: group
+    input_size: 96
+    rpn_post_nms_train: 200
+    rpn_post_nms_test: 100
+  training:
+    epochs: 1
+    freeze_blocks: 0
+    tensorboard: false
+  evaluation: {{bootstrap_samples: 20}}
+  inference: {{score_threshold: 0.0}}
+{more}"""
+
+
+def loaded(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, **lanes: str) -> dg.Definitions:
+    write_project(folder, name, lanes)
+    monkeypatch.syspath_prepend(folder)
+    definitions: dg.Definitions = importlib.import_module(f"{name}.definitions").defs()
+    return definitions
+
+
+@pytest.fixture(scope="module")
+def trained(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """A small lane with labels, and two small detectors of which the second starts from the first; fold 0 trained."""
+    root = tmp_path_factory.mktemp("detector")
+    with pytest.MonkeyPatch.context() as patch:
+        store = ArtefactStore(root / "data", root / "data" / "raw")
+        use(store, patch)
+        definitions = loaded(
+            root,
+            "detector_lanes",
+            patch,
+            uwf700=LANE,
+            parent=DETECTOR.format(name="parent", more=""),
+            child=DETECTOR.format(name="child", more="  initialise: {experiment: parent}\n"),
+        )
+        tree = dg.ComponentTree.for_project(root / "detector_lanes")
+        lanes = {found.lane.name: found.lane for found in tree.get_all_components(of_type=FundusDataset)}
+        platform = Platform(definitions, lanes, store)
+        names = sorted(path.relative_to(sample / "uwf-700").as_posix() for path in sample.glob("uwf-700/Images/*/*"))
+        labels = [path.relative_to(sample / "uwf-700").as_posix() for path in sample.glob("uwf-700/Labels/*/*")]
+        platform.land(sample, [*labels, *names[:-1]])
+        platform.register("uwf700")
+        assert platform.run("uwf700").success
+        assert platform.run_labels("uwf700", "fold0|train", "fold1|test").success
+        result = run(platform, "parent_training", "fold0")
+        assert result.success, failures(result)
+        platform.land(sample, names[-1:])
+        yield platform
+
+
+def failures(result: dg.ExecuteInProcessResult) -> str:
+    return "\n".join(str(event.event_specific_data) for event in result.all_events if event.is_failure)
+
+
+def run(platform: Platform, job: str, first: str, last: str | None = None, **ops: Any) -> dg.ExecuteInProcessResult:
+    return platform.definitions.resolve_job_def(job).execute_in_process(
+        instance=platform.instance,
+        run_config={**QUIET, "ops": {name: {"config": config} for name, config in ops.items()}},
+        partition_key=first if last is None else None,
+        tags={} if last is None else range_tags(first, last),
+        raise_on_error=False,
+    )
+
+
+def test_training_leaves_the_earlier_files_and_says_what_it_did(trained: Platform) -> None:
+    folder = trained.store.run_folder("parent", 0)
+    for name in ("config.yaml", "metrics.jsonl", "checkpoints/best.safetensors", "checkpoints/best.json"):
+        assert (folder / name).is_file(), name
+    row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"epoch", "train_loss", "val_mAP_proxy", "elapsed_sec", "lr", "map_50"} <= set(row)
+    metadata = trained.metadata("parent/checkpoint", "fold0")
+    assert metadata["best_epoch"] == 1
+    assert metadata["initialised_from"] == "random weights"
+    assert metadata["curves"].startswith("![parent fold0: loss and AP](data:image/jpeg;base64,")
+
+
+def test_the_evaluation_writes_a_report_figures_and_checks(trained: Platform) -> None:
+    folder = trained.store.run_folder("parent", 0)
+    report = read_json(folder / "val_report.json")
+    assert {"best_epoch", "best_val_mAP_proxy", "val_metrics", "ap", "froc", "confusion", "split"} <= set(report)
+    assert report["split"] == "val"
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        "val_froc.png",
+        "val_precision_and_recall.png",
+        "val_confusion.png",
+    }
+    metadata = trained.metadata("parent/evaluation", "fold0")
+    assert metadata["n_images"] == report["n_images"]
+    assert metadata["FROC"].startswith("![")
+    assert metadata["preview"].startswith("![")
+    integrity = trained.check("parent/checkpoint", "checkpoint_integrity", "fold0")
+    assert integrity.passed, integrity.metadata
+    quality = trained.check("parent/evaluation", "detection_quality", "fold0")
+    assert quality.passed
+    untrained = trained.check("parent/checkpoint", "checkpoint_integrity", "fold1")
+    assert not untrained.passed
+
+
+def test_training_again_recognises_the_finished_run(trained: Platform) -> None:
+    weights = trained.store.run_folder("parent", 0) / "checkpoints" / "best.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert run(trained, "parent_training", "fold0").success
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_a_child_starts_from_its_parents_weights_of_the_same_fold_or_says_what_is_missing(trained: Platform) -> None:
+    result = run(trained, "child_training", "fold1")
+    assert not result.success
+    (failure,) = [event for event in result.all_events if event.is_step_failure and "checkpoint" in str(event.step_key)]
+    assert "materialize or provide parent/checkpoint of fold1 first" in str(failure.event_specific_data)
+    assert run(trained, "child_training", "fold0").success
+    assert trained.metadata("child/checkpoint", "fold0")["initialised_from"].startswith("runs/parent/checkpoints/best")
+
+
+def test_what_lands_is_predicted_and_nothing_else_is_touched(trained: Platform) -> None:
+    tick = trained.tick("parent_predictions_refresh")
+    assert isinstance(tick, dg.SensorResult)
+    assert requested(tick.run_requests) == [("b00001", "b00001", ())]
+    assert run(trained, "parent_predictions", "b00001", "b00001").success
+    files = sorted((trained.store.root / "preds" / "parent").glob("*.json"))
+    assert len(files) == 8
+    assert isinstance(trained.tick("parent_predictions_refresh"), dg.SkipReason)
+    sane = trained.check("parent/predictions", "prediction_sanity", "b00001")
+    assert sane.passed, sane.metadata
+
+    trained.register("uwf700")
+    assert trained.run("uwf700", "b00002").success
+    before = {path: path.stat().st_mtime_ns for path in files}
+    tick = trained.tick("parent_predictions_refresh")
+    assert isinstance(tick, dg.SensorResult)
+    assert requested(tick.run_requests) == [("b00002", "b00002", ())]
+    assert run(trained, "parent_predictions", "b00002", "b00002").success
+    assert len(list((trained.store.root / "preds" / "parent").glob("*.json"))) == 9
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+    assert trained.metadata("parent/predictions", "b00002")["n_predicted"] == 1
+
+    files[0].unlink()
+    broken = trained.check("parent/predictions", "prediction_sanity", "b00001")
+    assert not broken.passed
+    assert "no prediction file" in str(broken.metadata["findings"].value)
+
+
+def test_a_launchpad_override_is_validated_and_trains_another_run(trained: Platform) -> None:
+    wrong = run(trained, "parent_training", "fold1", parent__checkpoint={"overrides": {"training": {"epoch": 3}}})
+    assert not wrong.success
+    assert "training.epoch" in "".join(str(event.event_specific_data) for event in wrong.all_events)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("train_on: uwf700", "train_on: uwf"),
+            r"train_on: found no lane 'uwf', expected one of \['eyepacs',",
+        ),
+        (("train_on: uwf700", "train_on: eyepacs"), "expected a lane with lesion labels, found eyepacs"),
+        (("predict_on: uwf700", "predict_on: x"), "predict_on: found no lane 'x'"),
+        (("score_threshold: 0.0", "folds: [7]"), r"inference.folds: expected folds below 2 .* found \[7\]"),
+        (("train_on: uwf700", "train_on: uwf700\n  initialise: {experiment: nobody}"), "initialise.experiment: found"),
+        (("train_on: uwf700", "train_on: uwf700\n  initialise: {encoder: nobody}"), "initialise.encoder: found"),
+        (("name: one", "name: uwf700"), "name: uwf700 is the name of another lane"),
+        (("train_on: uwf700", "train_on: uwf700\n  classes: [foo]"), "found class 'foo'"),
+        (("epochs: 1", "epochs: 0"), "greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_lane_is_refused_when_the_definitions_are_loaded(
+    change: tuple[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = DETECTOR.format(name="one", more="").replace(*change)
+    name = f"wrong_{abs(sum(message.encode()))}_{len(message)}"
+    with pytest.raises(Exception, match=r"defs\.yaml") as raised:
+        loaded(tmp_path, name, monkeypatch, uwf700=LANE, eyepacs=UNLABELLED, one=text)
+    causes = []
+    error: BaseException | None = raised.value
+    while error is not None:
+        causes.append(str(error))
+        error = error.__cause__ or error.__context__
+    assert any(re.search(message, text) for text in causes), causes
