@@ -83,7 +83,6 @@ class InitialisationConfiguration(Configuration):
         None, description="RETFound file (root `model` or `teacher`) or ResNet-50 state; relative to $UVEITIS_DATA"
     )
     encoder: str | None = Field(None, description="EncoderPretraining lane whose encoder starts the backbone")
-    digest: str | None = Field(None, description="BLAKE2b of the file that is expected; another file is refused")
     mode: Literal["full", "backbone_only"] = "full"
     min_matched: Ratio = Field(0.9, description="Least share of the wanted parameters that a file has to provide")
 

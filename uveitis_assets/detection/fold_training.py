@@ -14,12 +14,14 @@ from typing import Any
 from uveitis_assets.detection.coco_split import read_labelled_split
 from uveitis_assets.detection.compute_device import Device, chosen_device
 from uveitis_assets.detection.figure_jpeg import png_as_jpeg
+from uveitis_assets.detection.initial_weights import parent_weights
 from uveitis_assets.detection.label_policy import with_classes
 from uveitis_assets.detection.labelled_split import LabelledSplit
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.detection.run_folder import RunFolder
+from uveitis_assets.detection.train_process import train_in_processes
 from uveitis_assets.detection.training import train_detector
-from uveitis_assets.detection.weights_files import file_digest, read_weights_file
+from uveitis_assets.detection.weights_files import read_weights_file
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.storage import ArtefactStore
 
@@ -74,18 +76,18 @@ def train_fold(
         FileNotFoundError: labels, or the checkpoint to start from, are not there; names what to materialize.
         ValueError: nothing to learn from; the initial weights do not fit.
     """
-    configured = _with_resolved_weights(store, lane, fold)
+    configured = _with_named_files(store, lane, fold)
+    parent = parent_weights(store, configured.initialise)
     folder = store.run_folder(lane.name, fold)
     device_name = chosen_device(device)
-    outcome = train_detector(
-        store,
-        configured,
-        folder,
-        labelled_split(store, lane, fold, "train"),
-        labelled_split(store, lane, fold, "val"),
-        device=device_name,
-        progress=_LogProgress(log),
-    )
+    splits = [labelled_split(store, lane, fold, split) for split in ("train", "val")]
+    progress = _LogProgress(log)
+    if processes == 1:
+        outcome = train_detector(store, configured, folder, *splits, device=device_name, progress=progress)
+    else:
+        outcome = train_in_processes(
+            store, configured, folder, *splits, device=device_name, n_processes=processes, progress=progress
+        )
     numbers = {
         "map_50": outcome.map_50,
         "map_30": outcome.map_30,
@@ -96,16 +98,11 @@ def train_fold(
         "training_duration_s": outcome.duration_s,
     }
     curves = png_as_jpeg(RunFolder(folder).curves_file.read_bytes())
-    return TrainedFold(outcome.best_weights, numbers, _origin(configured), device_name, curves)
+    return TrainedFold(outcome.best_weights, numbers, _origin(parent), device_name, curves)
 
 
-def _with_resolved_weights(
-    store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int
-) -> DetectorLaneConfiguration:
-    """The configuration with the parent lane's checkpoint, or the encoder's weights, as a file and its digest.
-
-    The digest makes a training another one when the file it starts from has changed.
-    """
+def _with_named_files(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> DetectorLaneConfiguration:
+    """The configuration with a parent lane's checkpoint, or an encoder's weights, named as files."""
     first = lane.initialise
     if first.experiment is not None:
         path = RunFolder(store.run_folder(first.experiment, fold)).best_weights
@@ -116,21 +113,10 @@ def _with_resolved_weights(
         maker = f"{first.encoder}/encoder"
         changes = {"encoder": None, "backbone_weights": store.name_of(path)}
     else:
-        name = first.checkpoint or first.backbone_weights
-        if name is None:
-            return lane
-        path, maker, changes = store.root / name, f"the file {name}", {}
+        return lane
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: {lane.name} starts from it, found no file; materialize or provide {maker} first"
-        )
-    resolved = first.model_copy(update={**changes, "digest": file_digest(path)})
-    return lane.model_copy(update={"initialise": resolved})
-
-
-def _origin(lane: DetectorLaneConfiguration) -> str:
-    name = lane.initialise.checkpoint or lane.initialise.backbone_weights
-    return f"{name} ({lane.initialise.digest})" if name else "random weights"
+        raise FileNotFoundError(f"{path}: {lane.name} starts from it, found none; materialize {maker} first")
+    return lane.model_copy(update={"initialise": first.model_copy(update=changes)})
 
 
 def inspect_checkpoint(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> CheckpointFindings:
@@ -156,6 +142,10 @@ def inspect_checkpoint(store: ArtefactStore, lane: DetectorLaneConfiguration, fo
         if lane.overfit_images == 0 and file.details.get("data_fingerprint") != current:
             warnings.append("the labels are not those of the training; materialize the checkpoint again to learn them")
     return CheckpointFindings(errors, warnings)
+
+
+def _origin(parent: Mapping[str, str] | None) -> str:
+    return "random weights" if parent is None else f"{parent['file']} ({parent['digest']})"
 
 
 class _LogProgress:

@@ -153,9 +153,9 @@ def test_a_child_starts_from_its_parents_weights_of_the_same_fold_or_says_what_i
     result = run(trained, "child_training", "fold1")
     assert not result.success
     (failure,) = [event for event in result.all_events if event.is_step_failure and "checkpoint" in str(event.step_key)]
-    assert "materialize or provide parent/checkpoint of fold1 first" in str(failure.event_specific_data)
+    assert "materialize parent/checkpoint of fold1 first" in str(failure.event_specific_data)
     assert run(trained, "child_training", "fold0").success
-    assert trained.metadata("child/checkpoint", "fold0")["initialised_from"].startswith("runs/parent/checkpoints/best")
+    assert trained.metadata("child/checkpoint", "fold0")["initialised_from"].startswith("best.safetensors (")
 
 
 def test_what_lands_is_predicted_and_nothing_else_is_touched(trained: Platform) -> None:
