@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 
-from uveitis_assets.storage import read_json, write_bytes, write_json
+from uveitis_assets.storage import TEMPORARY_SUFFIX, read_json, write_bytes, write_json
 
 _REPLACED = "replaced"
 _OWN_FILES = (
@@ -80,9 +80,15 @@ class RunFolder:
 def open_run_folder(folder: RunFolder, identity: Mapping[str, Any]) -> str | None:
     """Make the folder the one of ``identity``; what it held of another run is moved below ``replaced/``.
 
+    Half-files of killed processes are removed: nobody else may be writing here.
+
     Returns:
         A message when files were moved, else None.
     """
+    for half_file in sorted(folder.path.glob(f".*{TEMPORARY_SUFFIX}")):
+        half_file.unlink()
+    for half_file in sorted(folder.last_state.parent.glob(f".*{TEMPORARY_SUFFIX}")):
+        half_file.unlink()
     found = _identity_of(folder)
     if found == identity:
         return None

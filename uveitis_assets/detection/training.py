@@ -12,6 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,15 +145,38 @@ def train_detector(
         NonFiniteLossError: the loss became NaN or infinite; names step and tiles.
         RuntimeError: one tile alone does not fit into the GPU's memory.
     """
-    began = time.monotonic()
     listener = progress or SilentProgress()
-    folder = RunFolder(run_folder)
+    # A second training of the same folder waits, and then finds it finished.
+    name = hashlib.blake2b(str(run_folder.resolve()).encode(), digest_size=8).hexdigest()
+    with store.lock(f"training_{name}") if process_rank() == 0 else nullcontext():
+        return _train_or_recognise(
+            store,
+            configuration,
+            RunFolder(run_folder),
+            train,
+            val,
+            device=device,
+            listener=progress or SilentProgress(),
+        )
+
+
+def _train_or_recognise(
+    store: ArtefactStore,
+    configuration: DetectorConfiguration,
+    folder: RunFolder,
+    train: LabelledSplit,
+    val: LabelledSplit,
+    *,
+    device: str,
+    listener: TrainingProgress,
+) -> TrainingOutcome:
+    began = time.monotonic()
     train, val = chosen_splits(configuration, train, val)
     parent = parent_weights(store, configuration.initialise)
     identity = training_identity(configuration, train, val, parent)
     outcome = from_rank_0(finished_outcome(folder, identity))
     if outcome is not None:
-        listener.said(f"{run_folder}: this training is finished; nothing to do")
+        listener.said(f"{folder.path}: this training is finished; nothing to do")
         return _outcome(folder, outcome, was_finished=True)
     if process_rank() == 0:
         message = open_run_folder(folder, identity)

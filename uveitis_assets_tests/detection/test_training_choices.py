@@ -1,0 +1,168 @@
+"""What a training learns from, thaws, selects and refuses, each seen in the weights or files it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from uveitis_assets.detection import training, training_data
+from uveitis_assets.detection.checkpoints import load_trained_detector
+from uveitis_assets.detection.evaluation.average_precision import AveragePrecision
+from uveitis_assets.detection.labelled_split import LabelledSplit
+from uveitis_assets.detection.micro_batches import NonFiniteLossError
+from uveitis_assets.detection.training import n_frozen_blocks, train_detector
+from uveitis_assets.storage import ArtefactStore, read_json
+from uveitis_assets_tests.detection.squares import squares_split, store_at, tiny
+from uveitis_assets_tests.detection.test_training import Recorder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtefactStore:
+    return store_at(tmp_path)
+
+
+@pytest.fixture
+def train(store: ArtefactStore) -> LabelledSplit:
+    return squares_split(store, 4)
+
+
+@pytest.fixture
+def val(store: ArtefactStore) -> LabelledSplit:
+    return squares_split(store, 2, split="val", seed=1)
+
+
+def epoch_weights(folder: Path, epoch: int) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / f"epoch_{epoch:03d}.safetensors")
+
+
+def test_blocks_are_frozen_first_and_really_train_once_they_are_thawed(store, train, val, tmp_path: Path) -> None:
+    options = {
+        "epochs": 3,
+        "freeze_blocks": 4,
+        "freeze_epochs": 1,
+        "unfreeze_blocks_per_epoch": 3,
+        "save_every_epochs": 1,
+        "ema_decay": 0.0,
+    }
+    listener = Recorder()
+    train_detector(store, tiny(training=options), tmp_path / "run", train, val, device="cpu", progress=listener)
+    assert [row["n_frozen_blocks"] for row in listener.rows] == [4, 1, 0]
+    first, second, third = (epoch_weights(tmp_path / "run", epoch) for epoch in (1, 2, 3))
+    blocks = sorted({name.split(".")[3] for name in first if name.startswith("backbone.body.blocks.")})
+    assert len(blocks) >= 4
+
+    def moved(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], part: str) -> bool:
+        return any(not torch.equal(before[name], after[name]) for name in before if name.startswith(part))
+
+    last, stem = "backbone.body.blocks.3.", "backbone.body.conv_stem."
+    assert moved(first, second, last)
+    assert not moved(first, second, stem)
+    assert moved(second, third, stem)
+    torch.manual_seed(42)
+    begun = training.build_detector(tiny().model).state_dict()
+    assert not moved(begun, first, last)
+    assert moved(begun, first, "roi_heads.")
+
+
+@pytest.mark.parametrize(
+    ("per_epoch", "expected"), [(0, [20, 20, 0, 0, 0]), (4, [20, 20, 16, 12, 8]), (15, [20, 20, 5, 0, 0])]
+)
+def test_blocks_thaw_some_per_epoch_or_all_at_once(per_epoch: int, expected: list[int]) -> None:
+    options = tiny(training={"freeze_blocks": 20, "freeze_epochs": 2, "unfreeze_blocks_per_epoch": per_epoch}).training
+    assert [n_frozen_blocks(options, epoch) for epoch in range(5)] == expected
+
+
+def test_overfitting_is_judged_on_the_very_images_it_learned(store, train, val, monkeypatch, tmp_path: Path) -> None:
+    learned, judged = set(), set()
+    original, validate = training_data.TileDataset.__getitem__, training.validate
+
+    def item(self: Any, index: Any) -> Any:
+        found = original(self, index)
+        learned.add(self.images[int(found[1]["image_index"])].image_id)
+        return found
+
+    def seen(model: Any, split: LabelledSplit, *rest: Any, **options: Any) -> Any:
+        judged.update(image.image_id for image in split.images)
+        return validate(model, split, *rest, **options)
+
+    monkeypatch.setattr(training_data.TileDataset, "__getitem__", item)
+    monkeypatch.setattr(training, "validate", seen)
+    train_detector(store, tiny(overfit_images=3), tmp_path / "run", train, val, device="cpu")
+    assert learned == judged == {image.image_id for image in train.images[:3]}
+
+
+def test_the_best_checkpoint_is_the_one_with_the_highest_ap_at_the_selection_iou(
+    store, train, val, monkeypatch, tmp_path: Path
+) -> None:
+    # The losses fall all the time; AP is best in the middle, and at another IoU elsewhere.
+    precisions: Iterator[float] = iter([0.1, 0.4, 0.4, 0.2, 0.3])
+    validate = training.validate
+
+    def judged(*arguments: Any, **options: Any) -> Any:
+        evaluation = validate(*arguments, **options)
+        value = next(precisions)
+        ap = evaluation.average_precision
+        chosen = dataclasses.replace(ap, selection=AveragePrecision(dict.fromkeys(ap.selection.per_class, value)))
+        return dataclasses.replace(evaluation, average_precision=chosen)
+
+    monkeypatch.setattr(training, "validate", judged)
+    options = {"epochs": 4, "save_every_epochs": 1}
+    outcome = train_detector(store, tiny(training=options), tmp_path / "run", train, val, device="cpu")
+    assert outcome.best_epoch == 2
+    best = load_file(outcome.best_weights)
+    assert all(torch.equal(best[name], value) for name, value in epoch_weights(tmp_path / "run", 2).items())
+    assert read_json(tmp_path / "run" / "val_report.json")["best_epoch"] == 2
+
+
+def test_a_training_without_progress_stops_after_its_patience(store, train, val, tmp_path: Path) -> None:
+    listener = Recorder()
+    # Rates this small change no detection: the first evaluation stays the best.
+    options = {"epochs": 9, "patience": 2, "learning_rate": 1e-12, "min_learning_rate": 0.0, "ema_decay": 0.0}
+    outcome = train_detector(
+        store, tiny(training=options), tmp_path / "run", train, val, device="cpu", progress=listener
+    )
+    assert [row["epoch"] for row in listener.rows] == [1, 2, 3]
+    assert outcome.stopped_early
+    assert outcome.n_epochs == 3
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_and_names_step_and_tiles(
+    store, train, val, monkeypatch, tmp_path: Path
+) -> None:
+    build = training.build_detector
+
+    def poisoned(configuration: Any) -> torch.nn.Module:
+        model = build(configuration)
+        with torch.no_grad():
+            model.roi_heads.box_predictor.cls_score.bias.fill_(torch.nan)
+        return model
+
+    monkeypatch.setattr(training, "build_detector", poisoned)
+    with pytest.raises(NonFiniteLossError, match=r"epoch 1, step 1: tiles squares::train\d+/tile_000.*learning_rate"):
+        train_detector(store, tiny(), tmp_path / "run", train, val, device="cpu")
+
+
+def test_a_training_starts_from_another_ones_best_weights_and_says_so(store, train, val, tmp_path: Path) -> None:
+    first = train_detector(store, tiny(), tmp_path / "first", train, val, device="cpu")
+    frozen = {"learning_rate": 1e-12, "min_learning_rate": 0.0, "ema_decay": 0.0, "weight_decay": 0.0, "epochs": 1}
+    configuration = tiny(initialise={"checkpoint": "first/checkpoints/best.safetensors"}, training=frozen)
+    second = train_detector(store, configuration, tmp_path / "second", train, val, device="cpu")
+    parent, child = load_file(first.best_weights), load_file(second.best_weights)
+    assert all(torch.allclose(parent[name], child[name], atol=1e-8) for name in parent)
+    lineage = read_json(second.best_weights.with_suffix(".json"))
+    assert lineage["parent"]["file"] == "best.safetensors"
+    model, read = load_trained_detector(second.best_weights)
+    assert read == configuration.model
+    assert all(torch.equal(model.state_dict()[name], child[name]) for name in child)
+
+
+def test_images_without_lesions_alone_are_nothing_to_be_judged_on(store, train, tmp_path: Path) -> None:
+    empty = squares_split(store, 2, split="val", n_squares=0)
+    with pytest.raises(ValueError, match="squares, fold 0, val: expected images with lesions, found none among 2"):
+        train_detector(store, tiny(), tmp_path / "run", train, empty, device="cpu")
