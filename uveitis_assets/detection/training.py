@@ -145,7 +145,6 @@ def train_detector(
         NonFiniteLossError: the loss became NaN or infinite; names step and tiles.
         RuntimeError: one tile alone does not fit into the GPU's memory.
     """
-    listener = progress or SilentProgress()
     # A second training of the same folder waits, and then finds it finished.
     name = hashlib.blake2b(str(run_folder.resolve()).encode(), digest_size=8).hexdigest()
     with store.lock(f"training_{name}") if process_rank() == 0 else nullcontext():
