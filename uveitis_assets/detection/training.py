@@ -52,6 +52,7 @@ from uveitis_assets.detection.run_folder import (
     write_state,
 )
 from uveitis_assets.detection.tile_dataset import Target, TilePixels
+from uveitis_assets.detection.tile_seeds import TileSeeds
 from uveitis_assets.detection.tile_store import tile_pixels
 from uveitis_assets.detection.training_curves import training_curves
 from uveitis_assets.detection.training_data import EpochBatches, chosen_splits
@@ -96,6 +97,7 @@ class _Run:
     batches: EpochBatches
     pixels: TilePixels
     learner: Learner
+    tile_seeds: TileSeeds
     device: torch.device
     listener: TrainingProgress
     began: float
@@ -201,6 +203,7 @@ def _train_or_recognise(
         batches=EpochBatches(configuration, train, torch.device(device), pixels),
         pixels=pixels,
         learner=learner,
+        tile_seeds=TileSeeds(learner.model),
         device=torch.device(device),
         listener=listener,
         began=began - learner.position.elapsed_s,
@@ -326,6 +329,7 @@ def _take_step(run: _Run, images: Sequence[Tensor], targets: Sequence[Target]) -
     )
     set_learning_rate(learner.optimizer, rate)
     names = [_tile_name(run.train, target) for target in targets]
+    step = position.step
     where = f"epoch {position.epoch + 1}, step {position.step + 1}"
 
     def losses_of(images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
@@ -334,6 +338,7 @@ def _take_step(run: _Run, images: Sequence[Tensor], targets: Sequence[Target]) -
             {name: target[name].to(run.device, non_blocking=True) for name in ("boxes", "labels", "corners")}
             for target in targets
         ]
+        run.tile_seeds.set([_seed_of(options.seed, step, target) for target in targets])
         with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=run.amp):
             losses: Mapping[str, Tensor] = learner.model(pixels, labels)
         return losses
@@ -366,6 +371,10 @@ def _take_step(run: _Run, images: Sequence[Tensor], targets: Sequence[Target]) -
     for name, loss in losses.items():
         position.loss_sums[name] = position.loss_sums.get(name, 0.0) + loss
     run.listener.stepped(step=position.step, losses=losses, learning_rate=rate)
+
+
+def _seed_of(seed: int, step: int, target: Mapping[str, Tensor]) -> tuple[int, ...]:
+    return seed, step, int(target["image_index"]), int(target["tile_index"])
 
 
 def _tile_name(split: LabelledSplit, target: Mapping[str, Tensor]) -> str:
