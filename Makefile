@@ -6,10 +6,10 @@ export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 export UVEITIS_DATA ?= $(CURDIR)/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test lint format bench screenshots clean
+.PHONY: help install demo dev test test-docker lint format bench screenshots clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## Make .venv with everything in it (part of all other targets)
 
@@ -34,6 +34,9 @@ dev: install $(DAGSTER_HOME)/dagster.yaml ## Open the UI and the daemon on http:
 
 test: install ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-docker: install ## Run the tests that need a Docker engine (as root they start one)
+	$(BIN)/python -m pytest -m docker -rs uveitis_assets_tests/docker
 
 lint: install ## Lint, check formatting and types
 	$(BIN)/ruff check .

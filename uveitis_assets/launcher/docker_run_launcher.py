@@ -21,7 +21,6 @@ from dagster_docker import DockerRunLauncher
 from docker.errors import APIError, DockerException, NotFound
 
 from uveitis_assets.launcher.container_options import (
-    DEPLOYMENT_LABEL,
     ContainerSettings,
     build_environment,
     build_options,
@@ -40,7 +39,7 @@ from uveitis_assets.launcher.gpu import (
 )
 from uveitis_assets.launcher.overrides import parse_overrides
 from uveitis_assets.launcher.refusal import LaunchRefusedError
-from uveitis_assets.launcher.stopped_containers import RUN_LABEL, describe_death, log_tail, reap
+from uveitis_assets.launcher.stopped_containers import RUN_LABEL, STOPPED, describe_death, log_tail, reap
 
 if TYPE_CHECKING:
     # Private, for annotations only: Dagster exports neither the contexts of a launcher nor its results.
@@ -198,7 +197,10 @@ class GpuDockerRunLauncher(DockerRunLauncher):
     def _launch_with_gpu(self, need: GpuNeed, context: Any, start: Callable[[Any], None]) -> None:
         problem = self._missing_runtime()
         if problem is None:
-            device = choose_gpu(self.gpu_devices, self._devices_in_use())
+            in_use = self._devices_in_use()
+            device = choose_gpu(self.gpu_devices, in_use)
+            if self.gpu_devices and device in in_use:
+                self._report(context.dagster_run, f"All GPUs are held; the run shares {device} with another run.")
             try:
                 self._start_on(device, context, start)
                 return
@@ -235,9 +237,10 @@ class GpuDockerRunLauncher(DockerRunLauncher):
             live = client.containers.list(
                 all=True,
                 ignore_removed=True,
-                filters={"label": f"{DEPLOYMENT_LABEL}={self.settings.deployment}", "status": list(_LIVE)},
+                # Of all deployments: the GPUs are the host's.
+                filters={"label": DEVICE_TAG, "status": list(_LIVE)},
             )
-            return [container.labels[DEVICE_TAG] for container in live if DEVICE_TAG in container.labels]
+            return [container.labels[DEVICE_TAG] for container in live]
 
     def _remove_unstarted(self, run_id: str) -> None:
         with _docker_client() as client:
@@ -272,12 +275,13 @@ class GpuDockerRunLauncher(DockerRunLauncher):
         """State and log tail of a run that monitoring gives up on because it never started or never stopped."""
         if not include_container_logs:
             return None
-        return self._with_container(
-            run,
-            lambda container: (
-                f"Its container {container.name} is {container.status}.\n{log_tail(container, self.log_tail_lines)}"
-            ),
-        )
+
+        def _describe(container: Any) -> str:
+            if container.status in STOPPED:
+                return describe_death(container, self.log_tail_lines)
+            return f"Its container {container.name} is {container.status}.\n{log_tail(container, self.log_tail_lines)}"
+
+        return self._with_container(run, _describe)
 
     def reap_stopped_containers(self) -> list[str]:
         """Remove this deployment's stopped containers past retention and return their names."""

@@ -12,7 +12,7 @@ from uveitis_assets.launcher.container_options import DEPLOYMENT_LABEL
 from uveitis_assets.launcher.overrides import OVERRIDES_TAG
 
 RUN_LABEL = "dagster/run_id"
-_STOPPED = ("exited", "dead", "created")
+STOPPED = ("exited", "dead", "created")
 _LOG_TAIL_BYTES = 8192
 _CONFLICT = 409
 _SIGNALS = {137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
@@ -68,12 +68,12 @@ def reap(
     stopped = client.containers.list(
         all=True,
         ignore_removed=True,
-        filters={"label": f"{DEPLOYMENT_LABEL}={deployment}", "status": list(_STOPPED)},
+        filters={"label": f"{DEPLOYMENT_LABEL}={deployment}", "status": list(STOPPED)},
     )
     removed = []
     for container in sorted(stopped, key=lambda container: str(container.name)):
         labels = container.labels
-        if container.status not in _STOPPED or labels.get(DEPLOYMENT_LABEL) != deployment:
+        if container.status not in STOPPED or labels.get(DEPLOYMENT_LABEL) != deployment:
             continue
         if now - _ended_at(container.attrs) <= retention or is_active(labels.get(RUN_LABEL, "")):
             continue

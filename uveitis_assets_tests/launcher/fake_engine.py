@@ -91,7 +91,7 @@ class FakeEngine:
     def list(self, *, all: bool, ignore_removed: bool, filters: dict[str, Any]) -> list[FakeContainer]:
         key, _, value = filters["label"].partition("=")
         wanted = filters["status"] if isinstance(filters["status"], list) else [filters["status"]]
-        return [c for c in self.all if c.labels.get(key) == value and c.status in wanted]
+        return [c for c in self.all if key in c.labels and value in ("", c.labels[key]) and c.status in wanted]
 
     def close(self) -> None:
         """Nothing is open."""

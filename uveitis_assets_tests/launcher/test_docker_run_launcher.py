@@ -208,7 +208,11 @@ def test_several_gpus_are_assigned_one_per_run_and_given_again_when_free(instanc
     assert launches.container(second).options["device_requests"][0]["DeviceIDs"] == ["1"]
     assert launches.container(second).environment["NVIDIA_VISIBLE_DEVICES"] == "1"
     launches.container(second).status = "exited"
-    assert launches.launch({"uveitis/gpu": "required"}).tags["uveitis/device"] == "gpu:1"
+    third, fourth = (launches.launch({"uveitis/gpu": "required"}) for _ in range(2))
+    assert third.tags["uveitis/device"] == "gpu:1"
+    assert not any("shares" in message for message in launches.messages(third))
+    assert fourth.tags["uveitis/device"] == "gpu:0"
+    assert any("All GPUs are held; the run shares gpu:0" in message for message in launches.messages(fourth))
 
 
 def test_the_device_of_the_parent_run_is_not_inherited(instance, engine):

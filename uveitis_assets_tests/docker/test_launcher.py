@@ -1,0 +1,141 @@
+"""Runs in containers of a real engine: what they are, how they die, what is said about it, what stays behind."""
+
+import json
+
+import dagster as dg
+import pytest
+
+from uveitis_assets.launcher import GpuDockerRunLauncher
+from uveitis_assets_tests.docker.deployment import DEPLOYMENT, IMAGE, SECRET, Deployment, overrides
+
+pytestmark = pytest.mark.docker
+
+
+def test_a_run_materializes_in_a_container_that_gave_up_its_rights(deployment: Deployment):
+    run_id = deployment.submit(
+        "surroundings", overrides(mem_limit="700m", environment={"OWN_VARIABLE": "1"}, labels={"tier": "night"})
+    )
+    run = deployment.finished(run_id)
+    assert run.status is dg.DagsterRunStatus.SUCCESS, deployment.messages(run_id)
+    assert run.tags["uveitis/device"] == "cpu"
+
+    seen = deployment.metadata("surroundings")
+    assert seen["user"] == deployment.instance.run_launcher.settings.user
+    assert set(seen["capabilities"]) == {"0"}
+    assert seen["no_new_privileges"] == "1"
+    assert seen["shm_bytes"] == 96 * 2**20
+    assert seen["engine_socket"] == "[]"
+    assert seen["raw_image"] == "pixels"
+    assert seen["write_to_raw"] == "Read-only file system"
+    assert seen["secret"] == SECRET
+    assert seen["visible_gpus"] == "void"
+    assert seen["own_variable"] == "1"
+
+    inspected = deployment.container(run_id).attrs
+    assert inspected["Config"]["Image"] == IMAGE
+    assert SECRET not in json.dumps(inspected)
+    assert inspected["HostConfig"]["Memory"] == inspected["HostConfig"]["MemorySwap"] == 700 * 2**20
+    labels = inspected["Config"]["Labels"]
+    assert {"team": "retina", "tier": "night", "dagster/run_id": run_id}.items() <= labels.items()
+
+
+def test_a_killed_container_is_noticed_named_and_its_run_retried(deployment: Deployment):
+    release = deployment.shared / "release"
+    release.unlink(missing_ok=True)
+    run_id = deployment.submit("waiting")
+    deployment.wait("the asset", lambda: b"waiting for the test" in deployment.container(run_id).logs())
+    deployment.container(run_id).kill()
+    release.touch()
+
+    assert deployment.finished(run_id).status is dg.DagsterRunStatus.FAILURE
+    said = "\n".join(deployment.messages(run_id))
+    assert "ended by SIGKILL (exit code 137)" in said
+    assert "waiting for the test" in said, "the end of the container's log is quoted"
+    assert "OOM" not in said
+
+    children = dg.RunsFilter(tags={"dagster/parent_run_id": run_id})
+    deployment.wait("the retry", lambda: deployment.instance.get_runs(children))
+    (retry,) = deployment.instance.get_runs(children)
+    assert deployment.finished(retry.run_id).status is dg.DagsterRunStatus.SUCCESS
+    assert deployment.container(retry.run_id).id != deployment.container(run_id).id
+    # The asset holds the one slot of its pool: the retry could only run once the dead run's slot was free again.
+
+
+def test_a_run_that_exceeds_its_memory_limit_says_so(deployment: Deployment):
+    run_id = deployment.submit("memory_hungry", {**overrides(mem_limit="300m"), "dagster/max_retries": "0"})
+    assert deployment.finished(run_id).status is dg.DagsterRunStatus.FAILURE
+    said = "\n".join(deployment.messages(run_id))
+    assert "Out of memory (OOM)" in said
+    assert "memory limit of 300 MiB" in said
+    assert "taking memory" in said
+
+
+@pytest.mark.usefixtures("stand_in_gpu_runtime")
+def test_a_run_that_prefers_a_gpu_is_started_again_on_the_cpu_when_the_engine_has_no_gpu_driver(
+    deployment: Deployment,
+):
+    run_id = deployment.submit("prefers_gpu")
+    run = deployment.finished(run_id)
+    assert run.status is dg.DagsterRunStatus.SUCCESS
+    assert run.tags["uveitis/device"] == "cpu"
+    (said,) = [message for message in deployment.messages(run_id) if "prefers a GPU and gets the CPU" in message]
+    assert "could not select device driver" in said
+    assert deployment.metadata("prefers_gpu")["visible_gpus"] == "void"
+    own = deployment.client.containers.list(all=True, filters={"label": f"dagster/run_id={run_id}"})
+    assert [container.id for container in own] == [run.tags["docker/container_id"]], "no failed start stays behind"
+
+
+@pytest.mark.usefixtures("stand_in_gpu_runtime")
+def test_a_run_that_requires_a_gpu_fails_at_once_with_what_to_install_and_is_not_retried(deployment: Deployment):
+    run_id = deployment.submit("requires_gpu")
+    run = deployment.finished(run_id)
+    assert run.status is dg.DagsterRunStatus.FAILURE
+    assert run.tags["dagster/will_retry"] == "false"
+    said = "\n".join(deployment.messages(run_id))
+    assert "could not select device driver" in said
+    assert "Install the NVIDIA driver and the NVIDIA Container Toolkit" in said
+    assert not deployment.client.containers.list(all=True, filters={"label": f"dagster/run_id={run_id}"})
+
+
+def test_a_run_may_not_ask_for_more_than_its_size(deployment: Deployment):
+    run_id = deployment.submit("surroundings", overrides(privileged=True))
+    assert deployment.finished(run_id).status is dg.DagsterRunStatus.FAILURE
+    assert any("sets 'privileged', which a run may not" in message for message in deployment.messages(run_id))
+    assert "docker/container_id" not in deployment.run(run_id).tags
+
+
+def test_stopping_a_run_stops_its_container(deployment: Deployment):
+    (deployment.shared / "release").unlink(missing_ok=True)
+    run_id = deployment.submit("waiting")
+    container = deployment.container(run_id)
+    deployment.wait("the asset", lambda: b"waiting for the test" in container.logs())
+    assert deployment.instance.run_launcher.terminate(run_id)
+    assert deployment.finished(run_id).status is dg.DagsterRunStatus.CANCELED
+    container.reload()
+    assert container.status == "exited"
+
+
+def test_stopped_containers_are_removed_after_retention_and_running_and_foreign_ones_stay(deployment: Deployment):
+    finished = deployment.submit("surroundings")
+    assert deployment.finished(finished).status is dg.DagsterRunStatus.SUCCESS
+    container = deployment.container(finished)
+    deployment.wait("the container's end", lambda: deployment.container(finished).status == "exited")
+    foreign = deployment.client.containers.run(
+        IMAGE, ["true"], detach=True, labels={"uveitis/deployment": "another", "uveitis-assets-tests/role": "foreign"}
+    )
+    foreign.wait()
+    (deployment.shared / "release").unlink(missing_ok=True)
+    working = deployment.submit("waiting")
+    busy = deployment.container(working)
+    try:
+        assert deployment.instance.run_launcher.reap_stopped_containers() == [], "retention is 24 hours by default"
+        impatient = GpuDockerRunLauncher(deployment=DEPLOYMENT, retention_hours=0.0)
+        impatient.register_instance(deployment.instance)
+        assert container.name in impatient.reap_stopped_containers()
+        left = {one.id for one in deployment.client.containers.list(all=True)}
+        assert container.id not in left
+        assert {foreign.id, busy.id} <= left
+    finally:
+        foreign.remove(force=True)
+        (deployment.shared / "release").touch()
+    assert deployment.finished(working).status is dg.DagsterRunStatus.SUCCESS
