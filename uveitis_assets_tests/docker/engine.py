@@ -11,7 +11,8 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import docker
@@ -25,6 +26,16 @@ _MIRROR = "http://deb.debian.org/debian"
 _START_S = 60
 _PULL_S = 60
 _CA_BUNDLES = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pki/tls/certs/ca-bundle.crt"))
+# A hook is given the container's state, with the folder of its configuration, on standard input.
+_STAND_IN_HOOK = """\
+#!/bin/sh
+bundle=$(sed 's/.*"bundle":"\\([^"]*\\)".*/\\1/')
+wanted=$(grep -o 'NVIDIA_VISIBLE_DEVICES=[^"]*' "$bundle/config.json" | tail -n 1)
+case "${wanted#*=}" in
+  0|1|0,1|all) exit 0 ;;
+  *) echo "nvidia-container-cli: device error: ${wanted#*=}: unknown device" >&2; exit 1 ;;
+esac
+"""
 
 
 class EngineUnavailableError(Exception):
@@ -82,15 +93,58 @@ def build_image(tag: str, context: Path, *, dockerfile: Path | None = None, argu
         raise RuntimeError(f"{tag} was not built ({' '.join(command)}):\n{built.stdout[-6000:]}")
 
 
+@contextmanager
+def engine_with_stand_in_gpus(work: Path) -> Iterator[str]:
+    """Address of a second engine on whose host two GPUs, 0 and 1, seem to be; it has the base image and no network.
+
+    Dockerd takes a host for one with NVIDIA's driver when it finds a program called nvidia-container-runtime-hook, and
+    runs it before each container that was given GPUs. Ours knows two devices and refuses others in NVIDIA's words.
+    So it proves what reaches the runtime, and nothing about a GPU. The engine lives in a network namespace of its own,
+    because a second one beside a live one would remove the first one's bridge.
+
+    Raises:
+        EngineUnavailableError: this machine cannot start it.
+    """
+    daemon = _daemon_program()
+    programs = work / "bin"
+    programs.mkdir()
+    hook = programs / "nvidia-container-runtime-hook"
+    hook.write_text(_STAND_IN_HOOK)
+    hook.chmod(0o755)
+    address = f"unix://{work}/docker.sock"
+    command = ["unshare", "--net", daemon, "--host", address, "--add-runtime", NVIDIA_RUNTIME]
+    command += ["--data-root", str(work / "data"), "--exec-root", str(work / "exec"), "--pidfile", str(work / "pid")]
+    command += ["--bridge", "none", "--iptables=false"]
+    path = f"{programs}:{os.environ['PATH']}:/usr/sbin"
+    process = _start_daemon(command, work / "dockerd.log", address, os.environ | {"PATH": path})
+    try:
+        with subprocess.Popen(["docker", "save", BASE_IMAGE], stdout=subprocess.PIPE) as image:
+            load = ["docker", "--host", address, "load"]
+            subprocess.run(load, stdin=image.stdout, check=True, capture_output=True)
+        yield address
+    finally:
+        _remove_containers(address)
+        process.terminate()
+        process.wait(30)
+        shutil.rmtree(work / "data", ignore_errors=True)
+
+
 def has_stand_in_gpu_runtime(client: docker.DockerClient) -> bool:
     """Whether the engine's nvidia runtime is only runc under that name: asked for by tests, and without a GPU."""
     runtime = client.info()["Runtimes"].get("nvidia")
     return runtime is not None and Path(runtime.get("path", "")).name == "runc"
 
 
-def _answers() -> bool:
+def _remove_containers(address: str) -> None:
+    client = docker.DockerClient(base_url=address)
+    for container in client.containers.list(all=True):
+        container.remove(force=True)
+    client.close()
+
+
+def _answers(address: str | None = None) -> bool:
     try:
-        client = docker.from_env(timeout=5)
+        client = docker.DockerClient(base_url=address, timeout=5) if address else docker.from_env(timeout=5)
     except DockerException:
         return False
     try:
@@ -102,28 +156,39 @@ def _answers() -> bool:
 
 
 def _start() -> None:
+    _WORK.mkdir(parents=True, exist_ok=True)
+    _start_daemon([_daemon_program(), "--add-runtime", NVIDIA_RUNTIME], _WORK / "dockerd.log", None, os.environ)
+
+
+def _daemon_program() -> str:
     daemon = shutil.which("dockerd") or shutil.which("dockerd", path="/usr/sbin:/usr/local/sbin")
     if daemon is None:
         raise EngineUnavailableError("no Docker engine: apt-get install -y docker.io iptables debootstrap")
     if os.geteuid() != 0:
         raise EngineUnavailableError("no Docker engine is running, and only root can start one")
-    _WORK.mkdir(parents=True, exist_ok=True)
-    log = _WORK / "dockerd.log"
+    return daemon
+
+
+def _start_daemon(
+    command: list[str], log: Path, address: str | None, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     with log.open("w") as output:
         process = subprocess.Popen(
-            [daemon, "--add-runtime", NVIDIA_RUNTIME],
+            command,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     deadline = time.monotonic() + _START_S
-    while not _answers():
+    while not _answers(address):
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             raise EngineUnavailableError(f"dockerd cannot run on this machine; the end of its log:\n{tail}")
         time.sleep(0.2)
+    return process
 
 
 def _pulled() -> bool:

@@ -3,42 +3,18 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Iterator
 
 import dagster as dg
 import docker
 import pytest
 import yaml
-
-# Private, because only Dagster's daemon makes a launcher's context and origin, and no public function does.
-from dagster._core.code_pointer import ModuleCodePointer
-from dagster._core.launcher.base import LaunchRunContext, ResumeRunContext
-from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
-from dagster_shared.record import copy
 from docker.errors import APIError
 
 from uveitis_assets.launcher import GpuDockerRunLauncher
 from uveitis_assets.launcher.refusal import LaunchRefusedError
-from uveitis_assets_tests.launcher.fake_engine import NO_GPU_DRIVER, FakeContainer, FakeEngine
-
-
-@dg.job
-def _job() -> None:
-    """Runs nowhere: the engine is in memory."""
-
-
-_ORIGIN = JobPythonOrigin(
-    job_name="_job",
-    repository_origin=RepositoryPythonOrigin(
-        executable_path="/usr/bin/python3",
-        code_pointer=ModuleCodePointer("somewhere", "repository"),
-        container_image="registry.example/uveitis:1",
-        entry_point=["dagster"],
-        container_context=None,
-    ),
-)
+from uveitis_assets_tests.launcher.fake_engine import NO_GPU_DRIVER, FakeEngine
+from uveitis_assets_tests.launcher.launches import Launches
 
 
 @pytest.fixture
@@ -57,62 +33,8 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterIns
         yield made
 
 
-class _Launches:
-    """Launch runs as the daemon does and look at what became of them."""
-
-    def __init__(self, instance: dg.DagsterInstance, engine: FakeEngine, **config: Any) -> None:
-        self.instance = instance
-        self.engine = engine
-        self.launcher = GpuDockerRunLauncher(**config)
-        self.launcher.register_instance(instance)
-
-    def launch(
-        self, tags: Mapping[str, str] | None = None, assets: Mapping[str, str] | None = None, resume: bool = False
-    ) -> dg.DagsterRun:
-        run = self.instance.create_run_for_job(
-            _job,
-            tags=dict(tags or {}),
-            status=dg.DagsterRunStatus.STARTING,
-            job_code_origin=_ORIGIN,
-        )
-        selection = frozenset(dg.AssetKey(name) for name in assets) if assets else None
-        run = copy(run, asset_selection=selection)
-        graph = _Graph(assets or {})
-        context: type = ResumeRunContext if resume else LaunchRunContext
-        start = self.launcher.resume_run if resume else self.launcher.launch_run
-        start(context(dagster_run=run, workspace=SimpleNamespace(asset_graph=graph)))
-        return self.run(run.run_id)
-
-    def run(self, run_id: str) -> dg.DagsterRun:
-        run = self.instance.get_run_by_id(run_id)
-        assert run is not None
-        return run
-
-    def container(self, run: dg.DagsterRun) -> FakeContainer:
-        return self.engine.get(run.tags["docker/container_id"])
-
-    def messages(self, run: dg.DagsterRun) -> list[str]:
-        return [entry.message for entry in self.instance.all_logs(run.run_id)]
-
-
-class _Graph:
-    """The workspace's asset graph: names to their GPU tag."""
-
-    def __init__(self, needs: Mapping[str, str]) -> None:
-        self._needs = {dg.AssetKey(name): need for name, need in needs.items()}
-
-    def asset_keys_for_job(self, job_name: str) -> set[dg.AssetKey]:
-        return set()
-
-    def has(self, key: dg.AssetKey) -> bool:
-        return key in self._needs
-
-    def get(self, key: dg.AssetKey) -> SimpleNamespace:
-        return SimpleNamespace(tags={"uveitis/gpu": self._needs[key]} if self._needs[key] else {})
-
-
 def test_a_run_without_a_need_gets_the_cpu_and_the_engine_is_not_asked_for_gpus(instance, engine):
-    launches = _Launches(instance, engine)
+    launches = Launches(instance)
     run = launches.launch(assets={"manifest": "none", "tiles": ""})
     container = launches.container(run)
     assert run.tags["uveitis/device"] == "cpu"
@@ -122,7 +44,7 @@ def test_a_run_without_a_need_gets_the_cpu_and_the_engine_is_not_asked_for_gpus(
 
 
 def test_a_run_that_selects_a_gpu_asset_gets_the_gpu(instance, engine):
-    launches = _Launches(instance, engine)
+    launches = Launches(instance)
     run = launches.launch(assets={"manifest": "none", "checkpoint": "required"})
     container = launches.container(run)
     assert run.tags["uveitis/device"] == "gpu"
@@ -133,7 +55,7 @@ def test_a_run_that_selects_a_gpu_asset_gets_the_gpu(instance, engine):
 
 def test_a_preferring_run_falls_back_and_says_why_when_the_runtime_is_absent(instance, engine):
     engine.runtimes = ("io.containerd.runc.v2", "runc")
-    launches = _Launches(instance, engine)
+    launches = Launches(instance)
     run = launches.launch({"uveitis/gpu": "preferred"})
     assert run.tags["uveitis/device"] == "cpu"
     assert launches.container(run).status == "running"
@@ -143,7 +65,7 @@ def test_a_preferring_run_falls_back_and_says_why_when_the_runtime_is_absent(ins
 
 def test_a_preferring_run_falls_back_when_the_gpu_container_does_not_start_and_leaves_none_behind(instance, engine):
     engine.gpu_start_error = NO_GPU_DRIVER
-    launches = _Launches(instance, engine)
+    launches = Launches(instance)
     run = launches.launch({"uveitis/gpu": "preferred"})
     assert run.tags["uveitis/device"] == "cpu"
     (container,) = engine.all
@@ -158,7 +80,7 @@ def test_a_requiring_run_fails_at_once_with_what_to_install_and_is_not_retried(i
         engine.runtimes = ("runc",)
     else:
         engine.gpu_start_error = NO_GPU_DRIVER
-    launches = _Launches(instance, engine)
+    launches = Launches(instance)
 
     run = launches.launch({"uveitis/gpu": "required"})
 
@@ -178,7 +100,7 @@ def test_a_requiring_run_fails_at_once_with_what_to_install_and_is_not_retried(i
 
 def test_another_start_failure_is_not_mistaken_for_a_missing_gpu(instance, engine):
     engine.start_error = "invalid mount config for type bind: bind source path does not exist: /srv/data"
-    launches = _Launches(instance, engine)
+    launches = Launches(instance)
     with pytest.raises(APIError, match="bind source path does not exist"):
         launches.launch({"uveitis/gpu": "preferred"})
     assert engine.all == [], "the container that could not start is removed"
@@ -193,7 +115,7 @@ def test_another_start_failure_is_not_mistaken_for_a_missing_gpu(instance, engin
     ],
 )
 def test_a_wrong_tag_fails_the_run_for_good_before_any_container_is_made(instance, engine, tags):
-    launches = _Launches(instance, engine)
+    launches = Launches(instance)
     run = launches.launch(tags)
     assert run.status is dg.DagsterRunStatus.FAILURE
     assert run.tags["dagster/will_retry"] == "false"
@@ -202,7 +124,7 @@ def test_a_wrong_tag_fails_the_run_for_good_before_any_container_is_made(instanc
 
 
 def test_several_gpus_are_assigned_one_per_run_and_given_again_when_free(instance, engine):
-    launches = _Launches(instance, engine, gpu_devices=["0", "1"])
+    launches = Launches(instance, gpu_devices=["0", "1"])
     first, second = (launches.launch({"uveitis/gpu": "preferred"}) for _ in range(2))
     assert [first.tags["uveitis/device"], second.tags["uveitis/device"]] == ["gpu:0", "gpu:1"]
     assert launches.container(second).options["device_requests"][0]["DeviceIDs"] == ["1"]
@@ -216,7 +138,7 @@ def test_several_gpus_are_assigned_one_per_run_and_given_again_when_free(instanc
 
 
 def test_the_device_of_the_parent_run_is_not_inherited(instance, engine):
-    launches = _Launches(instance, engine)
+    launches = Launches(instance)
     run = launches.launch({"uveitis/device": "gpu:7", "docker/container_id": "gone"})
     assert run.tags["uveitis/device"] == "cpu"
     assert "device_requests" not in launches.container(run).options
@@ -224,14 +146,14 @@ def test_the_device_of_the_parent_run_is_not_inherited(instance, engine):
 
 def test_a_resumed_run_is_given_its_device_anew(instance, engine):
     engine.gpu_start_error = NO_GPU_DRIVER
-    launches = _Launches(instance, engine)
+    launches = Launches(instance)
     run = launches.launch({"uveitis/gpu": "preferred", "uveitis/device": "gpu"}, resume=True)
     assert run.tags["uveitis/device"] == "cpu"
     assert "resume_run" in launches.container(run).options["command"]
 
 
 def test_the_labels_of_one_run_do_not_appear_on_the_next(instance, engine):
-    launches = _Launches(instance, engine, container_kwargs={"labels": {"team": "retina"}})
+    launches = Launches(instance, container_kwargs={"labels": {"team": "retina"}})
     first = launches.launch({"docker/container_kwargs": '{"labels": {"experiment": "a"}}'})
     second = launches.launch()
     assert launches.container(first).labels["experiment"] == "a"
@@ -242,9 +164,7 @@ def test_the_labels_of_one_run_do_not_appear_on_the_next(instance, engine):
 
 
 def test_a_run_resizes_its_container_and_keeps_the_rest_of_the_deployments_options(instance, engine):
-    launches = _Launches(
-        instance, engine, container_kwargs={"mem_limit": "8g", "labels": {"team": "retina"}}, env_vars=["A=1"]
-    )
+    launches = Launches(instance, container_kwargs={"mem_limit": "8g", "labels": {"team": "retina"}}, env_vars=["A=1"])
     overrides = {"mem_limit": "32g", "labels": {"tier": "night"}, "environment": {"OMP_NUM_THREADS": "2"}}
     container = launches.container(launches.launch({"docker/container_kwargs": json.dumps(overrides)}))
     assert container.options["mem_limit"] == container.options["memswap_limit"] == "32g"
@@ -253,7 +173,7 @@ def test_a_run_resizes_its_container_and_keeps_the_rest_of_the_deployments_optio
 
 
 def test_a_dead_container_is_reported_with_its_cause_and_the_end_of_its_log(instance, engine):
-    launches = _Launches(instance, engine, log_tail_lines=2)
+    launches = Launches(instance, log_tail_lines=2)
     run = launches.launch()
     assert launches.launcher.check_run_worker_health(run).status.name == "RUNNING"
     container = launches.container(run)
@@ -272,7 +192,7 @@ def test_a_dead_container_is_reported_with_its_cause_and_the_end_of_its_log(inst
 
 
 def test_launching_removes_old_containers_of_finished_runs(instance, engine):
-    launches = _Launches(instance, engine, retention_hours=1.0)
+    launches = Launches(instance, retention_hours=1.0)
     finished = launches.launch()
     container = launches.container(finished)
     container.status = "exited"
