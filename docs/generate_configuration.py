@@ -1,9 +1,9 @@
-"""Writes docs/reference/configuration.md from the configuration models, so that the page cannot drift from the code.
+"""Writes the reference pages of the configuration from its models, so that they cannot drift from the code.
 
     .venv/bin/python docs/generate_configuration.py
 
-Types, ranges, defaults and meanings come from the models; units and links stand here.
-It validates no defs.yaml.
+configuration.md is about fundus lanes, detector-configuration.md about detectors and encoders. Types, ranges, defaults
+and meanings come from the models; units and links stand here. It validates no defs.yaml.
 """
 
 from __future__ import annotations
@@ -15,16 +15,29 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from uveitis_assets.components.detector_assets import EvaluationRunConfig, PredictionsRunConfig, TrainingRunConfig
+from uveitis_assets.components.encoder_pretraining import PretrainingRunConfig
 from uveitis_assets.components.lane_assets import LabelsRunConfig, PreprocessRunConfig
+from uveitis_assets.detection.encoder_configuration import EncoderPretrainingConfiguration
+from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.fundus.configuration import LaneConfiguration, ReferenceColorConfiguration
 
-PAGE = Path(__file__).parent / "reference" / "configuration.md"
+REFERENCE = Path(__file__).parent / "reference"
+
+# Fields are looked up by their dotted name; those of other components than a fundus lane bear its name in front, which
+# the pages leave out.
+COMPONENTS = ("reference_color.", "detector.", "encoder.")
 
 # Where a field is explained at length.
 LINKS = {
     "layout": "[add a dataset](../how-to/add-a-dataset.md#choose-a-layout)",
     "roi.method": "[the methods](../explanation/design.md#regions-of-interest)",
     "normalize.method": "[the methods](../explanation/design.md#colour-normalization)",
+    "detector.model.head": "[oriented boxes](../explanation/design.md#oriented-boxes)",
+    "detector.model.anchor_sizes": "[small lesions](../explanation/design.md#small-lesions)",
+    "detector.inference.merge": "[merging](../explanation/design.md#merging-tiles)",
+    "detector.training.tile_cache_gb": "[decoded tiles](formats.md#decoded-tiles)",
+    "detector.overfit_images": "[which images](../explanation/design.md#which-images-a-detector-sees)",
 }
 
 UNITS = {
@@ -62,6 +75,70 @@ UNITS = {
     "reference_color.downsample_max_side": "px",
     "reference_color.pixels_per_image": "px",
     "reference_color.stats_erode_px": "px",
+    "detector.overfit_images": "images",
+    "detector.model.finest_stride": "px",
+    "detector.model.input_size": "px",
+    "detector.model.n_categories": "categories",
+    "detector.model.anchor_sizes": "px of the input",
+    "detector.model.anchor_ratios": "height / width",
+    "detector.model.pyramid_channels": "channels",
+    "detector.model.head_width": "channels",
+    "detector.model.rpn_foreground_iou": "IoU",
+    "detector.model.rpn_background_iou": "IoU",
+    "detector.model.roi_foreground_iou": "IoU",
+    "detector.model.roi_background_iou": "IoU",
+    "detector.model.rpn_pre_nms_train": "proposals",
+    "detector.model.rpn_post_nms_train": "proposals",
+    "detector.model.rpn_pre_nms_test": "proposals",
+    "detector.model.rpn_post_nms_test": "proposals",
+    "detector.model.detections_per_tile": "detections",
+    "detector.model.box_score_threshold": "score",
+    "detector.model.box_nms_iou": "IoU",
+    "detector.initialise.min_matched": "share of the parameters",
+    "detector.augmentation.horizontal_flip": "probability",
+    "detector.augmentation.vertical_flip": "probability",
+    "detector.augmentation.brightness": "share",
+    "detector.augmentation.contrast": "share",
+    "detector.augmentation.saturation": "share",
+    "detector.sampling.rare_below": "share of the images",
+    "detector.sampling.empty_share": "share of the tiles",
+    "detector.sampling.max_images": "images",
+    "detector.training.epochs": "epochs",
+    "detector.training.batch_size": "tiles",
+    "detector.training.warmup_steps": "steps",
+    "detector.training.freeze_blocks": "blocks",
+    "detector.training.freeze_epochs": "epochs",
+    "detector.training.unfreeze_blocks_per_epoch": "blocks",
+    "detector.training.patience": "epochs",
+    "detector.training.evaluate_every": "epochs",
+    "detector.training.save_every_epochs": "epochs",
+    "detector.training.checkpoint_every_steps": "steps",
+    "detector.training.checkpoint_every_minutes": "min",
+    "detector.training.loader_workers": "processes",
+    "detector.training.tile_cache_gb": "GiB",
+    "detector.evaluation.selection_iou": "IoU",
+    "detector.evaluation.froc_iou": "IoU",
+    "detector.evaluation.froc_fp_per_image": "false positives per image",
+    "detector.evaluation.operating_score": "score",
+    "detector.evaluation.max_detections": "detections",
+    "detector.evaluation.bootstrap_samples": "resamples",
+    "detector.inference.batch_size": "tiles",
+    "detector.inference.score_threshold": "score",
+    "detector.inference.merge_iou": "IoU",
+    "detector.pseudo_labels.min_score": "score",
+    "detector.pseudo_labels.duplicate_iou": "IoU",
+    "detector.pseudo_labels.min_tile_box_ratio": "share of the box",
+    "detector.pseudo_labels.large_lesion_tile_cover": "share of the tile",
+    "detector.verify.min_map_50": "AP",
+    "detector.verify.max_images_without_detections": "share of images",
+    "detector.automation.predictions_interval_s": "s",
+    "detector.automation.max_batches_per_run": "batches",
+    "encoder.masked_share": "share of the patches",
+    "encoder.smallest_crop": "share of the image",
+    "encoder.epochs": "epochs",
+    "encoder.batch_size": "images",
+    "encoder.warmup_epochs": "epochs",
+    "encoder.checkpoint_every_steps": "steps",
 }
 
 HEADINGS = {
@@ -74,6 +151,22 @@ HEADINGS = {
     "splits": "Splits",
     "labels": "Lesion labels",
     "automation": "Sensors and schedule",
+    "detector.model": "The network",
+    "detector.initialise": "First weights",
+    "detector.augmentation": "Augmentation",
+    "detector.sampling": "Which tiles an epoch shows",
+    "detector.training": "Training",
+    "detector.evaluation": "Evaluation",
+    "detector.inference": "Prediction",
+    "detector.pseudo_labels": "Pseudo-labels",
+    "detector.verify": "Limits of the asset checks",
+    "detector.automation": "Sensor",
+}
+
+# What stands between a group's heading and its table.
+NOTES = {
+    "detector.pseudo_labels": "Without this group a detector makes no pseudo-labels; `pseudo_labels: {}` takes the "
+    "defaults.",
 }
 
 INTRODUCTION = """# Configuration
@@ -88,6 +181,7 @@ INTRODUCTION = """# Configuration
 | `UVEITIS_RAW` | `$UVEITIS_DATA/raw` | Root of the landing folders; only `uveitis-assets demo` ever writes there |
 | `UVEITIS_WORKERS` | processors of the process | Threads over images of one run, at least 1 |
 | `UVEITIS_PATIENT_KEY_FILE` | `$UVEITIS_DATA/ledger/patient_key` | Key of the patient pseudonyms, 64 hex digits |
+| `UVEITIS_WANDB_KEY_FILE` | none | File with one line, the W&B key; read by trainings with `training.wandb_project` |
 | `UVEITIS_REAL_DATA` | `../shared/data` | Tests only: folder of real images; without it some tests are skipped |
 | `UVEITIS_ACCEPT_SNAPSHOT` | none | Tests only: write the snapshot of the asset graph instead of comparing it |
 | `DAGSTER_HOME` | none; `make` sets `./.dagster_home` | Folder of Dagster's database and of `dagster.yaml` |
@@ -125,8 +219,68 @@ Attributes of the component `uveitis_assets.components.reference_color.Reference
 """
 
 
-def page() -> str:
-    """Text of the page."""
+DETECTOR_INTRODUCTION = """# Configuration of detectors and encoders
+
+<!-- Written by docs/generate_configuration.py; change the models or the script, not this page. -->
+
+How to use them: [train a detector](../how-to/train-a-detector.md).
+
+## Options of a run
+
+The launchpad in the UI takes these for one run, and `dagster asset materialize` with `--config-json`, for example
+`'{"ops": {"fgadr_pretrain__checkpoint": {"config": {"processes": 4}}}}'`.
+"""
+
+DETECTOR = """
+## A detector: `defs/<detector>/defs.yaml`
+
+```yaml
+type: uveitis_assets.components.lesion_detector.LesionDetector
+attributes:
+  name: haemorrhages
+  train_on: uwf700
+  predict_on: uwf700
+```
+
+Fields in groups are nested: `training.epochs` below is the field `epochs` under `training:`. An unknown field, a wrong
+type or a value outside its range is an error when the definitions are loaded; whether network and numbers fit together
+(anchors, strides, frozen blocks) shows when the training starts. Scores, IoU, shares and probabilities lie between 0
+and 1.
+"""
+
+ENCODER = """
+## An encoder: `defs/<encoder>/defs.yaml`
+
+Attributes of the component `uveitis_assets.components.encoder_pretraining.EncoderPretraining`, which makes the asset
+`<encoder>/encoder`.
+"""
+
+
+def pages() -> dict[Path, str]:
+    """Text of each page."""
+    return {REFERENCE / "configuration.md": _lanes(), REFERENCE / "detector-configuration.md": _detectors()}
+
+
+def _detectors() -> str:
+    parts = [
+        DETECTOR_INTRODUCTION.rstrip(),
+        "",
+        *_table(TrainingRunConfig, "<detector>__checkpoint."),
+        "",
+        *_table(EvaluationRunConfig, "<detector>__evaluation."),
+        "",
+        *_table(PredictionsRunConfig, "<detector>__predictions."),
+        "",
+        *_table(PretrainingRunConfig, "<encoder>__encoder."),
+        DETECTOR,
+        *_group(DetectorLaneConfiguration, "detector."),
+        ENCODER,
+        *_table(EncoderPretrainingConfiguration, "encoder."),
+    ]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _lanes() -> str:
     parts = [
         INTRODUCTION.rstrip(),
         RUN_OPTIONS,
@@ -146,8 +300,17 @@ def _group(model: type[BaseModel], prefix: str) -> list[str]:
     for name, field in model.model_fields.items():
         inner = _model_of(field)
         if inner:
-            parts += ["", f"### {HEADINGS[prefix + name]}: `{prefix + name}`", "", *_group(inner, f"{prefix}{name}.")]
+            dotted = prefix + name
+            parts += ["", f"### {HEADINGS[dotted]}: `{_shown(dotted)}`", ""]
+            parts += [NOTES[dotted], ""] if dotted in NOTES else []
+            parts += _group(inner, f"{dotted}.")
     return parts
+
+
+def _shown(dotted: str) -> str:
+    for component in COMPONENTS:
+        dotted = dotted.removeprefix(component)
+    return dotted
 
 
 def _table(model: type[BaseModel], prefix: str) -> list[str]:
@@ -160,15 +323,16 @@ def _table(model: type[BaseModel], prefix: str) -> list[str]:
             raise SystemExit(f"{dotted} has no meaning: add a description to the model")
         meaning = "; see ".join([field.description, *([LINKS[dotted]] if dotted in LINKS else [])])
         limits = ", ".join(part for part in (_range(field), UNITS.get(dotted, "")) if part)
-        shown = dotted.removeprefix("reference_color.")
-        cells = (f"`{shown}`", _type(field.annotation), _default(field), limits, _words(meaning))
+        cells = (f"`{_shown(dotted)}`", _type(field.annotation), _default(field), limits, _words(meaning))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return rows
 
 
 def _model_of(field: FieldInfo) -> type[BaseModel] | None:
-    annotation = field.annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    """The model of a group of fields, also of one that may be left out."""
+    candidates = [field.annotation, *get_args(field.annotation)]
+    models = [found for found in candidates if isinstance(found, type) and issubclass(found, BaseModel)]
+    return models[0] if models else None
 
 
 def _type(annotation: Any) -> str:
@@ -181,9 +345,11 @@ def _type(annotation: Any) -> str:
         return " or ".join("null" if argument is types.NoneType else _type(argument) for argument in arguments)
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
         inner = arguments[0]
-        return "list of points" if get_origin(inner) is tuple else f"list of {_type(inner)}"
+        if get_origin(inner) is tuple:
+            return f"list of lists of {_type(get_args(inner)[0])}" if Ellipsis in get_args(inner) else "list of points"
+        return f"list of {_type(inner)}"
     if origin is dict:
-        return f"mapping of text to {_type(arguments[1])}"
+        return "mapping" if arguments[1] is Any else f"mapping of text to {_type(arguments[1])}"
     return {str: "text", int: "whole number", float: "number", bool: "true or false"}[annotation]
 
 
@@ -212,6 +378,9 @@ def _range(field: FieldInfo) -> str:
     if "min_length" in found:
         return f"at least {found['min_length']}"
     signs = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+    if "gt" in found:
+        # A field's own bound is narrower than that of its type.
+        found.pop("ge", None)
     if "ge" in found and "le" in found:
         return f"{found['ge']:g} to {found['le']:g}"
     return ", ".join(f"{sign} {found[name]:g}" for name, sign in signs if name in found)
@@ -227,6 +396,7 @@ def _words(meaning: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page())
-    print(f"Wrote {PAGE}")
+    REFERENCE.mkdir(exist_ok=True)
+    for path, text in pages().items():
+        path.write_text(text)
+        print(f"Wrote {path}")

@@ -18,7 +18,11 @@ Backbone = Literal["resnet50_fpn", "retfound_vit_l16", "retfound_vit_b16", "timm
 class ModelConfiguration(Configuration):
     """What network it is. Its file names and parameter names are those of torchvision's detection models."""
 
-    backbone: Backbone = "retfound_vit_l16"
+    backbone: Backbone = Field(
+        "retfound_vit_l16",
+        description="Network under the pyramid: torchvision's ResNet-50, RETFound's ViT-L/16 or ViT-B/16, or any "
+        "convolutional network of timm",
+    )
     timm_model: str = Field("resnet18", description="timm_fpn: name of the convolutional network in timm")
     neck: Literal["simple_feature_pyramid", "earlier_upsampled"] = Field(
         "simple_feature_pyramid",
@@ -31,31 +35,39 @@ class ModelConfiguration(Configuration):
     recompute_activations: bool = Field(
         False, description="ViT backbones: trade a third more time for a fraction of the memory in training"
     )
-    head: Literal["axis_aligned", "oriented"] = "axis_aligned"
+    head: Literal["axis_aligned", "oriented"] = Field(
+        "axis_aligned", description="oriented: a rotated box beside the upright one, learned from OBB labels"
+    )
     norm: Literal["frozen_batch", "batch", "group"] = Field(
         "frozen_batch", description="Normalization of convolutional backbones; group when nothing is pretrained"
     )
     finest_stride: Literal[4, 8] = Field(4, description="Stride of the finest pyramid level, px")
-    input_size: int = Field(768, ge=64, le=4096, description="Side that tiles are brought to, px")
+    input_size: int = Field(
+        768, ge=64, le=4096, description="Side that tiles are brought to, px; ViT backbones: a multiple of 16"
+    )
     n_categories: int = Field(20, ge=1, le=1000, description="Lesion categories; the network adds background as 0")
     anchor_sizes: tuple[tuple[float, ...], ...] = Field(
         (),
-        description="Anchor sides per pyramid level, px of the input; empty: two per level, 6 to 256 px",
+        description="Anchor sides of each pyramid level; empty: two per level, from 6 px (8 px at stride 8) to 256 px",
     )
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchor_ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="Height over width of the anchors")
     pyramid_channels: int = Field(256, ge=8, le=1024, description="Channels of every pyramid level")
     head_width: int = Field(1024, ge=8, le=4096, description="Width of the two layers that read a pooled region")
     rpn_foreground_iou: Ratio = Field(0.4, description="An anchor is positive from this IoU; low for lax boxes")
-    rpn_background_iou: Ratio = 0.2
-    roi_foreground_iou: Ratio = 0.4
-    roi_background_iou: Ratio = 0.4
-    rpn_pre_nms_train: int = Field(6000, ge=1)
-    rpn_post_nms_train: int = Field(2500, ge=1)
-    rpn_pre_nms_test: int = Field(2500, ge=1)
-    rpn_post_nms_test: int = Field(1200, ge=1)
-    detections_per_tile: int = Field(400, ge=1)
+    rpn_background_iou: Ratio = Field(
+        0.2, description="An anchor is negative below this IoU; between both it is left out"
+    )
+    roi_foreground_iou: Ratio = Field(0.4, description="A proposal is positive from this IoU")
+    roi_background_iou: Ratio = Field(0.4, description="A proposal is negative below this IoU")
+    rpn_pre_nms_train: int = Field(6000, ge=1, description="Proposals per level before their NMS, in training")
+    rpn_post_nms_train: int = Field(2500, ge=1, description="Proposals per tile after their NMS, in training")
+    rpn_pre_nms_test: int = Field(2500, ge=1, description="Proposals per level before their NMS, in prediction")
+    rpn_post_nms_test: int = Field(1200, ge=1, description="Proposals per tile after their NMS, in prediction")
+    detections_per_tile: int = Field(400, ge=1, description="Best-scored detections that a tile keeps")
     box_score_threshold: Ratio = Field(0.01, description="Detections below are dropped inside the network")
-    box_nms_iou: Ratio = Field(0.5, description="NMS inside a tile, class by class")
+    box_nms_iou: Ratio = Field(
+        0.5, description="Overlap from which NMS inside a tile drops the worse box, class by class"
+    )
 
     @model_validator(mode="after")
     def _neck_fits_backbone(self) -> Self:
@@ -83,7 +95,9 @@ class InitialisationConfiguration(Configuration):
         None, description="RETFound file (root `model` or `teacher`) or ResNet-50 state; relative to $UVEITIS_DATA"
     )
     encoder: str | None = Field(None, description="EncoderPretraining lane whose encoder starts the backbone")
-    mode: Literal["full", "backbone_only"] = "full"
+    mode: Literal["full", "backbone_only"] = Field(
+        "full", description="`checkpoint` and `experiment`: everything that fits, or the backbone alone"
+    )
     min_matched: Ratio = Field(0.9, description="Least share of the wanted parameters that a file has to provide")
 
     @model_validator(mode="after")
@@ -97,11 +111,11 @@ class InitialisationConfiguration(Configuration):
 class AugmentationConfiguration(Configuration):
     """Random changes of training tiles; boxes move along."""
 
-    horizontal_flip: Ratio = 0.5
-    vertical_flip: Ratio = 0.5
-    brightness: float = Field(0.15, ge=0, le=1, description="Largest relative change")
-    contrast: float = Field(0.15, ge=0, le=1)
-    saturation: float = Field(0.15, ge=0, le=1)
+    horizontal_flip: Ratio = Field(0.5, description="Probability of a left-right mirror image")
+    vertical_flip: Ratio = Field(0.5, description="Probability of an upside-down mirror image")
+    brightness: float = Field(0.15, ge=0, le=1, description="Largest relative change of the grey levels; 0: none")
+    contrast: float = Field(0.15, ge=0, le=1, description="Largest relative change around the mean grey; 0: none")
+    saturation: float = Field(0.15, ge=0, le=1, description="Largest relative change of the saturation; 0: none")
     gamma: float = Field(0.15, ge=0, le=1, description="Largest change of the exponent's logarithm")
 
 
@@ -120,22 +134,27 @@ class SamplingConfiguration(Configuration):
 class TrainingConfiguration(Configuration):
     """Optimization."""
 
-    epochs: int = Field(40, ge=1, le=10_000)
+    epochs: int = Field(40, ge=1, le=10_000, description="Passes over the tiles that `sampling` draws, at most")
     batch_size: int = Field(2, ge=1, le=1024, description="Tiles per optimizer step and process")
-    learning_rate: float = Field(2e-5, gt=0, le=1)
-    min_learning_rate: float = Field(1e-6, ge=0, le=1)
+    learning_rate: float = Field(2e-5, gt=0, le=1, description="Highest rate of AdamW, reached after the warm-up")
+    min_learning_rate: float = Field(1e-6, ge=0, le=1, description="Rate of the last step; a half cosine leads there")
     warmup_steps: int = Field(200, ge=0, description="Linear warm-up, optimizer steps")
-    weight_decay: float = Field(1e-4, ge=0, le=1)
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="AdamW's; norms, biases and embeddings do not decay")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="Factor on the learning rate per backbone block from the top"
     )
-    gradient_clip_norm: float = Field(1.0, gt=0)
+    gradient_clip_norm: float = Field(1.0, gt=0, description="Longer gradients are shortened to this norm")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay per step of the averaged weights; 0 turns it off")
-    freeze_blocks: int = Field(20, ge=0, description="ViT blocks (or ResNet stages) that start frozen")
-    freeze_epochs: int = Field(10, ge=0, description="From this epoch on frozen blocks are trained")
+    freeze_blocks: int = Field(
+        20,
+        ge=0,
+        description="Blocks (ViT: 24 or 12) or stages (ResNet: 4) that start frozen, with the stem; more than the "
+        "backbone has is an error",
+    )
+    freeze_epochs: int = Field(10, ge=0, description="Epochs in which all of freeze_blocks stay frozen")
     unfreeze_blocks_per_epoch: int = Field(4, ge=0, description="Blocks unfrozen per epoch, last first; 0: all at once")
     amp: Literal["auto", "bf16", "off"] = Field("auto", description="auto: bf16 on CUDA, off on CPU")
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, description="Seed of weights, order, draws and augmentation")
     patience: int = Field(10, ge=0, description="Epochs without a better AP before training stops; 0: never stops")
     evaluate_every: int = Field(1, ge=1, description="Epochs between evaluations")
     save_every_epochs: int = Field(0, ge=0, description="Keep checkpoints/epoch_<n> every so many epochs; 0: never")
@@ -147,7 +166,7 @@ class TrainingConfiguration(Configuration):
     tile_cache_gb: float = Field(
         64.0, ge=0, description="Largest size of $UVEITIS_DATA/cache/tiles, GiB; 0: decode the PNG files in every epoch"
     )
-    tensorboard: bool = True
+    tensorboard: bool = Field(True, description="Log to tb/ in the run's folder")
     wandb_project: str | None = Field(None, description="Log to W&B; needs $UVEITIS_WANDB_KEY_FILE")
 
 
@@ -164,7 +183,7 @@ class EvaluationConfiguration(Configuration):
         400, ge=1, description="Best-scored detections per image and class that count, as in COCO"
     )
     bootstrap_samples: int = Field(1000, ge=0, description="Resamples of the patients; 0: no intervals")
-    bootstrap_seed: int = 42
+    bootstrap_seed: int = Field(42, description="Seed of the resamples")
 
 
 class InferenceConfiguration(Configuration):
@@ -175,7 +194,7 @@ class InferenceConfiguration(Configuration):
     merge: Literal["nms", "weighted_box_fusion", "edge_aware"] = Field(
         "nms", description="How the tiles' detections are merged; nms is the earlier scripts' way"
     )
-    merge_iou: Ratio = 0.5
+    merge_iou: Ratio = Field(0.5, description="IoU from which detections of a class count as one lesion")
     folds: tuple[int, ...] = Field((0,), min_length=1, description="Folds whose checkpoints predict; several: ensemble")
     overlays: bool = Field(True, description="Write preds_vis/ overlays and heat maps")
 
@@ -186,7 +205,8 @@ class PseudoLabelConfiguration(Configuration):
     min_score: Ratio = Field(0.9, description="Detections below make no labels")
     duplicate_iou: Ratio = Field(0.5, description="IoU with a label or a better detection above which one stays out")
     labelled_images: Literal["complete", "leave"] = Field(
-        "complete", description="Whether images that a person has labelled may get pseudo-labels"
+        "complete",
+        description="Training images that a person has labelled: get pseudo-labels too, or are left as they are",
     )
     min_tile_box_ratio: Ratio = Field(0.2, description="Share of a box that a tile has to show, as for labels")
     large_lesion_tile_cover: Ratio = Field(
