@@ -16,11 +16,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
+import dagster as dg
 import numpy as np
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from uveitis_assets.fundus.configuration import LaneConfiguration
+from uveitis_assets.components.encoder_pretraining import EncoderPretraining
+from uveitis_assets.components.fundus_dataset import FundusDataset
+from uveitis_assets.components.lesion_detector import LesionDetector
+from uveitis_assets.components.reference_color import ReferenceColor
+from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.fundus.geometry import ImageFrames
 from uveitis_assets.fundus.ledger import LedgerEntry
 from uveitis_assets.fundus.manifest import EXPORTED_COLUMNS, read_manifest
@@ -34,7 +40,14 @@ DOCS = REPOSITORY / "docs"
 README = REPOSITORY / "README.md"
 PAGES = sorted([README, REPOSITORY / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
 NAMES = [page.relative_to(REPOSITORY).as_posix() for page in PAGES]
-PROGRAMS = ("dagster", "dagster-webserver", "dagster-daemon", "uveitis-assets")
+PROGRAMS = ("dagster", "dagster-webserver", "dagster-daemon", "uveitis-assets", "tensorboard")
+# What a defs.yaml can be of, with attributes that a fragment of one may leave out.
+COMPONENTS: dict[Any, dict[str, Any]] = {
+    FundusDataset: {"name": "example", "folder": "example", "layout": "uwf700"},
+    LesionDetector: {"name": "example", "train_on": "uwf700", "predict_on": "uwf700"},
+    EncoderPretraining: {"name": "example", "learn_from": ["uwf700"]},
+    ReferenceColor: {},
+}
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 VARIABLE = re.compile(r"UVEITIS_[A-Z][A-Z_]*[A-Z]")
@@ -85,8 +98,15 @@ def commands_of(*programs: str) -> list[list[str]]:
     ]
 
 
+def module_commands() -> list[list[str]]:
+    """Examples that run a module of the package: ``python -m uveitis_assets...``."""
+    return [words for words in commands_of("python") if words[1] == "-m"]
+
+
 def verbs_of(words: list[str]) -> tuple[str, ...]:
-    """Program and subcommands: ``dagster asset materialize``."""
+    """Program and subcommands: ``dagster asset materialize``, ``python -m uveitis_assets...``."""
+    if words[0] == "python":
+        return tuple(words[:3])
     depth = {"dagster": 1 if words[1] == "dev" else 2, "dagster-daemon": 1, "uveitis-assets": 1}.get(words[0], 0)
     return tuple(words[: depth + 1])
 
@@ -177,25 +197,29 @@ def test_every_landing_problem_has_a_row_and_every_row_a_cause() -> None:
     assert codes <= set(rows) <= codes | set(get_args(QuarantineReason))
 
 
-def test_the_configuration_page_is_up_to_date() -> None:
+def test_the_configuration_pages_are_up_to_date() -> None:
     script = DOCS / "generate_configuration.py"
     specification = importlib.util.spec_from_file_location("generate_configuration", script)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    assert module.PAGE.read_text() == module.page(), "run .venv/bin/python docs/generate_configuration.py"
+    pages = module.pages()
+    assert len(pages) == 2
+    for path, text in pages.items():
+        assert path.read_text() == text, "run .venv/bin/python docs/generate_configuration.py"
 
 
-def test_every_dagster_and_uveitis_assets_command_has_only_options_that_exist() -> None:
-    commands = commands_of(*PROGRAMS)
+def test_every_command_has_only_options_that_exist() -> None:
+    commands = [*commands_of(*PROGRAMS), *module_commands()]
     assert len(commands) > 20
+    assert module_commands()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(options_of, sorted({verbs_of(words) for words in commands})))
     unknown = [
         f"{' '.join(verbs_of(words))}: {word}"
         for words in commands
-        for word in words
+        for word in words[len(verbs_of(words)) :]
         if re.fullmatch(r"--?[a-z][\w-]*", word) and word not in options_of(verbs_of(words))
     ]
     assert not unknown
@@ -231,7 +255,7 @@ def test_every_example_partition_has_the_form_of_the_partitions() -> None:
             if option in words:
                 found += words[words.index(option) + 1].split("...")
     assert found
-    assert all(re.fullmatch(r"b\d{5}|fold[0-4]\|(train|val|test)", partition) for partition in found)
+    assert all(re.fullmatch(r"b\d{5}|fold[0-4](\|(train|val|test))?", partition) for partition in found)
 
 
 def test_every_asset_check_is_described_in_the_readme() -> None:
@@ -239,14 +263,72 @@ def test_every_asset_check_is_described_in_the_readme() -> None:
     assert {key.name for key in graph.asset_check_keys} <= documented(README)
 
 
+def check_component(component: Any, attributes: dict[str, Any], left_out: dict[str, Any]) -> None:
+    """Hold attributes against the component's own model; ``left_out`` are those that a fragment need not repeat."""
+    if component is FundusDataset and "image_folder" in attributes:
+        left_out = {**left_out, "layout": "image_folder"}
+    component.get_model_cls().model_validate({**left_out, **attributes})
+
+
+def check_run_configuration(content: dict[str, Any]) -> None:
+    """Hold what the launchpad takes against the ops of the shipped lanes, and overrides against their detectors."""
+    dg.validate_run_config(loaded_definitions().resolve_implicit_global_asset_job_def(), content)
+    assets = [asset for asset in loaded_definitions().assets if isinstance(asset, dg.AssetsDefinition)]
+    for op, options in content["ops"].items():
+        # Dagster passes over ops that the job does not have.
+        specifications = [specification for asset in assets if asset.op.name == op for specification in asset.specs]
+        assert specifications, f"expected an op of the shipped lanes, found {op}"
+        if "overrides" in options["config"]:
+            configured = specifications[0].metadata["configuration"].value
+            DetectorLaneConfiguration.model_validate(configured).overridden(options["config"]["overrides"])
+
+
+def yaml_problem(text: str) -> str | None:
+    """What is wrong with an example: a whole defs.yaml, some attributes of one, or a run's configuration."""
+    content = yaml.safe_load(text)
+    try:
+        if "type" in content:
+            (component,) = [c for c in COMPONENTS if content["type"] == f"{c.__module__}.{c.__name__}"]
+            check_component(component, content["attributes"], {})
+        elif "ops" in content:
+            check_run_configuration(content)
+        else:
+            # A fragment is of the components that have all of its fields.
+            fitting = [c for c in COMPONENTS if set(content) <= set(c.get_model_cls().model_fields)]
+            assert fitting, f"expected fields of one component, found {sorted(content)}"
+            problems = []
+            for component in fitting:
+                try:
+                    check_component(component, content, COMPONENTS[component])
+                except ValidationError as error:
+                    problems.append(f"{component.__name__}: {error}")
+            return "\n".join(problems) if len(problems) == len(fitting) else None
+    except (ValidationError, ValueError, AssertionError, dg.DagsterInvalidConfigError) as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_every_yaml_example_is_a_valid_lane(page: Path) -> None:
-    for text in fences(page, "yaml"):
-        content = yaml.safe_load(text)
-        attributes = content.get("attributes", content)
-        required = {"name": "example", "folder": "example"}
-        layout = {"layout": "image_folder" if "image_folder" in attributes else "uwf700"}
-        LaneConfiguration.model_validate({**required, **layout, **attributes})
+def test_every_yaml_example_is_valid_for_its_component_or_run(page: Path) -> None:
+    problems = [problem for text in fences(page, "yaml") if (problem := yaml_problem(text)) is not None]
+    assert not problems
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "type: uveitis_assets.components.lesion_detector.LesionDetector\nattributes: {name: a, train_on: uwf700}",
+        "type: uveitis_assets.components.lesion_detector.Detector\nattributes: {}",
+        "roi: {method: magic}",
+        "training: {epoch: 3}",
+        "model: {head: oriented}\nroi: {method: uwf}",
+        "ops: {overfit_10__checkpoint: {config: {devices: cpu}}}",
+        "ops: {overfit_11__checkpoint: {config: {device: cpu}}}",
+        "ops: {overfit_10__checkpoint: {config: {overrides: {training: {epoch: 3}}}}}",
+    ],
+)
+def test_a_wrong_yaml_example_would_be_noticed(wrong: str) -> None:
+    assert yaml_problem(wrong)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
