@@ -53,7 +53,7 @@ _SMALL_DETECTOR: dict[str, Any] = {
     ),
     "sampling": {"class_balanced": False, "empty_share": 0.1},
     "training": {
-        "epochs": 20,
+        "epochs": 24,
         "batch_size": 4,
         "learning_rate": 1e-3,
         "min_learning_rate": 1e-5,
@@ -63,7 +63,7 @@ _SMALL_DETECTOR: dict[str, Any] = {
         "freeze_blocks": 0,
         "freeze_epochs": 0,
         "patience": 0,
-        "evaluate_every": 10,
+        "evaluate_every": 12,
     },
 }
 

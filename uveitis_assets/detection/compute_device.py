@@ -1,4 +1,4 @@
-"""Where a computation runs: the one rule by which ``auto`` becomes a device."""
+"""Where a computation runs and how precisely: the rules by which ``auto`` becomes a device and a precision."""
 
 from __future__ import annotations
 
@@ -20,3 +20,12 @@ def chosen_device(wanted: Device) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return wanted
+
+
+def uses_bfloat16(wanted: Literal["auto", "bf16", "off"], device: str) -> bool:
+    """Whether a training multiplies in bfloat16; ``auto`` where the device has units for it: CUDA, CPUs with AMX."""
+    import torch
+
+    if wanted != "auto":
+        return wanted == "bf16"
+    return device.startswith("cuda") or bool(torch.cpu.get_capabilities().get("amx_bf16"))

@@ -33,5 +33,5 @@ class EncoderPretrainingConfiguration(Configuration):
     warmup_epochs: float = Field(5, ge=0, description="Linear warm-up of the learning rate; then half a cosine to 0")
     weight_decay: float = Field(0.05, ge=0, le=1, description="AdamW's; biases, norms and tokens do not decay")
     checkpoint_every_steps: int = Field(200, ge=1, description="Steps between checkpoints a kill falls back to")
-    amp: Literal["auto", "bf16", "off"] = Field("auto", description="auto: bf16 on CUDA, off on CPU")
+    amp: Literal["auto", "bf16", "off"] = Field("auto", description="auto: bf16 on CUDA and on CPUs with AMX")
     seed: int = Field(42, description="Seed of weights, order, crops and masks")

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
 
+from uveitis_assets.detection.compute_device import uses_bfloat16
 from uveitis_assets.detection.encoder_configuration import EncoderPretrainingConfiguration
 from uveitis_assets.detection.masked_autoencoder import CHANNEL_MEAN, CHANNEL_STD, SHAPES, MaskedAutoencoder
 from uveitis_assets.detection.preprocessed_images import (
@@ -93,7 +94,7 @@ def pretrain_encoder(
     position = _resume(folder, fingerprint, model, optimizer, device) or _Position(0, 0, (), 0.0)
     if position.step or position.epoch:
         log(f"continuing at epoch {position.epoch + 1}, step {position.step + 1} of {steps_per_epoch}")
-    half = configuration.amp == "bf16" or (configuration.amp == "auto" and device.startswith("cuda"))
+    half = uses_bfloat16(configuration.amp, device)
     while position.epoch < configuration.epochs:
         for pixels, noise in _batches(store, images, configuration, position, model=model, threads=threads):
             done = position.epoch * steps_per_epoch + position.step

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from uveitis_assets.detection.compute_device import uses_bfloat16
 from uveitis_assets.detection.configuration import DetectorConfiguration, TrainingConfiguration
 from uveitis_assets.detection.distributed import (
     average_gradients,
@@ -112,7 +113,7 @@ class _Run:
 
     @property
     def amp(self) -> bool:
-        return mixed_precision(self.options, self.device)
+        return uses_bfloat16(self.options.amp, self.device.type)
 
     @property
     def elapsed_s(self) -> float:
@@ -250,11 +251,6 @@ def training_identity(
         "initial weights": None if parent is None else parent["digest"],
         "number of processes": n_processes(),
     }
-
-
-def mixed_precision(options: TrainingConfiguration, device: torch.device) -> bool:
-    """Whether bfloat16 is used on a device."""
-    return options.amp == "bf16" or (options.amp == "auto" and device.type == "cuda")
 
 
 def n_frozen_blocks(options: TrainingConfiguration, epoch: int) -> int:
