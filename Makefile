@@ -6,7 +6,7 @@ export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 export UVEITIS_DATA ?= $(CURDIR)/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test test-docker lint format bench screenshots clean
+.PHONY: help install demo dev test test-demo test-docker lint format bench screenshots clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ dev: install $(DAGSTER_HOME)/dagster.yaml ## Open the UI and the daemon on http:
 
 test: install ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-demo: install ## Run the demo and hold it to what it has to show (minutes)
+	$(BIN)/python -m pytest -m demo uveitis_assets_tests/e2e
 
 test-docker: install ## Run the tests that need a Docker engine (as root they start one)
 	$(BIN)/python -m pytest -m docker -rs uveitis_assets_tests/docker

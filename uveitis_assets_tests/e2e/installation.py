@@ -62,14 +62,14 @@ class Installation:
             start_new_session=True,
         )
 
-    def run(self, *command: str, cwd: Path = REPOSITORY) -> tuple[int, str]:
+    def run(self, *command: str, cwd: Path = REPOSITORY, timeout_s: float = 120) -> tuple[int, str]:
         """Run a program to its end; exit code and everything it printed."""
         process = self.start(*command, cwd=cwd)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=timeout_s)
         return process.returncode, output
 
-    def succeed(self, *command: str, cwd: Path = REPOSITORY) -> str:
-        code, output = self.run(*command, cwd=cwd)
+    def succeed(self, *command: str, cwd: Path = REPOSITORY, timeout_s: float = 120) -> str:
+        code, output = self.run(*command, cwd=cwd, timeout_s=timeout_s)
         assert code == 0, f"{' '.join(command)} ended with {code}:\n{output[-6000:]}"
         return output
 
