@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Prepare a host for docker/compose.yaml: folders, a Postgres password, and docker/.env with what compose needs to know.
+# A second call changes nothing that is there; delete docker/.env to have it written anew.
+#
+# Variables: UVEITIS_HOME (default <repository>/deployment) and below it UVEITIS_DATA, UVEITIS_RAW, UVEITIS_STATE,
+# UVEITIS_SECRETS; UVEITIS_UID and UVEITIS_GID (default: yours); IMAGE_TAG; PORT; POSTGRES_IMAGE; UVEITIS_DEPLOYMENT;
+# DOCKER_SOCKET; SETTINGS_FILE (default docker/.env).
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+settings=${SETTINGS_FILE:-$root/docker/.env}
+if [[ -e $settings ]]; then
+  echo "$settings is there and stays as it is."
+  exit 0
+fi
+
+home=${UVEITIS_HOME:-$root/deployment}
+data=${UVEITIS_DATA:-$home/data}
+raw=${UVEITIS_RAW:-$home/raw}
+state=${UVEITIS_STATE:-$home/state}
+secrets=${UVEITIS_SECRETS:-$home/secrets}
+uid=${UVEITIS_UID:-$(id -u)}
+gid=${UVEITIS_GID:-$(id -g)}
+socket=${DOCKER_SOCKET:-/var/run/docker.sock}
+
+fail() {
+  echo "prepare.sh: $*" >&2
+  exit 2
+}
+
+if [[ $uid == 0 ]]; then
+  fail "found uid 0: artefacts and Postgres should not belong to root. Call this as the user who shall own them, or set UVEITIS_UID and UVEITIS_GID."
+fi
+for folder in "$data" "$raw" "$state" "$secrets"; do
+  [[ $folder == /* ]] || fail "$folder: expected an absolute path, because the engine mounts it."
+done
+case $raw/ in
+  "$data"/*) fail "$raw lies inside $data, which runs may write to. Set UVEITIS_RAW to a folder outside, so that raw images stay read-only." ;;
+esac
+[[ -S $socket ]] || fail "$socket: found no socket of a Docker engine. Start the engine, or set DOCKER_SOCKET."
+
+umask 027
+mkdir -p "$data" "$raw" "$state/dagster" "$state/postgres"
+(umask 077 && mkdir -p "$secrets")
+if [[ ! -s $secrets/postgres_password ]]; then
+  (umask 077 && head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$secrets/postgres_password")
+fi
+if [[ $(id -u) == 0 ]]; then
+  chown "$uid:$gid" "$data" "$raw" "$state" "$state/dagster" "$state/postgres" "$secrets" "$secrets/postgres_password"
+fi
+
+cat >"$settings" <<SETTINGS
+# Written by docker/prepare.sh; read by docker compose. No secrets in here.
+COMPOSE_PROJECT_NAME=${UVEITIS_DEPLOYMENT:-uveitis}
+UVEITIS_DEPLOYMENT=${UVEITIS_DEPLOYMENT:-uveitis}
+IMAGE_TAG=${IMAGE_TAG:-uveitis-assets:latest}
+POSTGRES_IMAGE=${POSTGRES_IMAGE:-postgres:16-bookworm}
+PORT=${PORT:-3000}
+UVEITIS_UID=$uid
+UVEITIS_GID=$gid
+DOCKER_SOCKET=$socket
+DOCKER_GID=$(stat -c %g "$socket")
+UVEITIS_DATA=$data
+UVEITIS_RAW=$raw
+UVEITIS_STATE=$state
+UVEITIS_SECRETS=$secrets
+UVEITIS_WORKERS=${UVEITIS_WORKERS:-}
+SETTINGS
+echo "Wrote $settings"
+echo "Raw images go to $raw; artefacts come to $data."
