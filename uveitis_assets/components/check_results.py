@@ -12,7 +12,7 @@ def check_result(errors: list[str], warnings: list[str], **numbers: float) -> dg
     return dg.AssetCheckResult(
         passed=not lines,
         severity=dg.AssetCheckSeverity.ERROR if errors or not warnings else dg.AssetCheckSeverity.WARN,
-        description=f"{_number(errors, 'error')}, {_number(warnings, 'warning')}" if lines else None,
+        description=f"{count_of(errors, 'error')}, {count_of(warnings, 'warning')}" if lines else None,
         metadata={
             **numbers,
             "n_errors": len(errors),
@@ -22,5 +22,6 @@ def check_result(errors: list[str], warnings: list[str], **numbers: float) -> dg
     )
 
 
-def _number(findings: list[str], noun: str) -> str:
-    return f"{len(findings)} {noun}{'' if len(findings) == 1 else 's'}"
+def count_of(findings: list[str], noun: str, plural: str = "") -> str:
+    """``1 error``, ``2 errors``; ``plural`` for nouns that take no bare s."""
+    return f"{len(findings)} {noun if len(findings) == 1 else plural or noun + 's'}"

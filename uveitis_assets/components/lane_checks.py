@@ -10,13 +10,12 @@ from typing import Any
 
 import dagster as dg
 
+from uveitis_assets.components.check_results import check_result, count_of
 from uveitis_assets.components.lane_assets import BAD_LABELS_METADATA, MISSING_MASKS_METADATA, landing_problems
 from uveitis_assets.components.lane_keys import LaneKeys, fold_and_split
 from uveitis_assets.components.partitioned_check import Evaluate, partitioned_check
 from uveitis_assets.fundus.configuration import LaneConfiguration, PreprocessStage
 from uveitis_assets.storage import ArtefactStore, artefact_key
-
-_SHOWN = 300
 
 
 def lane_checks(lane: LaneConfiguration) -> list[dg.AssetChecksDefinition]:
@@ -75,7 +74,7 @@ def _evaluate_manifest(
             f"{lane.verify.max_quarantine_ratio} of `verify.max_quarantine_ratio`"
         )
     warnings = [*quarantined, *(f"landing folder: {problem}" for problem in landing_problems(store, lane))]
-    return _result(errors, warnings, n_images=part.height, n_quarantined=len(quarantined))
+    return check_result(errors, warnings, n_images=part.height, n_quarantined=len(quarantined))
 
 
 def _splits_of_lane(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
@@ -103,7 +102,7 @@ def _splits_of_lane(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
         return [*errors, str(error)]
     if batches:
         errors.append(
-            f"{_number(batches, 'batch', 'batches')} not dealt by the present `splits`: {', '.join(batches[:10])}; "
+            f"{count_of(batches, 'batch', 'batches')} not dealt by the present `splits`: {', '.join(batches[:10])}; "
             f"materialize {lane.name}/manifest[{batches[0]}] again, which deals all batches alike, then the labels"
         )
     return errors
@@ -143,7 +142,7 @@ def _roi_plausibility(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
                 f"{n_fallback} of {n_images} masks come from a fallback method, more than the share "
                 f"{limits.max_fallback_ratio} of `verify.max_fallback_ratio`"
             )
-        return _result(errors, warnings, n_images=n_images, n_fallback=n_fallback)
+        return check_result(errors, warnings, n_images=n_images, n_fallback=n_fallback)
 
     return partitioned_check(
         "roi_plausibility",
@@ -181,7 +180,7 @@ def _tile_reconstruction(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
                 key = artefact_key(row["image_id"])
                 missing = [n for n in range(row["n_tiles"]) if not store.tile(key, f"tile_{n:03d}").is_file()]
                 errors += [f"{row['image_id']}: tile_{n:03d} has no file" for n in missing]
-        return _result(errors, [], n_images=n_images, max_reconstruction_abs_error=largest_error)
+        return check_result(errors, [], n_images=n_images, max_reconstruction_abs_error=largest_error)
 
     return partitioned_check(
         "tile_reconstruction",
@@ -219,7 +218,7 @@ def _label_sanity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
         warnings += _left_out(metadata)
         if lane.labels.missing_masks == "warn":
             warnings += _without_masks(metadata)
-        return _result(errors, warnings)
+        return check_result(errors, warnings)
 
     return partitioned_check(
         "label_sanity",
@@ -274,25 +273,4 @@ def _stage_rows(lane: LaneConfiguration, stage: PreprocessStage, batch: str) -> 
 
 
 def _not_materialized(asset: dg.AssetKey, partition: str) -> dg.AssetCheckResult:
-    return _result([f"{asset.to_user_string()}[{partition}] has no artefacts; materialize it first"], [])
-
-
-def _result(errors: list[str], warnings: list[str], **numbers: float) -> dg.AssetCheckResult:
-    """Failed with ERROR for errors, failed with WARN for warnings alone."""
-    lines = [*(f"ERROR: {line}" for line in errors), *(f"WARN: {line}" for line in warnings)]
-    shown = [*lines[:_SHOWN], *([f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])]
-    return dg.AssetCheckResult(
-        passed=not lines,
-        severity=dg.AssetCheckSeverity.ERROR if errors or not warnings else dg.AssetCheckSeverity.WARN,
-        description=f"{_number(errors, 'error')}, {_number(warnings, 'warning')}" if lines else None,
-        metadata={
-            **numbers,
-            "n_errors": len(errors),
-            "n_warnings": len(warnings),
-            "findings": dg.MetadataValue.md("\n".join(f"- {line}" for line in shown) or "none"),
-        },
-    )
-
-
-def _number(findings: list[str], noun: str, nouns: str = "") -> str:
-    return f"{len(findings)} {noun if len(findings) == 1 else nouns or noun + 's'}"
+    return check_result([f"{asset.to_user_string()}[{partition}] has no artefacts; materialize it first"], [])
