@@ -63,7 +63,7 @@ class ContainerSettings:
     secrets_folder: str | None
 
     def check(self) -> None:
-        """Raise ValueError for a mount or secret that cannot be honoured, so that the instance refuses to load."""
+        """Raise ValueError for a mount or secret that cannot be honoured, before any container is made."""
         build_mounts(self)
 
 

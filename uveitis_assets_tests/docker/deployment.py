@@ -61,13 +61,20 @@ class Deployment:
 
     def submit(self, asset: str, tags: Mapping[str, str] | None = None) -> str:
         """Ask for a run of one asset as the UI does; returns the run id."""
+        return self._submit("__ASSET_JOB", tags, asset_selection=[asset])
+
+    def submit_job(self, job: str, tags: Mapping[str, str] | None = None) -> str:
+        """Ask for a run of a whole job; returns the run id."""
+        return self._submit(job, tags)
+
+    def _submit(self, job: str, tags: Mapping[str, str] | None, **selection: Any) -> str:
         return self.graphql.submit_job_execution(
-            "__ASSET_JOB",
+            job,
             repository_location_name=LOCATION,
             repository_name="__repository__",
             run_config={},
             tags=dict(tags or {}),
-            asset_selection=[asset],
+            **selection,
         )
 
     def run(self, run_id: str) -> dg.DagsterRun:
@@ -142,12 +149,12 @@ def deploy(client: docker.DockerClient, work: Path) -> Iterator[Deployment]:
     try:
         logs = tuple(folders["logs"] / name for name in ("dagster-daemon", "dagster-webserver"))
         arguments = (["run"], ["-h", "127.0.0.1", "-p", str(web_port)])
-        _wait_for_port(code_port, lambda: code.logs().decode(errors="replace"))
+        _wait_for_port(code_port, lambda: _is_running(code), lambda: code.logs().decode(errors="replace"))
         # Opened first: two services that create the same SQLite tables at once leave them with two schema versions.
         with dg.DagsterInstance.from_config(str(folders["home"])) as instance:
             for log, own in zip(logs, arguments, strict=True):
                 processes.append(_service(log, own, folders["home"]))
-            _wait_for_port(web_port, logs[1].read_text)
+            _wait_for_port(web_port, lambda: processes[1].poll() is None, logs[1].read_text)
             yield Deployment(
                 client=client,
                 home=folders["home"],
@@ -211,15 +218,20 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_for_port(port: int, log: Callable[[], str]) -> None:
+def _wait_for_port(port: int, is_alive: Callable[[], bool], log: Callable[[], str]) -> None:
     deadline = time.monotonic() + _START_S
     while True:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
-        if time.monotonic() > deadline:
-            raise AssertionError(f"nothing listens on port {port} after {_START_S} s:\n{log()[-4000:]}")
+        if not is_alive() or time.monotonic() > deadline:
+            raise AssertionError(f"nothing listens on port {port} after at most {_START_S} s:\n{log()[-4000:]}")
         time.sleep(0.2)
+
+
+def _is_running(container: Any) -> bool:
+    container.reload()
+    return bool(container.status == "running")
 
 
 def overrides(**options: Any) -> dict[str, str]:

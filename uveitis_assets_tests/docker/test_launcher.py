@@ -86,6 +86,17 @@ def test_a_run_that_prefers_a_gpu_is_started_again_on_the_cpu_when_the_engine_ha
 
 
 @pytest.mark.usefixtures("stand_in_gpu_runtime")
+def test_the_need_of_a_job_is_that_of_its_most_demanding_asset(deployment: Deployment):
+    run_id = deployment.submit_job("with_a_gpu")
+    assert deployment.finished(run_id).status is dg.DagsterRunStatus.SUCCESS
+    assert any("prefers a GPU and gets the CPU" in message for message in deployment.messages(run_id))
+
+    insisting = deployment.submit_job("with_a_gpu", {"uveitis/gpu": "required"})
+    assert deployment.finished(insisting).status is dg.DagsterRunStatus.FAILURE
+    assert any("The run needs a GPU" in message for message in deployment.messages(insisting))
+
+
+@pytest.mark.usefixtures("stand_in_gpu_runtime")
 def test_a_run_that_requires_a_gpu_fails_at_once_with_what_to_install_and_is_not_retried(deployment: Deployment):
     run_id = deployment.submit("requires_gpu")
     run = deployment.finished(run_id)

@@ -6,6 +6,7 @@ The words were copied from Docker 20.10; the tests under docker/ hold the launch
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +68,7 @@ class FakeEngine:
     runtimes: tuple[str, ...] = ("runc", "nvidia")
     gpu_start_error: str | None = None
     start_error: str | None = None
+    create_delay_s: float = 0.0
     all: list[FakeContainer] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -78,6 +80,7 @@ class FakeEngine:
         return {"Runtimes": {name: {} for name in self.runtimes}}
 
     def create(self, **options: Any) -> FakeContainer:
+        time.sleep(self.create_delay_s)
         container = FakeContainer(self, f"c{next(self._numbers)}", options)
         self.all.append(container)
         return container

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import dagster as dg
 import docker
@@ -137,6 +138,14 @@ def test_several_gpus_are_assigned_one_per_run_and_given_again_when_free(instanc
     assert any("All GPUs are held; the run shares gpu:0" in message for message in launches.messages(fourth))
 
 
+def test_runs_launched_at_the_same_moment_are_not_given_the_same_gpu(instance, engine):
+    launches = Launches(instance, gpu_devices=["0", "1", "2", "3"])
+    engine.create_delay_s = 0.05
+    with ThreadPoolExecutor(4) as pool:
+        runs = list(pool.map(lambda _: launches.launch({"uveitis/gpu": "required"}), range(4)))
+    assert sorted(run.tags["uveitis/device"] for run in runs) == ["gpu:0", "gpu:1", "gpu:2", "gpu:3"]
+
+
 def test_the_device_of_the_parent_run_is_not_inherited(instance, engine):
     launches = Launches(instance)
     run = launches.launch({"uveitis/device": "gpu:7", "docker/container_id": "gone"})
@@ -188,7 +197,9 @@ def test_a_dead_container_is_reported_with_its_cause_and_the_end_of_its_log(inst
     assert "Out of memory (OOM)" in health.msg
     assert "256 MiB" in health.msg
     assert health.msg.endswith("epoch 2\nepoch 3")
-    assert "epoch 3" in launches.launcher.get_run_worker_debug_info(run)
+    never_started = launches.launcher.get_run_worker_debug_info(run)
+    assert "Out of memory (OOM)" in never_started
+    assert "epoch 3" in never_started
 
 
 def test_launching_removes_old_containers_of_finished_runs(instance, engine):

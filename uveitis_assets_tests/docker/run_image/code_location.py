@@ -77,5 +77,7 @@ def requires_gpu(context: dg.AssetExecutionContext) -> None:
 
 
 defs = dg.Definitions(
-    assets=[surroundings, waiting, memory_hungry, prefers_gpu, requires_gpu], executor=dg.in_process_executor
+    assets=[surroundings, waiting, memory_hungry, prefers_gpu, requires_gpu],
+    jobs=[dg.define_asset_job("with_a_gpu", selection=dg.AssetSelection.assets(surroundings, prefers_gpu))],
+    executor=dg.in_process_executor,
 )
