@@ -1,7 +1,7 @@
-"""The verbs that Dagster lacks: register landed images, run the demo.
+"""The verbs that Dagster lacks: register landed images, run the demo, submit runs to a deployment.
 
-Everything else is Dagster's own command line (``dagster asset materialize``, ``dagster dev``). Both verbs need
-DAGSTER_HOME, because partition keys live in the instance's database.
+Everything else is Dagster's own command line (``dagster asset materialize``, ``dagster dev``). Registering and the
+demo need DAGSTER_HOME, because partition keys live in the instance's database.
 """
 
 import os
@@ -82,6 +82,33 @@ def demo(
             seed=seed,
             detector=detector,
         )
+
+
+@app.command()
+def submit(
+    assets: Annotated[list[str], typer.Argument(help="Assets such as uwf700/tiles, or whole lanes such as uwf700")],
+    *,
+    partition: Annotated[str | None, typer.Option(help="One partition, such as b00001 or 'fold0|train'")] = None,
+    partition_range: Annotated[str | None, typer.Option(help="Neighbouring partitions, as first...last")] = None,
+    missing: Annotated[bool, typer.Option("--missing", help="Partitions that were never materialized")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All partitions, whatever exists")] = False,
+    tag: Annotated[list[str] | None, typer.Option(help="Tag of each run, as key=value; may be repeated")] = None,
+    longest: Annotated[int, typer.Option("--partitions-per-run", help="Most partitions of one run", min=1)] = 16,
+    url: Annotated[str, typer.Option(envvar="UVEITIS_URL", help="The deployment's UI")] = "http://127.0.0.1:3000",
+) -> None:
+    """Queue runs on the deployment and follow them; the exit status is 1 when a run fails, 2 when none was queued."""
+    from uveitis_assets.deployment.submission_plan import SubmissionError, Wanted
+    from uveitis_assets.deployment.submit import submit_and_follow
+    from uveitis_assets.deployment.webserver import WebserverError
+
+    wanted = Wanted(partition=partition, partition_range=partition_range, missing=missing, everything=everything)
+    tags = {key: value for key, _, value in (text.partition("=") for text in tag or ())}
+    try:
+        succeeded = submit_and_follow(url, assets, wanted, tags=tags, longest=longest, console=console)
+    except (SubmissionError, WebserverError) as error:
+        fail(str(error))
+    if not succeeded:
+        raise typer.Exit(1)
 
 
 def _landing_folder(store: "ArtefactStore", lane: "LaneConfiguration") -> Path:

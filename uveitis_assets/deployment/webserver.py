@@ -1,0 +1,246 @@
+"""The deployment's web server as typed calls: its assets, launching a run, and what became of runs.
+
+Only GraphQL over HTTP, with the standard library. What to run is decided in ``submission_plan``.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+_TIMEOUT_S = 60.0
+_WILL_RETRY_TAG = "dagster/will_retry"
+_RETRY_RUN_TAG = "dagster/auto_retry_run_id"
+_FINISHED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
+
+_ASSETS = """
+{ assetNodes {
+    assetKey { path } isMaterializable isExecutable jobNames dependencyKeys { path } partitionKeys
+    backfillPolicy { policyType maxPartitionsPerRun }
+    partitionDefinition { name dimensionTypes { name } }
+    repository { name location { name } } } }
+"""
+_MATERIALIZED = """
+query ($keys: [AssetKeyInput!], $partitions: [String!]) { assetNodes(assetKeys: $keys) {
+    assetKey { path } latestMaterializationByPartition(partitions: $partitions) { partition timestamp } } }
+"""
+_LAUNCH = """
+mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) {
+    __typename
+    ... on LaunchRunSuccess { run { runId } }
+    ... on RunConfigValidationInvalid { errors { message } }
+    ... on PipelineNotFoundError { message }
+    ... on InvalidSubsetError { message }
+    ... on UnauthorizedError { message }
+    ... on PythonError { message } } }
+"""
+_RUNS = """
+query ($ids: [String]) { runsOrError(filter: {runIds: $ids}) {
+    __typename
+    ... on Runs { results { runId status tags { key value } } }
+    ... on PythonError { message } } }
+"""
+_EVENTS = """
+query ($run: ID!, $after: String) { logsForRun(runId: $run, afterCursor: $after) {
+    __typename
+    ... on EventConnection { cursor hasMore events {
+        __typename
+        ... on ExecutionStepFailureEvent { stepKey error { message errorChain { error { message } } } }
+        ... on RunFailureEvent { message error { message } }
+        ... on RunCanceledEvent { message } } }
+    ... on PythonError { message } } }
+"""
+
+
+class WebserverError(Exception):
+    """The web server refused a call or answered something else; the message says what to do."""
+
+
+class WebserverUnreachableError(WebserverError):
+    """Nothing answered; the same call may succeed later."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeployedAsset:
+    """One asset of the deployment; ``partitions`` is empty for an asset without partitions."""
+
+    key: str
+    jobs: tuple[str, ...]
+    upstream: frozenset[str]
+    is_partitioned: bool
+    partitions: tuple[str, ...]
+    partitions_name: str | None
+    dimensions: tuple[str, ...]
+    longest_range: int | None
+    repository: str
+    location: str
+
+    @property
+    def lane(self) -> str:
+        return self.key.split("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """A run's status in Dagster's words, and the run that retries it, if any does."""
+
+    run_id: str
+    status: str
+    will_retry: bool
+    retried_by: str | None
+    device: str | None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status in _FINISHED
+
+
+class Webserver:
+    """Calls to one web server.
+
+    Args:
+        url: address of the UI, for example ``http://127.0.0.1:3000``.
+
+    Raises:
+        WebserverError: the address is not an HTTP address.
+    """
+
+    def __init__(self, url: str) -> None:
+        if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).netloc:
+            raise WebserverError(f"{url}: expected the address of the web server, such as http://127.0.0.1:3000")
+        self.url = url.rstrip("/")
+
+    def assets(self) -> list[DeployedAsset]:
+        """Assets that a run can materialize, sorted by key.
+
+        Raises:
+            WebserverError: the call failed, or no code location answers.
+        """
+        nodes = self._call(_ASSETS, {})["assetNodes"]
+        assets = [_parse_asset(node) for node in nodes if node["isMaterializable"] and node["isExecutable"]]
+        if not assets:
+            raise WebserverError(
+                f"{self.url}: found no asset; the code server is down or could not load the definitions. See "
+                f"{self.url}/locations and the code server's log"
+            )
+        return sorted(assets, key=lambda asset: asset.key)
+
+    def materialized(self, asset: DeployedAsset) -> set[str]:
+        """Partitions of the asset that were materialized at least once; ``{""}`` for one without partitions."""
+        partitions = list(asset.partitions) if asset.is_partitioned else None
+        answer = self._call(_MATERIALIZED, {"keys": [{"path": asset.key.split("/")}], "partitions": partitions})
+        events = answer["assetNodes"][0]["latestMaterializationByPartition"]
+        return {event["partition"] or "" for event in events if event is not None}
+
+    def launch(self, asset: DeployedAsset, job: str, assets: Sequence[str], tags: Mapping[str, str]) -> str:
+        """Queue a run of ``assets`` in ``job`` of the asset's code location; returns the run id.
+
+        Raises:
+            WebserverError: the run was refused.
+        """
+        selector = {
+            "repositoryLocationName": asset.location,
+            "repositoryName": asset.repository,
+            "jobName": job,
+            "assetSelection": [{"path": key.split("/")} for key in assets],
+        }
+        listed = [{"key": key, "value": value} for key, value in sorted(tags.items())]
+        params = {"selector": selector, "runConfigData": {}, "executionMetadata": {"tags": listed}}
+        answer = self._call(_LAUNCH, {"params": params})["launchRun"]
+        if answer["__typename"] != "LaunchRunSuccess":
+            messages = [error["message"] for error in answer.get("errors", [])] or [answer.get("message", "")]
+            raise WebserverError(f"{', '.join(assets)}: {answer['__typename']}: {' '.join(messages).strip()}")
+        return str(answer["run"]["runId"])
+
+    def runs(self, run_ids: Sequence[str]) -> dict[str, RunState]:
+        """States of the runs that exist, by id."""
+        answer = self._call(_RUNS, {"ids": list(run_ids)})["runsOrError"]
+        if answer["__typename"] != "Runs":
+            raise WebserverError(f"{self.url}: {answer.get('message', answer['__typename'])}")
+        return {result["runId"]: _parse_run(result) for result in answer["results"]}
+
+    def failures(self, run_id: str) -> list[str]:
+        """Why the run failed or was cancelled: the messages of its failed steps, else of the run itself."""
+        steps: list[str] = []
+        of_run: list[str] = []
+        after: str | None = None
+        while True:
+            page = self._call(_EVENTS, {"run": run_id, "after": after})["logsForRun"]
+            if page["__typename"] != "EventConnection":
+                raise WebserverError(f"{self.url}: {page.get('message', page['__typename'])}")
+            for event in page["events"]:
+                if event["__typename"] == "ExecutionStepFailureEvent":
+                    steps.append(f"{event['stepKey']}: {_error_text(event['error'])}")
+                elif event["__typename"] in {"RunFailureEvent", "RunCanceledEvent"}:
+                    of_run.append(_error_text(event.get("error")) or event["message"])
+            after = page["cursor"]
+            if not page["hasMore"]:
+                return steps or of_run
+
+    def _call(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+        request = urllib.request.Request(  # noqa: S310 - the scheme was checked
+            f"{self.url}/graphql",
+            data=json.dumps({"query": query, "variables": variables}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
+                answer = json.load(response)
+        except urllib.error.HTTPError as error:
+            raise WebserverError(
+                f"{self.url}: HTTP {error.code} {error.reason}; expected Dagster's web server. Give its address with "
+                "--url or UVEITIS_URL"
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            raise WebserverUnreachableError(
+                f"{self.url}: no web server answers ({reason}). Start the deployment with `docker compose -f "
+                "docker/compose.yaml up -d`, or give its address with --url or UVEITIS_URL"
+            ) from None
+        except ValueError:
+            raise WebserverError(f"{self.url}: the answer is not JSON; expected Dagster's web server") from None
+        if answer.get("errors"):
+            raise WebserverError(f"{self.url}: {answer['errors'][0]['message']}")
+        return dict(answer["data"])
+
+
+def _parse_asset(node: Mapping[str, Any]) -> DeployedAsset:
+    policy = node["backfillPolicy"] or {"policyType": "MULTI_RUN", "maxPartitionsPerRun": 1}
+    definition = node["partitionDefinition"]
+    return DeployedAsset(
+        key="/".join(node["assetKey"]["path"]),
+        jobs=tuple(node["jobNames"]),
+        upstream=frozenset("/".join(key["path"]) for key in node["dependencyKeys"]),
+        is_partitioned=definition is not None,
+        partitions=tuple(node["partitionKeys"]),
+        partitions_name=definition["name"] if definition else None,
+        dimensions=tuple(dimension["name"] for dimension in definition["dimensionTypes"]) if definition else (),
+        longest_range=None if policy["policyType"] == "SINGLE_RUN" else policy["maxPartitionsPerRun"] or 1,
+        repository=node["repository"]["name"],
+        location=node["repository"]["location"]["name"],
+    )
+
+
+def _parse_run(result: Mapping[str, Any]) -> RunState:
+    tags = {tag["key"]: tag["value"] for tag in result["tags"]}
+    return RunState(
+        run_id=result["runId"],
+        status=result["status"],
+        will_retry=tags.get(_WILL_RETRY_TAG) == "true",
+        retried_by=tags.get(_RETRY_RUN_TAG),
+        device=tags.get("uveitis/device"),
+    )
+
+
+def _error_text(error: Mapping[str, Any] | None) -> str:
+    """The innermost message: Dagster wraps what an asset raised in errors of its own."""
+    if error is None:
+        return ""
+    chain = [link["error"]["message"] for link in error.get("errorChain") or []]
+    return str([error["message"], *chain][-1]).strip()

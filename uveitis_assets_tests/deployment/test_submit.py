@@ -1,0 +1,222 @@
+"""`uveitis-assets submit` against a real web server and daemon: what it queues, follows, prints and returns."""
+
+import http.server
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from uveitis_assets_tests.conftest import REPOSITORY
+
+pytestmark = pytest.mark.e2e
+
+_START_S = 120
+_SETTINGS = """\
+telemetry: {enabled: false}
+run_queue: {dequeue_interval_seconds: 1}
+"""
+
+
+@dataclass
+class Served:
+    """A running `dagster dev` over the lane of served_definitions."""
+
+    url: str
+    instance: dg.DagsterInstance
+
+    def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return _submit(self.url, *arguments)
+
+    def runs(self) -> list[dg.DagsterRun]:
+        """Runs, oldest first."""
+        return list(reversed(self.instance.get_runs()))
+
+    def materialized(self, *key: str) -> set[str]:
+        return set(self.instance.get_materialized_partitions(dg.AssetKey(key)))
+
+
+def _submit(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "uveitis_assets.cli", "submit", *arguments],
+        env=os.environ | {"UVEITIS_URL": url, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    home = tmp_path_factory.mktemp("home")
+    (home / "dagster.yaml").write_text(_SETTINGS)
+    port = _free_port()
+    log = home / "log"
+    with dg.DagsterInstance.from_config(str(home)) as instance, log.open("wb") as output:
+        instance.add_dynamic_partitions("eye_batches", ["b00001", "b00002", "b00003"])
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "dagster", "dev", "--host", "127.0.0.1", "--port", str(port)),
+                *("--module-name", "uveitis_assets_tests.deployment.served_definitions"),
+            ],
+            env=os.environ | {"DAGSTER_HOME": str(home), "PYTHONPATH": str(REPOSITORY)},
+            cwd=home,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # Its children do not end with it, so the whole group is stopped.
+            start_new_session=True,
+        )
+        try:
+            _wait_for(port, log)
+            yield Served(f"http://127.0.0.1:{port}", instance)
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(port: int, log: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        if time.monotonic() > deadline:
+            pytest.fail(f"dagster dev does not listen:\n{log.read_text(errors='replace')[-4000:]}")
+        time.sleep(0.2)
+
+
+def test_a_partition_is_queued_followed_and_made(served: Served) -> None:
+    done = served.submit("eye/manifest", "eye/tiles", "--partition", "b00002", "--tag", "asked/by=a test")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = served.runs()[-1]
+    assert served.materialized("eye", "tiles") == {"b00002"}
+    assert run.job_name == "eye_lane"
+    assert run.tags["uveitis/lane"] == "eye"
+    assert run.tags["asked/by"] == "a test"
+    assert f"eye/manifest, eye/tiles[b00002]: success  {served.url}/runs/{run.run_id}" in done.stdout
+
+
+def test_missing_partitions_and_then_the_labels_are_made_in_order(served: Served) -> None:
+    before = len(served.runs())
+    done = served.submit("eye", "--missing")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert served.materialized("eye", "manifest") == {"b00001", "b00002", "b00003"}
+    assert served.materialized("eye", "labels") == {"fold0|train", "fold1|train"}
+    made = served.runs()[before:]
+    spans = [run.tags.get("dagster/partition") or run.tags["dagster/asset_partition_range_start"] for run in made]
+    assert sorted(spans[:2]) == ["b00001", "b00003"]
+    assert spans[2:] == ["fold0|train"]
+    batches = [served.instance.get_run_stats(run.run_id) for run in made]
+    assert all(stats.end_time is not None and batches[2].enqueued_time is not None for stats in batches)
+    assert max(float(stats.end_time or 0) for stats in batches[:2]) <= float(batches[2].enqueued_time or 0)
+    again = served.submit("eye", "--missing")
+    assert again.returncode == 0
+    assert "Nothing is missing." in again.stdout
+
+
+def test_one_partition_of_two_dimensions_can_be_made_by_itself(served: Served) -> None:
+    done = served.submit("eye/labels", "--partition", "fold1|train")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert served.runs()[-1].tags["dagster/partition"] == "fold1|train"
+
+
+def test_a_failure_is_shown_with_its_reason_and_ends_the_submission(served: Served) -> None:
+    before = len(served.runs())
+    done = served.submit("torn", "--all")
+    assert done.returncode == 1
+    assert "expected an image, found half of one" in done.stdout
+    made = served.runs()[before:]
+    assert [run.asset_selection for run in made] == [{dg.AssetKey(["torn", "manifest"])}]
+
+
+def test_an_unknown_partition_queues_nothing(served: Served) -> None:
+    before = len(served.runs())
+    done = served.submit("eye/tiles", "--partition", "b00009")
+    assert done.returncode == 2
+    assert "found no partition b00009" in done.stdout
+    assert len(served.runs()) == before
+
+
+def test_following_waits_for_a_web_server_that_goes_away(served: Served) -> None:
+    with _Interrupting(served.url) as (url, refuse):
+        submission = subprocess.Popen(
+            [sys.executable, "-m", "uveitis_assets.cli", "submit", "eye/tiles", "--partition", "b00001"],
+            env=os.environ | {"UVEITIS_URL": url, "PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        before = len(served.runs())
+        deadline = time.monotonic() + 60
+        while len(served.runs()) == before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        refuse.set()
+        time.sleep(3)
+        assert submission.poll() is None
+        refuse.clear()
+        output, _ = submission.communicate(timeout=60)
+    assert submission.returncode == 0
+    assert ": success" in output
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "127.0.0.1:3000"])
+def test_without_a_web_server_it_says_how_to_start_one_or_name_it(url: str) -> None:
+    done = _submit(url, "eye/tiles", "--all")
+    assert done.returncode == 2
+    assert url in done.stdout
+    assert "web server" in done.stdout
+
+
+class _Interrupting:
+    """A proxy before a web server that drops connections while its event is set."""
+
+    def __init__(self, url: str) -> None:
+        self._target = url
+        self._refuse = threading.Event()
+
+    def __enter__(self) -> tuple[str, threading.Event]:
+        target, refuse = self._target, self._refuse
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                import urllib.request
+
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if refuse.is_set():
+                    self.close_connection = True
+                    return
+                request = urllib.request.Request(target + self.path, body, {"Content-Type": "application/json"})
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    content = answer.read()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self._server.server_address[1]}", self._refuse
+
+    def __exit__(self, *exception: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
