@@ -31,6 +31,8 @@ from uveitis_assets.detection.preprocessed_images import (
     read_global_image,
     read_preprocessed_images,
 )
+from uveitis_assets.detection.weights_files import file_digest, read_weights_file
+from uveitis_assets.detection.weights_report import load_matching
 from uveitis_assets.fundus.manifest import read_manifest
 from uveitis_assets.storage import ArtefactStore, write_bytes, write_json
 
@@ -78,6 +80,7 @@ def pretrain_encoder(
         threads: that read images ahead.
 
     Raises:
+        FileNotFoundError: the file to start from is not there.
         ValueError: no usable image, or the file to start from does not fit.
     """
     images, n_held_out = _images(store, configuration)
@@ -161,31 +164,25 @@ def _fingerprint(configuration: EncoderPretrainingConfiguration, images: Sequenc
 
 
 def _load_start(model: MaskedAutoencoder, path: Path) -> str:
-    """Load a RETFound file into encoder and decoder; returns what was taken.
+    """Load a masked autoencoder's file, as RETFound's are, into encoder and decoder; returns what was taken.
+
+    Only the encoder has to be in it: RETFound publishes files with and without the decoder.
 
     Raises:
-        ValueError: the file has no root ``model``, or too few of the parameters.
+        FileNotFoundError: there is no such file.
+        WeightsMismatchError: the file provides too little of the encoder.
+        ValueError: the file is damaged, holds code, or is of another kind of training.
     """
-    root = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(root, dict) or not isinstance(root.get("model"), dict):
-        raise ValueError(f"{path}: expected a RETFound file with the root `model`; found another structure")
-    wanted = model.state_dict()
-    matching = {name: value for name, value in root["model"].items() if _fits(value, wanted.get(name))}
-    encoder = [name for name in wanted if not name.startswith(("decoder_", "mask_token"))]
-    share = sum(name in matching for name in encoder) / len(encoder)
-    if share < _LEAST_MATCHED:
-        missing = [name for name in encoder if name not in matching][:5]
+    file = read_weights_file(path)
+    if file.root not in ("model", ""):
+        # DINOv2's blocks have the same names and scale their branches besides: they would fit and mean something else.
         raise ValueError(
-            f"{path}: provides {share:.0%} of the encoder's parameters, expected at least {_LEAST_MATCHED:.0%}; "
-            f"missing or of another shape: {', '.join(missing)}"
+            f"{path}: expected a masked autoencoder's weights (root `model`, or nothing but tensors), found the root "
+            f"`{file.root}`; take the MAE file"
         )
-    model.load_state_dict(matching, strict=False)
-    digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-    return f"{path.name} ({digest}), {len(matching)} of {len(wanted)} tensors"
-
-
-def _fits(value: object, wanted: torch.Tensor | None) -> bool:
-    return wanted is not None and isinstance(value, torch.Tensor) and value.shape == wanted.shape
+    encoder = [name for name in model.state_dict() if not name.startswith(("decoder_", "mask_token"))]
+    report = load_matching(model, file.tensors, file=path, min_matched=_LEAST_MATCHED, wanted=encoder)
+    return f"{path.name} ({file_digest(path)}), {len(report.matched)} of {len(model.state_dict())} tensors"
 
 
 def _parameter_groups(model: MaskedAutoencoder, weight_decay: float) -> list[dict[str, Any]]:

@@ -99,8 +99,8 @@ def load_matching(
     )
     if report.share < min_matched:
         raise WeightsMismatchError(
-            f"{report.summary()}; expected at least {min_matched:.1%}: take the file of this backbone and head, or "
-            "lower min_matched if you know what is missing"
+            f"{report.summary()}; expected at least {min_matched:.1%}: take the file of this network, or lower "
+            "min_matched, where it can be set, if you know what is missing"
         )
     broken = [name for name in matched if given[name].is_floating_point() and not torch.isfinite(given[name]).all()]
     if broken:

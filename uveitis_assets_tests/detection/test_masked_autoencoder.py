@@ -1,5 +1,6 @@
 """The masked autoencoder against independent computations, and its training against kills."""
 
+import argparse
 import os
 import signal
 import subprocess
@@ -202,7 +203,9 @@ def test_weights_are_continued_from_a_retfound_file_and_a_strange_file_is_refuse
     lane_of_images(store)
     torch.manual_seed(7)
     other = MaskedAutoencoder(TINY)
-    torch.save({"model": other.state_dict(), "epoch": 799}, tmp_path / "retfound.pth")
+    # RETFound's own files hold their command line beside the tensors.
+    content = {"model": other.state_dict(), "epoch": 799, "args": argparse.Namespace(model="mae_vit_large_patch16")}
+    torch.save(content, tmp_path / "retfound.pth")
     outcome = pretrain_encoder(
         store,
         configuration(start_from="retfound.pth", epochs=1, learning_rate=1e-9),
@@ -212,8 +215,20 @@ def test_weights_are_continued_from_a_retfound_file_and_a_strange_file_is_refuse
     trained = load_file(outcome.encoder)
     torch.testing.assert_close(trained["blocks.0.attn.qkv.weight"], other.state_dict()["blocks.0.attn.qkv.weight"])
     torch.save({"model": {"blocks.0.attn.qkv.weight": torch.zeros(3, 3)}}, tmp_path / "strange.pth")
-    with pytest.raises(ValueError, match=r"strange\.pth: provides 0% of the encoder's parameters"):
+    with pytest.raises(
+        ValueError, match=r"strange\.pth: 0\.0% of the wanted parameters.* 1 misshapen \(blocks\.0\.attn"
+    ):
         pretrain_encoder(store, configuration(start_from="strange.pth"), device="cpu", log=lambda line: None)
+
+
+def test_weights_of_another_kind_of_training_are_refused_however_well_they_fit(tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path, tmp_path / "raw")
+    lane_of_images(store)
+    torch.save({"teacher": tiny().state_dict()}, tmp_path / "dinov2.pth")
+    with pytest.raises(
+        ValueError, match=r"dinov2\.pth: expected a masked autoencoder's weights.*found the root `teacher`"
+    ):
+        pretrain_encoder(store, configuration(start_from="dinov2.pth"), device="cpu", log=lambda line: None)
 
 
 def test_a_changed_configuration_starts_anew(tmp_path: Path) -> None:
