@@ -1,45 +1,37 @@
 """Trains a lesion detector: one readable loop from labelled tiles to the checkpoint with the best AP.
 
 A killed training goes on where its last state was written and ends with the same weights. The parts are in rooms of
-their own: which images (``training_data``), gradients in parts (``micro_batches``), averaged weights (``ema``), files
-(``run_folder``), judgement (``validation``), several processes (``distributed``). It draws no figures and knows no
-Dagster.
+their own: which images (``training_data``), one optimizer step (``training_step``), what makes two trainings the same
+(``training_identity``), files (``run_folder``), judgement (``validation``), several processes (``distributed``). It
+draws no figures and knows no Dagster.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from uveitis_assets.detection.compute_device import uses_bfloat16
 from uveitis_assets.detection.configuration import DetectorConfiguration, TrainingConfiguration
 from uveitis_assets.detection.distributed import (
-    average_gradients,
     copy_from_rank_0,
     from_rank_0,
     gathered,
-    mean_over_processes,
-    n_processes,
     process_rank,
 )
-from uveitis_assets.detection.ema import averaged_copy, update_average
+from uveitis_assets.detection.ema import averaged_copy
 from uveitis_assets.detection.evaluation.evaluate import Evaluation
 from uveitis_assets.detection.evaluation.report import validation_report
 from uveitis_assets.detection.initial_weights import load_initial_weights, parent_weights
 from uveitis_assets.detection.labelled_split import LabelledSplit
-from uveitis_assets.detection.learning_rate import learning_rate, set_learning_rate
-from uveitis_assets.detection.micro_batches import NonFiniteLossError, accumulate_gradients
 from uveitis_assets.detection.models.detector import build_detector
-from uveitis_assets.detection.models.freezing import freeze_blocks, parameter_groups
+from uveitis_assets.detection.models.freezing import freeze_blocks, n_frozen_blocks, parameter_groups
 from uveitis_assets.detection.random_state import seed_generators
 from uveitis_assets.detection.run_folder import (
     RunFolder,
@@ -52,14 +44,16 @@ from uveitis_assets.detection.run_folder import (
     write_metrics,
     write_state,
 )
-from uveitis_assets.detection.tile_dataset import Target, TilePixels
 from uveitis_assets.detection.tile_seeds import TileSeeds
 from uveitis_assets.detection.tile_store import tile_pixels
 from uveitis_assets.detection.training_curves import training_curves
 from uveitis_assets.detection.training_data import EpochBatches, chosen_splits
+from uveitis_assets.detection.training_identity import training_identity
 from uveitis_assets.detection.training_logs import training_logs
 from uveitis_assets.detection.training_progress import SeveralListeners, SilentProgress, TrainingProgress
+from uveitis_assets.detection.training_run import TrainingRun
 from uveitis_assets.detection.training_state import Learner, Position, learner_state, restore_learner
+from uveitis_assets.detection.training_step import take_step
 from uveitis_assets.detection.validation import validate
 from uveitis_assets.detection.weights_files import read_weights_file, save_weights, weights_lineage
 from uveitis_assets.storage import ArtefactStore, write_bytes, write_json
@@ -83,41 +77,6 @@ class TrainingOutcome:
     stopped_early: bool
     duration_s: float
     was_finished: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """One call of ``train_detector``: what stays the same over its steps, and the learner that does not."""
-
-    folder: RunFolder
-    identity: Mapping[str, Any]
-    parent: Mapping[str, str] | None
-    configuration: DetectorConfiguration
-    train: LabelledSplit
-    val: LabelledSplit
-    batches: EpochBatches
-    pixels: TilePixels
-    learner: Learner
-    tile_seeds: TileSeeds
-    device: torch.device
-    listener: TrainingProgress
-    began: float
-
-    @property
-    def options(self) -> TrainingConfiguration:
-        return self.configuration.training
-
-    @property
-    def n_steps(self) -> int:
-        return self.options.epochs * len(self.batches)
-
-    @property
-    def amp(self) -> bool:
-        return uses_bfloat16(self.options.amp, self.device.type)
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.monotonic() - self.began
 
 
 def train_detector(
@@ -194,7 +153,7 @@ def _train_or_recognise(
         restore_learner(learner, state)
         position = learner.position
         listener.said(f"continuing after {position.step} steps, in epoch {position.epoch + 1}")
-    run = _Run(
+    run = TrainingRun(
         folder=folder,
         identity=identity,
         parent=parent,
@@ -216,55 +175,6 @@ def _train_or_recognise(
         run = replace(run, listener=SeveralListeners([listener, *logs]))
         _train(run)
         return _finish(run)
-
-
-def training_identity(
-    configuration: DetectorConfiguration, train: LabelledSplit, val: LabelledSplit, parent: Mapping[str, str] | None
-) -> dict[str, Any]:
-    """What decides a training's weights: a folder with another identity is not continued.
-
-    Settings that only change the speed, or what is written, shown or predicted later, have no part in it.
-    """
-    settings = {
-        "model": configuration.model,
-        "augmentation": configuration.augmentation,
-        "sampling": configuration.sampling,
-        "training": configuration.training,
-    }
-    shown = {"tensorboard", "wandb_project", "checkpoint_every_steps", "checkpoint_every_minutes", "save_every_epochs"}
-    speed = {"loader_workers", "tile_cache_gb"}
-    left_out = shown | speed
-    plain: dict[str, Any] = {name: part.model_dump(mode="json", exclude=left_out) for name, part in settings.items()}
-    plain["selection"] = [
-        configuration.overfit_images,
-        configuration.evaluation.selection_iou,
-        configuration.evaluation.max_detections,
-        configuration.inference.merge,
-        configuration.inference.merge_iou,
-    ]
-    plain["initialise"] = [configuration.initialise.mode, configuration.initialise.min_matched] if parent else None
-    digest = hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8)
-    return {
-        "configuration": digest.hexdigest(),
-        "training labels": train.fingerprint,
-        "validation labels": val.fingerprint,
-        "initial weights": None if parent is None else parent["digest"],
-        "number of processes": n_processes(),
-    }
-
-
-def n_frozen_blocks(options: TrainingConfiguration, epoch: int) -> int:
-    """Blocks that are frozen in an epoch, counted from 0.
-
-    All of ``freeze_blocks`` before ``freeze_epochs``; from then on ``unfreeze_blocks_per_epoch`` fewer each epoch, or
-    none where that is 0.
-    """
-    if epoch < options.freeze_epochs:
-        return options.freeze_blocks
-    if options.unfreeze_blocks_per_epoch == 0:
-        return 0
-    unfrozen = (epoch - options.freeze_epochs + 1) * options.unfreeze_blocks_per_epoch
-    return max(0, options.freeze_blocks - unfrozen)
 
 
 def _new_learner(
@@ -289,7 +199,7 @@ def _new_learner(
     return Learner(model, averaged_copy(model), optimizer, Position(micro_batch=options.batch_size))
 
 
-def _train(run: _Run) -> None:
+def _train(run: TrainingRun) -> None:
     position = run.learner.position
     run.listener.started(n_epochs=run.options.epochs, n_steps=run.n_steps, step=position.step)
     saved = time.monotonic()
@@ -297,7 +207,7 @@ def _train(run: _Run) -> None:
         freeze_blocks(run.learner.model, n_frozen_blocks(run.options, position.epoch))
         with run.batches.of_epoch(position.epoch, skip=position.batch) as batches:
             for images, targets in batches:
-                _take_step(run, images, targets)
+                take_step(run, images, targets)
                 if _state_is_due(run, saved):
                     _save(run)
                     saved = time.monotonic()
@@ -305,7 +215,7 @@ def _train(run: _Run) -> None:
         saved = time.monotonic()
 
 
-def _state_is_due(run: _Run, saved: float) -> bool:
+def _state_is_due(run: TrainingRun, saved: float) -> bool:
     """Whether it is time to write a state within an epoch; all processes agree."""
     options = run.options
     every = options.checkpoint_every_steps
@@ -313,72 +223,7 @@ def _state_is_due(run: _Run, saved: float) -> bool:
     return late or (every > 0 and run.learner.position.step % every == 0)
 
 
-def _take_step(run: _Run, images: Sequence[Tensor], targets: Sequence[Target]) -> None:
-    learner, options = run.learner, run.options
-    position = learner.position
-    rate = learning_rate(
-        position.step,
-        n_steps=run.n_steps,
-        warmup_steps=options.warmup_steps,
-        peak=options.learning_rate,
-        lowest=options.min_learning_rate,
-    )
-    set_learning_rate(learner.optimizer, rate)
-    names = [_tile_name(run.train, target) for target in targets]
-    step = position.step
-    where = f"epoch {position.epoch + 1}, step {position.step + 1}"
-
-    def losses_of(images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        pixels = [image.to(run.device, non_blocking=True).float() / 255 for image in images]
-        labels = [
-            {name: target[name].to(run.device, non_blocking=True) for name in ("boxes", "labels", "corners")}
-            for target in targets
-        ]
-        run.tile_seeds.set([_seed_of(options.seed, step, target) for target in targets])
-        with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=run.amp):
-            losses: Mapping[str, Tensor] = learner.model(pixels, labels)
-        return losses
-
-    advice = "lower training.learning_rate or training.gradient_clip_norm, or set training.amp to off"
-    try:
-        result = accumulate_gradients(
-            losses_of,
-            learner.model,
-            images,
-            targets,
-            names=names,
-            micro_batch=position.micro_batch,
-            say=run.listener.said,
-        )
-    except NonFiniteLossError as error:
-        raise NonFiniteLossError(f"{where}: {error}; {advice}") from error
-    average_gradients(learner.model.parameters())
-    norm = nn.utils.clip_grad_norm_(learner.model.parameters(), options.gradient_clip_norm)
-    if not torch.isfinite(norm):
-        raise NonFiniteLossError(
-            f"{where}: tiles {', '.join(names)}: expected finite gradients, found norm {norm.item():g}; {advice}"
-        )
-    learner.optimizer.step()
-    position.step += 1
-    position.batch += 1
-    position.micro_batch = result.micro_batch
-    update_average(learner.average, learner.model, decay=options.ema_decay, n_updates=position.step)
-    losses = mean_over_processes(result.losses, run.device)
-    for name, loss in losses.items():
-        position.loss_sums[name] = position.loss_sums.get(name, 0.0) + loss
-    run.listener.stepped(step=position.step, losses=losses, learning_rate=rate)
-
-
-def _seed_of(seed: int, step: int, target: Mapping[str, Tensor]) -> tuple[int, ...]:
-    return seed, step, int(target["image_index"]), int(target["tile_index"])
-
-
-def _tile_name(split: LabelledSplit, target: Mapping[str, Tensor]) -> str:
-    image = split.images[int(target["image_index"])]
-    return f"{image.image_id}/{image.tiles[int(target['tile_index'])].tile_id}"
-
-
-def _end_epoch(run: _Run) -> None:
+def _end_epoch(run: TrainingRun) -> None:
     """Judge the averaged weights, add the epoch's row, and write weights, state and metrics."""
     learner, options = run.learner, run.options
     position = learner.position
@@ -413,7 +258,7 @@ def _end_epoch(run: _Run) -> None:
     run.listener.epoch_ended(row)
 
 
-def _judge(run: _Run, *, intervals: bool) -> Evaluation:
+def _judge(run: TrainingRun, *, intervals: bool) -> Evaluation:
     return validate(
         run.learner.average,
         run.val,
@@ -430,7 +275,7 @@ def _stops_early(position: Position, options: TrainingConfiguration) -> bool:
     return options.patience > 0 and best is not None and position.epoch - int(best["epoch"]) >= options.patience
 
 
-def _save(run: _Run) -> None:
+def _save(run: TrainingRun) -> None:
     """Write the state to continue from, then the metrics it knows of."""
     run.learner.position.elapsed_s = run.elapsed_s
     state = learner_state(run.learner, run.configuration)
@@ -439,7 +284,7 @@ def _save(run: _Run) -> None:
         write_metrics(run.folder, run.learner.position.rows)
 
 
-def _save_weights(run: _Run, path: Path, row: Mapping[str, Any]) -> None:
+def _save_weights(run: TrainingRun, path: Path, row: Mapping[str, Any]) -> None:
     lineage = weights_lineage(
         run.configuration,
         categories=run.train.categories,
@@ -451,7 +296,7 @@ def _save_weights(run: _Run, path: Path, row: Mapping[str, Any]) -> None:
     save_weights(path, run.learner.average.state_dict(), lineage)
 
 
-def _finish(run: _Run) -> TrainingOutcome:
+def _finish(run: TrainingRun) -> TrainingOutcome:
     """Judge the best weights once more, with intervals, and write the report; the last file says finished."""
     position = run.learner.position
     best = position.best_row

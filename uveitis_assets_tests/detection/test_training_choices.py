@@ -16,7 +16,8 @@ from uveitis_assets.detection.checkpoints import load_trained_detector
 from uveitis_assets.detection.evaluation.average_precision import AveragePrecision
 from uveitis_assets.detection.labelled_split import LabelledSplit
 from uveitis_assets.detection.micro_batches import NonFiniteLossError
-from uveitis_assets.detection.training import n_frozen_blocks, train_detector
+from uveitis_assets.detection.models.freezing import n_frozen_blocks
+from uveitis_assets.detection.training import train_detector
 from uveitis_assets.storage import ArtefactStore, read_json
 from uveitis_assets_tests.detection.squares import squares_split, store_at, tiny
 from uveitis_assets_tests.detection.test_training import Recorder

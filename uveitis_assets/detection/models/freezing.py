@@ -1,4 +1,4 @@
-"""Which parts of a detector's backbone train, and the optimizer's parameter groups.
+"""Which parts of a detector's backbone train in which epoch, and the optimizer's parameter groups.
 
 Every parameter is in the optimizer from the first step on, frozen ones without a gradient: optimizers skip those,
 weight decay included, and a block that is unfrozen later really trains. A model wrapped for distributed training has
@@ -44,6 +44,20 @@ def freeze_blocks(model: nn.Module, n_frozen: int) -> None:
             if not trains:
                 parameter.grad = None
     backbone.train(backbone.training)
+
+
+def n_frozen_blocks(options: TrainingConfiguration, epoch: int) -> int:
+    """Blocks that are frozen in an epoch, counted from 0.
+
+    All of ``freeze_blocks`` before ``freeze_epochs``; from then on ``unfreeze_blocks_per_epoch`` fewer each epoch, or
+    none where that is 0.
+    """
+    if epoch < options.freeze_epochs:
+        return options.freeze_blocks
+    if options.unfreeze_blocks_per_epoch == 0:
+        return 0
+    unfrozen = (epoch - options.freeze_epochs + 1) * options.unfreeze_blocks_per_epoch
+    return max(0, options.freeze_blocks - unfrozen)
 
 
 def parameter_groups(model: nn.Module, configuration: TrainingConfiguration) -> list[dict[str, Any]]:
