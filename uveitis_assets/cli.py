@@ -1,4 +1,4 @@
-"""The verbs that Dagster lacks: register landed images, run the demo, submit runs to a deployment.
+"""The verbs that Dagster lacks: register landed images, run the demo, submit runs to a deployment, check it.
 
 Everything else is Dagster's own command line (``dagster asset materialize``, ``dagster dev``). Registering and the
 demo need DAGSTER_HOME, because partition keys live in the instance's database.
@@ -108,6 +108,21 @@ def submit(
     except (SubmissionError, WebserverError) as error:
         fail(str(error))
     if not succeeded:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    settings: Annotated[
+        Path,
+        typer.Option(envvar="UVEITIS_SETTINGS", help="Settings of the deployment, as docker/prepare.sh wrote them"),
+    ] = Path("docker/.env"),
+) -> None:
+    """Check the deployment on this host, or a single machine without one; every failure comes with its remedy."""
+    from uveitis_assets.deployment.doctor import examine
+    from uveitis_assets.storage import ArtefactStore
+
+    if not examine(settings, ArtefactStore.from_environment().root, console):
         raise typer.Exit(1)
 
 

@@ -26,6 +26,7 @@ _ASSETS = """
     partitionDefinition { name dimensionTypes { name } }
     repository { name location { name } } } }
 """
+_DAEMONS = "{ instance { daemonHealth { allDaemonStatuses { daemonType required healthy } } } }"
 _MATERIALIZED = """
 query ($keys: [AssetKeyInput!], $partitions: [String!]) { assetNodes(assetKeys: $keys) {
     assetKey { path } latestMaterializationByPartition(partitions: $partitions) { partition timestamp } } }
@@ -130,6 +131,11 @@ class Webserver:
                 f"{self.url}/locations and the code server's log"
             )
         return sorted(assets, key=lambda asset: asset.key)
+
+    def daemons(self) -> dict[str, bool]:
+        """Whether each daemon that the deployment needs is alive, by its name."""
+        statuses = self._call(_DAEMONS, {})["instance"]["daemonHealth"]["allDaemonStatuses"]
+        return {status["daemonType"]: bool(status["healthy"]) for status in statuses if status["required"]}
 
     def materialized(self, asset: DeployedAsset) -> set[str]:
         """Partitions of the asset that were materialized at least once; ``{""}`` for one without partitions."""

@@ -1,0 +1,181 @@
+"""Checks that need no engine: folders and owners, disk space, DAGSTER_HOME and its storage, SAM 2, the web server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from uveitis_assets.deployment.findings import Finding, failure, ok, warning
+from uveitis_assets.deployment.webserver import Webserver, WebserverError
+
+if TYPE_CHECKING:
+    from uveitis_assets.deployment.settings import DeploymentSettings
+
+_GB = 1e9
+_DISK_FAILURE_GB = 5.0
+_DISK_WARNING_GB = 20.0
+
+
+def check_folders(settings: DeploymentSettings) -> list[Finding]:
+    """Whether the mounted folders exist, belong to the deployment's user, and keep raw images and secrets apart."""
+    findings = []
+    for name, folder in (
+        ("data", settings.data),
+        ("raw images", settings.raw),
+        ("state", settings.state / "dagster"),
+        ("Postgres", settings.state / "postgres"),
+        ("secrets", settings.secrets),
+    ):
+        findings.append(_check_folder(name, folder, settings))
+    if settings.raw.resolve().is_relative_to(settings.data.resolve()):
+        findings.append(
+            failure(
+                "raw images",
+                f"{settings.raw} lies inside {settings.data}, which runs may write to",
+                f"move the raw images out and set UVEITIS_RAW in {settings.file}",
+            )
+        )
+    findings.append(_check_password(settings))
+    return findings
+
+
+def _check_folder(name: str, folder: Path, settings: DeploymentSettings) -> Finding:
+    check = f"folder: {name}"
+    try:
+        found = folder.stat()
+    except PermissionError:
+        return warning(check, f"{folder}: may not be looked at by uid {os.getuid()}", "call this with sudo")
+    except FileNotFoundError:
+        return failure(
+            check, f"{folder}: found no folder", f"mkdir -p {folder} && chown {settings.uid}:{settings.gid} {folder}"
+        )
+    if not stat.S_ISDIR(found.st_mode):
+        return failure(check, f"{folder}: found a file", f"move it away and make a folder, or change {settings.file}")
+    if name != "raw images" and found.st_uid != settings.uid:
+        return failure(
+            check,
+            f"{folder}: belongs to uid {found.st_uid}, containers run as {settings.uid}",
+            f"chown -R {settings.uid}:{settings.gid} {folder}",
+        )
+    return ok(check, str(folder))
+
+
+def _check_password(settings: DeploymentSettings) -> Finding:
+    check, file = "secret: postgres_password", settings.secrets / "postgres_password"
+    try:
+        found = file.stat()
+    except PermissionError:
+        return warning(check, f"{file}: may not be looked at by uid {os.getuid()}", "call this with sudo")
+    except FileNotFoundError:
+        return failure(
+            check,
+            f"{file}: found no file",
+            "put the database's password there, or for a new deployment call docker/prepare.sh again",
+        )
+    if found.st_size == 0:
+        return failure(check, f"{file}: is empty", "put the database's password there")
+    if found.st_uid != settings.uid or stat.S_IMODE(found.st_mode) & 0o077:
+        return failure(
+            check,
+            f"{file}: belongs to uid {found.st_uid} with mode {stat.S_IMODE(found.st_mode):03o}",
+            f"chown {settings.uid}:{settings.gid} {file} && chmod 600 {file}",
+        )
+    return ok(check, "readable by its owner only")
+
+
+def check_disk_space(folder: Path, what: str) -> Finding:
+    """Free space of the file system that ``folder``, or its nearest parent that exists, lies on."""
+    check = f"disk space: {what}"
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / _GB
+    detail = f"{free:.0f} GB free at {folder}"
+    remedy = "free some space, or move the folder to a larger disk"
+    if free < _DISK_FAILURE_GB:
+        return failure(check, detail, remedy)
+    return warning(check, detail, remedy) if free < _DISK_WARNING_GB else ok(check, detail)
+
+
+def check_dagster_home(environment: Mapping[str, str]) -> Finding:
+    """Whether DAGSTER_HOME of a single machine is set, absolute, with settings, and its storage opens."""
+    check = "DAGSTER_HOME"
+    home = environment.get("DAGSTER_HOME")
+    if not home:
+        return failure(check, "is not set", "export DAGSTER_HOME=$PWD/.dagster_home, as `make dev` does")
+    if not Path(home).is_absolute():
+        return failure(check, f"{home}: is relative", f"export DAGSTER_HOME={Path(home).resolve()}")
+    if not (Path(home) / "dagster.yaml").is_file():
+        return failure(
+            check, f"{home}: holds no dagster.yaml", f"mkdir -p {home} && cp dagster.yaml {home}/ in the repository"
+        )
+    if not os.access(home, os.W_OK):
+        return failure(check, f"{home}: may not be written by uid {os.getuid()}", f"chown {os.getuid()} {home}")
+    import dagster as dg
+
+    try:
+        with dg.DagsterInstance.from_config(home) as instance:
+            count = instance.get_runs_count()
+    except Exception as error:
+        # Any storage, with any driver, may be configured: each has errors of its own.
+        return failure(
+            check,
+            f"{home}: the storage does not open: {type(error).__name__}: {error}",
+            f"correct {home}/dagster.yaml; after an upgrade of Dagster call `dagster instance migrate`",
+        )
+    return ok(check, f"{home}, {count} runs")
+
+
+def check_sam2_checkpoint(data: Path) -> Finding:
+    """Whether the SAM 2 checkpoints of the lanes that use it are there."""
+    from uveitis_assets.components.lanes import load_lanes
+
+    check = "SAM 2 checkpoint"
+    wanted: dict[Path, list[str]] = {}
+    for name, lane in load_lanes().items():
+        tags = ("", *lane.roi.method_by_dataset)
+        if any("sam2_prompted" in lane.roi.methods_for(tag) for tag in tags):
+            wanted.setdefault(data / lane.roi.sam2.checkpoint, []).append(name)
+    if not wanted:
+        return ok(check, "no lane uses SAM 2")
+    for file, lanes in sorted(wanted.items()):
+        try:
+            size = file.stat().st_size
+        except PermissionError:
+            return warning(check, f"{file}: may not be looked at by uid {os.getuid()}", "call this with sudo")
+        except FileNotFoundError:
+            size = 0
+        if size == 0:
+            return failure(
+                check,
+                f"{file}: found no checkpoint for {', '.join(lanes)}",
+                f"UVEITIS_DATA={data} docker/sam2_weights.sh",
+            )
+    return ok(check, ", ".join(str(file) for file in sorted(wanted)))
+
+
+def check_webserver(url: str) -> list[Finding]:
+    """Whether web server, database, code server and daemons answer."""
+    try:
+        webserver = Webserver(url)
+        daemons = webserver.daemons()
+    except WebserverError as error:
+        return [failure("web server", str(error), "docker compose -f docker/compose.yaml logs webserver postgres")]
+    findings = [ok("web server", f"{url}, with its database")]
+    sick = sorted(name for name, healthy in daemons.items() if not healthy)
+    if sick:
+        findings.append(
+            failure("daemon", f"not running: {', '.join(sick)}", "docker compose -f docker/compose.yaml logs daemon")
+        )
+    else:
+        findings.append(ok("daemon", f"{len(daemons)} running"))
+    try:
+        count = len(webserver.assets())
+    except WebserverError as error:
+        findings.append(failure("code server", str(error), "docker compose -f docker/compose.yaml logs code-server"))
+    else:
+        findings.append(ok("code server", f"{count} assets"))
+    return findings
