@@ -39,7 +39,14 @@ from uveitis_assets.launcher.gpu import (
 )
 from uveitis_assets.launcher.overrides import parse_overrides
 from uveitis_assets.launcher.refusal import LaunchRefusedError
-from uveitis_assets.launcher.stopped_containers import RUN_LABEL, STOPPED, describe_death, log_tail, reap
+from uveitis_assets.launcher.stopped_containers import (
+    RUN_LABEL,
+    STOPPED,
+    describe_death,
+    log_tail,
+    reap,
+    stop_abandoned,
+)
 
 if TYPE_CHECKING:
     # Private, for annotations only: Dagster exports neither the contexts of a launcher nor its results.
@@ -49,7 +56,11 @@ if TYPE_CHECKING:
 
 _MAX_RETRIES_TAG = "dagster/max_retries"
 _CONTAINER_TAG = "docker/container_id"
+# Holds the id of the run to stop, not a yes: re-executions copy the tags, and must not be stopped for their parent.
+_STOP_TAG = "uveitis/stop_requested"
 _REAP_EVERY_S = 600.0
+# A container outlives its run by the seconds that its program takes to end.
+_ABANDONED_AFTER_S = 120.0
 _LIVE = ("created", "running", "paused", "restarting")
 
 _log = logging.getLogger(__name__)
@@ -261,10 +272,40 @@ class GpuDockerRunLauncher(DockerRunLauncher):
     def _report(self, run: dg.DagsterRun, message: str) -> None:
         self._instance.report_engine_event(message, run, cls=self.__class__)
 
+    # Stopping -------------------------------------------------------------------------------------------------
+
+    def terminate(self, run_id: str) -> bool:
+        """Stop the run's container, or have the daemon stop it where this process cannot reach the engine.
+
+        The engine's socket is the key to the host, so a deployment may give it to the daemon alone. The web server,
+        which is asked to stop runs, then leaves a tag, and monitoring finds it.
+        """
+        if _reaches_engine():
+            return bool(super().terminate(run_id))  # type: ignore[no-untyped-call]
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            return False
+        if not self._instance.run_monitoring_enabled:
+            self._report(
+                run,
+                "The run was not stopped: this process cannot reach the Docker engine, and without run "
+                "monitoring nobody else will. Stop its container, or set run_monitoring.enabled.",
+            )
+            return False
+        self._instance.add_run_tags(run_id, {_STOP_TAG: run_id})
+        self._report(run, "This process cannot reach the Docker engine: the daemon stops the run at its next look.")
+        return True
+
     # Stopped containers ---------------------------------------------------------------------------------------
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """Whether the run's container lives; if not, the message names the cause and the end of its log."""
+        """Whether the run's container lives; if not, the message names the cause and the end of its log.
+
+        Monitoring calls this every few seconds, so it is also where requests to stop a run are honoured.
+        """
+        self._reap_when_due()
+        if run.tags.get(_STOP_TAG) == run.run_id:
+            super().terminate(run.run_id)  # type: ignore[no-untyped-call]
         health: CheckRunHealthResult = super().check_run_worker_health(run)
         if health.status.name != "FAILED":
             return health
@@ -284,9 +325,19 @@ class GpuDockerRunLauncher(DockerRunLauncher):
         return self._with_container(run, _describe)
 
     def reap_stopped_containers(self) -> list[str]:
-        """Remove this deployment's stopped containers past retention and return their names."""
+        """Remove this deployment's stopped containers past retention and return their names.
+
+        Containers that still run though their run was ended from outside are stopped: they would hold their GPU.
+        """
         with _docker_client() as client:
+            for container in stop_abandoned(client, self.settings.deployment, self._ended_long_ago):
+                _log.warning("Stopped the container %s: its run had been ended without it", container)
             return reap(client, self.settings.deployment, self.retention, datetime.now(UTC), self._is_active)
+
+    def _ended_long_ago(self, run_id: str) -> bool:
+        record = self._instance.get_run_record_by_id(run_id)
+        ended = record.end_time if record and record.dagster_run.is_finished else None
+        return ended is not None and time.time() - ended > _ABANDONED_AFTER_S
 
     def _is_active(self, run_id: str) -> bool:
         run = self._instance.get_run_by_id(run_id)
@@ -323,6 +374,14 @@ def _docker_client() -> Iterator[Any]:
         yield client
     finally:
         client.close()
+
+
+def _reaches_engine() -> bool:
+    try:
+        with _docker_client() as client:
+            return bool(client.ping())
+    except DockerException:
+        return False
 
 
 def _asset_tags(context: Any) -> dict[str, Mapping[str, str]]:

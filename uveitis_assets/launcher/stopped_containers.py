@@ -1,4 +1,4 @@
-"""What a stopped run container tells, and its removal once nobody needs it any more."""
+"""What a stopped run container tells, and the end of those that nobody needs any more."""
 
 from __future__ import annotations
 
@@ -87,6 +87,22 @@ def reap(
             raise
         removed.append(str(container.name))
     return removed
+
+
+def stop_abandoned(client: Any, deployment: str, ended_long_ago: Callable[[str], bool]) -> list[str]:
+    """Stop this deployment's live run containers whose run ended long ago; return their names.
+
+    That is what a run leaves that was marked as cancelled, or failed by a time-out, while its container went on.
+    """
+    live = client.containers.list(
+        ignore_removed=True, filters={"label": f"{DEPLOYMENT_LABEL}={deployment}", "status": "running"}
+    )
+    stopped = []
+    for container in sorted(live, key=lambda container: str(container.name)):
+        if ended_long_ago(container.labels.get(RUN_LABEL, "")):
+            container.stop()
+            stopped.append(str(container.name))
+    return stopped
 
 
 def _ended_at(attrs: Mapping[str, Any]) -> datetime:

@@ -153,7 +153,9 @@ def deploy(client: docker.DockerClient, work: Path) -> Iterator[Deployment]:
         # Opened first: two services that create the same SQLite tables at once leave them with two schema versions.
         with dg.DagsterInstance.from_config(str(folders["home"])) as instance:
             for log, own in zip(logs, arguments, strict=True):
-                processes.append(_service(log, own, folders["home"]))
+                # Only the daemon may reach the engine; the web server has no need of it.
+                engine = {} if log.name == "dagster-daemon" else {"DOCKER_HOST": f"unix://{work}/no-engine.sock"}
+                processes.append(_service(log, own, folders["home"], engine))
             _wait_for_port(web_port, lambda: processes[1].poll() is None, logs[1].read_text)
             yield Deployment(
                 client=client,
@@ -198,12 +200,12 @@ def _instance_settings(folders: Mapping[str, Path]) -> dict[str, Any]:
     }
 
 
-def _service(log: Path, arguments: list[str], home: Path) -> subprocess.Popen[bytes]:
+def _service(log: Path, arguments: list[str], home: Path, engine: Mapping[str, str]) -> subprocess.Popen[bytes]:
     program = Path(sys.executable).parent / log.name
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, str(program), *arguments, "-w", str(home / "workspace.yaml")],
-            env=os.environ | {"DAGSTER_HOME": str(home), "PYTHONPATH": str(REPOSITORY)},
+            env=os.environ | {"DAGSTER_HOME": str(home), "PYTHONPATH": str(REPOSITORY)} | engine,
             cwd=home,
             stdout=output,
             stderr=subprocess.STDOUT,

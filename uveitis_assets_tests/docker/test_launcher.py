@@ -115,15 +115,18 @@ def test_a_run_may_not_ask_for_more_than_its_size(deployment: Deployment):
     assert "docker/container_id" not in deployment.run(run_id).tags
 
 
-def test_stopping_a_run_stops_its_container(deployment: Deployment):
+@pytest.mark.parametrize("where", ["the UI, which cannot reach the engine", "a process that can"])
+def test_stopping_a_run_stops_its_container(deployment: Deployment, where: str):
     (deployment.shared / "release").unlink(missing_ok=True)
     run_id = deployment.submit("waiting")
     container = deployment.container(run_id)
     deployment.wait("the asset", lambda: b"waiting for the test" in container.logs())
-    assert deployment.instance.run_launcher.terminate(run_id)
+    if where == "a process that can":
+        assert deployment.instance.run_launcher.terminate(run_id)
+    else:
+        deployment.graphql.terminate_run(run_id)
     assert deployment.finished(run_id).status is dg.DagsterRunStatus.CANCELED
-    container.reload()
-    assert container.status == "exited"
+    deployment.wait("the container's end", lambda: deployment.container(run_id).status == "exited")
 
 
 def test_stopped_containers_are_removed_after_retention_and_running_and_foreign_ones_stay(deployment: Deployment):

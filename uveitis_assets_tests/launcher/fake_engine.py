@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from docker.errors import APIError, NotFound
@@ -51,6 +52,10 @@ class FakeContainer:
             raise APIError("500 Server Error", explanation=self.engine.start_error)
         self.status = "running"
 
+    def stop(self, timeout: int | None = None) -> None:
+        self.status = "exited"
+        self.attrs["State"] = {"Status": "exited", "ExitCode": 143, "FinishedAt": datetime.now(UTC).isoformat()}
+
     def logs(self, tail: int) -> bytes:
         return b"".join(self.log.splitlines(keepends=True)[-tail:])
 
@@ -91,7 +96,10 @@ class FakeEngine:
                 return container
         raise NotFound(f"no such container: {container_id}")
 
-    def list(self, *, all: bool, ignore_removed: bool, filters: dict[str, Any]) -> list[FakeContainer]:
+    def ping(self) -> bool:
+        return True
+
+    def list(self, *, ignore_removed: bool, filters: dict[str, Any], all: bool = False) -> list[FakeContainer]:
         key, _, value = filters["label"].partition("=")
         wanted = filters["status"] if isinstance(filters["status"], list) else [filters["status"]]
         return [c for c in self.all if key in c.labels and value in ("", c.labels[key]) and c.status in wanted]

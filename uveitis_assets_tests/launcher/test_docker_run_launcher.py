@@ -3,14 +3,16 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import dagster as dg
 import docker
 import pytest
 import yaml
-from docker.errors import APIError
+from docker.errors import APIError, DockerException
 
 from uveitis_assets.launcher import GpuDockerRunLauncher
 from uveitis_assets.launcher.refusal import LaunchRefusedError
@@ -29,7 +31,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
 @pytest.fixture(scope="module")
 def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterInstance]:
     home = tmp_path_factory.mktemp("dagster_home")
-    (home / "dagster.yaml").write_text("run_retries: {enabled: true, max_retries: 3}\ntelemetry: {enabled: false}\n")
+    settings = {"run_retries": {"enabled": True, "max_retries": 3}, "run_monitoring": {"enabled": True}}
+    (home / "dagster.yaml").write_text(yaml.safe_dump(settings | {"telemetry": {"enabled": False}}))
     with dg.DagsterInstance.from_config(str(home)) as made:
         yield made
 
@@ -211,6 +214,52 @@ def test_launching_removes_old_containers_of_finished_runs(instance, engine):
     assert launches.launcher.reap_stopped_containers() == [], "its run is still active: monitoring reads the log first"
     instance.report_run_failed(finished)
     assert launches.launcher.reap_stopped_containers() == [container.name]
+
+
+def test_a_process_without_the_engine_leaves_stopping_to_the_daemon(instance, engine, monkeypatch):
+    launches = Launches(instance)
+    run = launches.launch()
+    with monkeypatch.context() as patch:
+        patch.setattr(docker, "from_env", _no_engine)
+        patch.setattr(docker.client, "from_env", _no_engine)
+        assert launches.launcher.terminate(run.run_id)
+    asked = launches.run(run.run_id)
+    assert asked.status is dg.DagsterRunStatus.STARTING
+    assert launches.container(run).status == "running"
+
+    launches.launcher.check_run_worker_health(asked)
+    assert launches.run(run.run_id).status is dg.DagsterRunStatus.CANCELING
+    assert launches.container(run).status == "exited"
+
+    again = launches.launch(asked.tags)
+    launches.launcher.check_run_worker_health(again)
+    assert launches.container(again).status == "running", "a re-execution is not stopped for its parent"
+
+
+def test_without_monitoring_a_run_that_cannot_be_stopped_says_so(tmp_path, engine, monkeypatch):
+    (tmp_path / "dagster.yaml").write_text("run_monitoring: {enabled: false}\n")
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        launches = Launches(instance)
+        run = launches.launch()
+        monkeypatch.setattr(docker, "from_env", _no_engine)
+        assert not launches.launcher.terminate(run.run_id)
+        assert any("set run_monitoring.enabled" in message for message in launches.messages(run))
+
+
+def _no_engine() -> NoReturn:
+    raise DockerException("Error while fetching server API version: Permission denied")
+
+
+def test_the_container_of_a_run_that_was_ended_without_it_is_stopped_after_a_while(instance, engine, monkeypatch):
+    launches = Launches(instance)
+    run = launches.launch()
+    instance.report_run_canceled(run)
+    launches.launcher.reap_stopped_containers()
+    assert launches.container(run).status == "running", "its program may be about to end"
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 600)
+    launches.launcher.reap_stopped_containers()
+    assert launches.container(run).status == "exited"
 
 
 def test_the_configuration_is_checked_when_the_instance_loads():

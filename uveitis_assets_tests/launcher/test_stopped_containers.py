@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from uveitis_assets.launcher.stopped_containers import describe_death, reap
+from uveitis_assets.launcher.stopped_containers import describe_death, reap, stop_abandoned
 from uveitis_assets_tests.launcher.fake_engine import NEVER, FakeContainer, FakeEngine
 
 NOW = datetime(2026, 5, 2, 12, tzinfo=UTC)
@@ -77,3 +77,16 @@ def test_retention_counts_from_the_end_of_the_container(hours: float, removed: l
     engine = FakeEngine()
     _stopped(engine, "old")
     assert reap(engine, "clinic", timedelta(hours=hours), NOW, lambda run_id: False) == removed
+
+
+def test_containers_that_outlive_their_run_are_stopped_and_no_others():
+    engine = FakeEngine()
+    _stopped(engine, "abandoned", status="running", finished=NEVER)
+    _stopped(engine, "working", status="running", finished=NEVER)
+    _stopped(engine, "abandoned elsewhere", status="running", finished=NEVER, deployment="laptop")
+    assert stop_abandoned(engine, "clinic", lambda run_id: "abandoned" in run_id) == ["abandoned"]
+    assert {c.name: c.status for c in engine.all} == {
+        "abandoned": "exited",
+        "working": "running",
+        "abandoned elsewhere": "running",
+    }
