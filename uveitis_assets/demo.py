@@ -102,6 +102,9 @@ def run_demo(
     console.print(table)
     if detected is not None:
         console.print(detected)
+        console.print(
+            f"Detections drawn on the images: {store.prediction_overlay(_DETECTOR, 'any').parent}", soft_wrap=True
+        )
     console.print("Open the UI with [bold]make dev[/bold] and go to http://127.0.0.1:3000")
 
 
@@ -180,11 +183,10 @@ def _run_detector(
         "AP at IoU 0.5": f"{precision['0.5']:.3f}",
         "images": str(len(found)),
         "detections": str(sum(len(detections) for detections in found)),
-        "overlays": store.name_of(store.prediction_overlay(_DETECTOR, "any").parent),
         "checks": _verdict(evaluations),
     }
     for column in row:
-        table.add_column(column, justify="left" if column in ("detector", "overlays") else "right")
+        table.add_column(column, justify="left" if column == "detector" else "right")
     table.add_row(*row.values())
     return table
 
