@@ -26,7 +26,18 @@ from uveitis_assets.components.encoder_pretraining import EncoderPretraining
 from uveitis_assets.components.fundus_dataset import FundusDataset
 from uveitis_assets.components.lesion_detector import LesionDetector
 from uveitis_assets.components.reference_color import ReferenceColor
+from uveitis_assets.detection.configuration import (
+    DetectorConfiguration,
+    EvaluationConfiguration,
+    InferenceConfiguration,
+)
+from uveitis_assets.detection.detections import Detections
+from uveitis_assets.detection.evaluation.evaluate import evaluate_detections
+from uveitis_assets.detection.evaluation.report import validation_report
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
+from uveitis_assets.detection.prediction_batch import INDEX_SCHEMA
+from uveitis_assets.detection.prediction_file import write_prediction
+from uveitis_assets.detection.weights_files import weights_lineage
 from uveitis_assets.fundus.geometry import ImageFrames
 from uveitis_assets.fundus.ledger import LedgerEntry
 from uveitis_assets.fundus.manifest import EXPORTED_COLUMNS, read_manifest
@@ -35,6 +46,7 @@ from uveitis_assets.fundus.stage_index import STAGE_SCHEMAS
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.storage import ArtefactStore
 from uveitis_assets_tests.conftest import REPOSITORY
+from uveitis_assets_tests.detection.labelled_images import labelled_image
 
 DOCS = REPOSITORY / "docs"
 README = REPOSITORY / "README.md"
@@ -356,8 +368,49 @@ def test_the_formats_page_names_every_column_of_manifest_indexes_and_ledger(stor
     named = documented(DOCS / "reference" / "formats.md")
     columns = {*EXPORTED_COLUMNS, *read_manifest(store, "none").columns}
     columns |= {name for schema in STAGE_SCHEMAS.values() for name in schema}
-    columns |= set(LedgerEntry.__slots__)
+    columns |= set(LedgerEntry.__slots__) | set(INDEX_SCHEMA)
     assert columns <= named
+
+
+def test_the_formats_page_names_every_key_of_reports_and_lineages() -> None:
+    named = {part for name in documented(DOCS / "reference" / "formats.md") for part in (name, name.partition(".")[0])}
+    image = labelled_image("one", [[5]])
+    found = Detections(image.truth.boxes, np.ones(1, np.float32), image.truth.labels)
+    evaluation = evaluate_detections([image], [found], {5: "hemorragie"}, EvaluationConfiguration(bootstrap_samples=0))
+    report = validation_report(evaluation, best_epoch=1, fingerprint="")
+    keys = set(report) | {key for name in ("ap", "ap_small", "froc", "confusion") for key in report[name]}
+    keys |= {f"val_metrics.{key}" for key in report["val_metrics"]} | set(report["val_metrics"]["per_class"]["5"])
+    lineage = weights_lineage(
+        DetectorConfiguration(), categories={}, data_fingerprint="", metrics={}, parent=None, created_at=""
+    )
+    assert keys | set(lineage) <= named
+
+
+def test_the_prediction_example_has_the_keys_that_are_written_and_agrees_with_itself(store: ArtefactStore) -> None:
+    texts = fences(DOCS / "reference" / "formats.md", "json")
+    (example,) = [content for content in map(json.loads, texts) if "predictions" in content]
+    frames = ImageFrames((3900, 3072), (101, 7, 3650, 2998), 1024, (0, 279), 3549, "global", ())
+    detections = Detections(np.array([[1, 2, 3, 4]], np.float32), np.ones(1, np.float32), np.array([5]))
+    path = write_prediction(
+        store,
+        example["experiment"],
+        example["image_id"],
+        frames,
+        detections,
+        checkpoints=["0"],
+        configuration=InferenceConfiguration(),
+        fingerprint="0",
+    )
+    written = json.loads(path.read_text())
+    assert list(example) == list(written)
+    (lesion,) = example["predictions"]
+    assert list(lesion) == list(written["predictions"][0])
+    assert list(example["merge"]) == list(written["merge"])
+    to_global = example["source_to_global"]
+    source = np.array(lesion["box_source"])
+    assert source * to_global["scale"] + np.tile(to_global["offset"], 2) == pytest.approx(lesion["box"], abs=0.02)
+    assert lesion["polygon_source"][0] == lesion["box_source"][:2]
+    assert lesion["polygon_source"][2] == lesion["box_source"][2:]
 
 
 def test_the_formats_page_lists_the_categories_with_their_ids() -> None:
