@@ -13,6 +13,8 @@ from pydantic import Field, model_validator
 from uveitis_assets.detection.configuration import DetectorConfiguration, PseudoLabelConfiguration
 from uveitis_assets.fundus.configuration import Configuration, Ratio
 
+_OF_ONE_TRAINING = frozenset({"model", "initialise", "augmentation", "sampling", "training", "evaluation", "inference"})
+
 
 class DetectorVerificationConfiguration(Configuration):
     """Limits of the asset checks."""
@@ -77,15 +79,35 @@ class DetectorLaneConfiguration(DetectorConfiguration):
         return self
 
     def overridden(self, changes: Mapping[str, Any]) -> Self:
-        """This configuration with nested values replaced, validated again.
+        """This configuration with nested values replaced for one training, validated again.
+
+        What makes the lane the one that it is, or is read by its other assets too, cannot be replaced: the training
+        would write into another lane's folder, start from what the asset graph does not show, or be judged as
+        something else.
 
         Args:
             changes: nested like the defs.yaml, e.g. ``{"training": {"epochs": 2}}``.
 
         Raises:
+            ValueError: a field that belongs to the lane, not to one training.
             pydantic.ValidationError: an unknown field or a value outside its range.
         """
-        return type(self).model_validate(_merged(self.model_dump(), changes))
+        changed = type(self).model_validate(_merged(self.model_dump(), changes))
+        for name in sorted(changes):
+            if name not in _OF_ONE_TRAINING and getattr(changed, name) != getattr(self, name):
+                raise ValueError(
+                    f"overrides: {name}: expected one of {', '.join(sorted(_OF_ONE_TRAINING))}, found a change of what "
+                    "the lane is; write it into a defs.yaml"
+                )
+        for source in ("experiment", "encoder"):
+            wanted = getattr(changed.initialise, source)
+            if wanted not in (None, getattr(self.initialise, source)):
+                raise ValueError(
+                    f"overrides: initialise.{source}: found {wanted!r}, expected that of the defs.yaml, "
+                    f"{getattr(self.initialise, source)!r}, or null: the asset graph would not show where the weights "
+                    "come from"
+                )
+        return changed
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
