@@ -11,17 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import torch
 
-from uveitis_assets.detection.checkpoints import load_trained_detector
 from uveitis_assets.detection.compute_device import Device, chosen_device
+from uveitis_assets.detection.fold_weights import FoldWeights, TrainingNotUsableError, fold_weights
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.detection.prediction_batch import batch_prediction_sheet, predict_batch
 from uveitis_assets.detection.prediction_file import read_prediction
 from uveitis_assets.detection.preprocessed_images import read_preprocessed_images
-from uveitis_assets.detection.run_folder import RunFolder
-from uveitis_assets.detection.weights_files import file_digest
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.storage import ArtefactStore
 
@@ -33,8 +30,8 @@ _OUTSIDE_TOLERANCE_PX = 0.1
 class PredictedBatch:
     """What a batch's predictions are; ``checkpoints`` are the weights' digests by fold, e.g. ``fold0 0123abcd``.
 
-    ``n_learned_images`` in ``numbers`` counts images that a chosen fold was trained on: what is found there says
-    little about new images.
+    ``n_learned_images`` in ``numbers`` counts images that a chosen fold, or what it started from, was trained on: what
+    is found there says little about new images.
     """
 
     index: Path
@@ -62,21 +59,18 @@ class BatchPredictor:
 
         Raises:
             FileNotFoundError: a fold has no checkpoint.
+            TrainingNotUsableError: a fold's training is not finished, or learned other classes than those of now or of
+                the other folds.
         """
         self._store = store
         self._lane = lane
         self._device = chosen_device(device)
         self._code_version = code_version
         self._names = load_class_map().names
-        self._weights: dict[int, Path] = {}
-        for fold in lane.inference.folds:
-            path = RunFolder(store.run_folder(lane.name, fold)).best_weights
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"{path}: found no checkpoint; materialize {lane.name}/checkpoint of fold{fold} first"
-                )
-            self._weights[fold] = path
-        self._digests = {fold: file_digest(path) for fold, path in self._weights.items()}
+        self._weights = {fold: fold_weights(store, lane.name, fold) for fold in lane.inference.folds}
+        for weights in self._weights.values():
+            weights.check_categories(self._names)
+        _check_same_classes(list(self._weights.values()))
         self._models: list[torch.nn.Module] = []
 
     def predict(self, batch: str) -> PredictedBatch:
@@ -92,7 +86,7 @@ class BatchPredictor:
             lane.predict_on,
             batch,
             load_models=self._load_models,
-            checkpoints=list(self._digests.values()),
+            checkpoints=[weights.digest for weights in self._weights.values()],
             configuration=lane.inference,
             names=self._names,
             device=self._device,
@@ -114,27 +108,31 @@ class BatchPredictor:
             index=self._store.prediction_index(lane.name, lane.predict_on, batch),
             numbers=numbers,
             detections_per_class={self._names[key]: count for key, count in done.detections_per_class.items()},
-            checkpoints=tuple(f"fold{fold} {digest}" for fold, digest in self._digests.items()),
+            checkpoints=tuple(f"fold{fold} {weights.digest}" for fold, weights in self._weights.items()),
             device=self._device,
             contact_sheet=sheet,
         )
 
     def _load_models(self) -> Sequence[torch.nn.Module]:
         if not self._models:
-            self._models = [load_trained_detector(path)[0].to(self._device) for path in self._weights.values()]
+            self._models = [weights.load().to(self._device) for weights in self._weights.values()]
         return self._models
 
     def _learned_images(self, batch: str) -> int:
-        if self._lane.predict_on != self._lane.train_on:
-            return 0
-        part = pl.read_parquet(
-            self._store.manifest_part(self._lane.predict_on, batch), columns=["fold_splits", "label_format"]
-        )
-        return sum(
-            any(sides[fold] == "train" for fold in self._weights)
-            for sides, label_format in part.iter_rows()
-            if label_format not in (None, "none")
-        )
+        learned = frozenset[str]().union(*(weights.learned_images for weights in self._weights.values()))
+        images = read_preprocessed_images(self._store, self._lane.predict_on, batch)
+        return sum(image.image_id in learned for image in images)
+
+
+def _check_same_classes(folds: Sequence[FoldWeights]) -> None:
+    """Detectors that were not taught the same classes outvote each other by silence."""
+    for other in folds[1:]:
+        different = sorted(set(folds[0].categories.items()) ^ set(other.categories.items()))
+        if different:
+            raise TrainingNotUsableError(
+                f"inference.folds: expected folds that learned the same classes, found {folds[0].name} and "
+                f"{other.name} different in {', '.join(name for _, name in different)}; materialize both again"
+            )
 
 
 def inspect_predictions(store: ArtefactStore, lane: DetectorLaneConfiguration, batch: str) -> PredictionFindings:
@@ -157,8 +155,9 @@ def inspect_predictions(store: ArtefactStore, lane: DetectorLaneConfiguration, b
             continue
         n_without += not len(found)
         limit = image.frames.global_size + _OUTSIDE_TOLERANCE_PX
-        outside = (found.boxes < -_OUTSIDE_TOLERANCE_PX).any(axis=1) | (found.boxes > limit).any(axis=1)
-        flat = (found.boxes[:, 2:] <= found.boxes[:, :2]).any(axis=1)
+        # Comparisons that are false for NaN, turned round: it lies nowhere.
+        outside = ~((found.boxes >= -_OUTSIDE_TOLERANCE_PX) & (found.boxes <= limit)).all(axis=1)
+        flat = ~(found.boxes[:, 2:] > found.boxes[:, :2]).all(axis=1)
         strange = ~((found.scores >= 0) & (found.scores <= 1))
         unknown = ~np.isin(found.labels, list(names))
         for rows, what in (

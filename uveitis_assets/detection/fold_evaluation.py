@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.detection.checkpoints import load_trained_detector
 from uveitis_assets.detection.compute_device import Device, chosen_device
 from uveitis_assets.detection.detections import Detections, GroundTruth
 from uveitis_assets.detection.evaluation.evaluate import Evaluation, evaluate_detections
@@ -21,6 +20,7 @@ from uveitis_assets.detection.evaluation.figures import confusion_figure, froc_f
 from uveitis_assets.detection.evaluation.report import validation_report
 from uveitis_assets.detection.figure_jpeg import png_as_jpeg
 from uveitis_assets.detection.fold_training import labelled_split
+from uveitis_assets.detection.fold_weights import fold_weights
 from uveitis_assets.detection.labelled_split import LabelledImage, LabelledSplit
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.detection.predict_images import predict_images
@@ -28,7 +28,7 @@ from uveitis_assets.detection.prediction_overlays import prediction_sheet
 from uveitis_assets.detection.preprocessed_images import read_global_image
 from uveitis_assets.detection.run_folder import RunFolder
 from uveitis_assets.detection.sampling import overfit_split
-from uveitis_assets.detection.weights_files import file_digest, read_weights_file
+from uveitis_assets.detection.weights_files import read_lineage
 from uveitis_assets.storage import ArtefactStore, read_json, write_bytes, write_json
 
 _SHEET_PICTURES = 9
@@ -62,32 +62,34 @@ def evaluate_fold(
 
     Raises:
         FileNotFoundError: there is no checkpoint, or no labels; names what to materialize.
+        TrainingNotUsableError: the checkpoint is unfinished, was trained on images that it is to be judged by, or
+            learned other classes.
     """
     folder = RunFolder(store.run_folder(lane.name, fold))
-    if not folder.best_weights.is_file():
-        raise FileNotFoundError(
-            f"{folder.best_weights}: found no checkpoint; materialize {lane.name}/checkpoint of fold{fold} first"
-        )
+    weights = fold_weights(store, lane.name, fold)
     device_name = chosen_device(device)
-    model, _ = load_trained_detector(folder.best_weights)
     judged = _judged_images(store, lane, fold, split)
+    weights.check_categories(judged.categories)
+    if not lane.overfit_images:
+        weights.check_never_learned([image.image_id for image in judged.images], f"{split} of fold{fold}")
+    model = weights.load()
     shown = lane.inference.model_copy(update={"score_threshold": 0.0})
     found = [
         detections
         for _, detections in predict_images([model.to(device_name)], judged.images, shown, device=device_name)
     ]
     evaluation = evaluate_detections(judged.images, found, judged.categories, lane.evaluation)
-    report = folder.report_file if split == "val" else folder.path / "test_report.json"
-    epoch = int(read_weights_file(folder.best_weights).details["metrics"]["epoch"])
+    report = folder.report_file if split == "val" else folder.test_report_file
+    epoch = int(read_lineage(weights.path)["metrics"]["epoch"])
     content = validation_report(evaluation, best_epoch=epoch, fingerprint=judged.fingerprint)
-    write_json(report, {**content, "checkpoint": file_digest(folder.best_weights), "split": judged.split})
+    write_json(report, {**content, "checkpoint": weights.digest, "split": judged.split})
     figures = {
         "FROC": froc_figure(evaluation),
         "precision and recall": precision_recall_figure(evaluation),
         "confusion": confusion_figure(evaluation),
     }
     for name, png in figures.items():
-        write_bytes(folder.path / "figures" / f"{split}_{name.replace(' ', '_').lower()}.png", png)
+        write_bytes(folder.figures_folder / f"{split}_{name.replace(' ', '_').lower()}.png", png)
     pictures = {name: png_as_jpeg(png) for name, png in figures.items()}
     pictures["preview"] = _sheet(lane, judged.images, found, judged.categories, store)
     return JudgedFold(report, judged.split, _numbers(evaluation), _per_class_table(evaluation), pictures)

@@ -14,16 +14,18 @@ from typing import Any
 from uveitis_assets.detection.coco_split import read_labelled_split
 from uveitis_assets.detection.compute_device import Device, chosen_device
 from uveitis_assets.detection.figure_jpeg import png_as_jpeg
+from uveitis_assets.detection.fold_weights import fold_weights
 from uveitis_assets.detection.initial_weights import parent_weights
 from uveitis_assets.detection.label_policy import with_classes
 from uveitis_assets.detection.labelled_split import LabelledSplit
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
-from uveitis_assets.detection.run_folder import RunFolder
+from uveitis_assets.detection.run_folder import RunFolder, is_unfinished
+from uveitis_assets.detection.sampling import overfit_split
 from uveitis_assets.detection.train_process import train_in_processes
 from uveitis_assets.detection.training import train_detector
 from uveitis_assets.detection.weights_files import read_weights_file
 from uveitis_assets.labels.class_map import load_class_map
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.storage import ArtefactStore, read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,44 +106,64 @@ def train_fold(
 def _with_named_files(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> DetectorLaneConfiguration:
     """The configuration with a parent lane's checkpoint, or an encoder's weights, named as files."""
     first = lane.initialise
+    changes: dict[str, str | None] = {}
     if first.experiment is not None:
-        path = RunFolder(store.run_folder(first.experiment, fold)).best_weights
-        maker = f"{first.experiment}/checkpoint of fold{fold}"
-        changes = {"experiment": None, "checkpoint": store.name_of(path)}
+        parent = fold_weights(store, first.experiment, fold)
+        changes = {"experiment": None, "checkpoint": store.name_of(parent.path)}
     elif first.encoder is not None:
         path = store.pretraining_folder(first.encoder) / "encoder.safetensors"
-        maker = f"{first.encoder}/encoder"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path}: {lane.name} starts from it, found none; materialize {first.encoder}/encoder first"
+            )
         changes = {"encoder": None, "backbone_weights": store.name_of(path)}
-    else:
-        return lane
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: {lane.name} starts from it, found none; materialize {maker} first")
     return lane.model_copy(update={"initialise": first.model_copy(update=changes)})
 
 
 def inspect_checkpoint(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> CheckpointFindings:
     """Read a fold's best weights and hold them against their lineage and against the labels of now."""
-    path = RunFolder(store.run_folder(lane.name, fold)).best_weights
+    folder = RunFolder(store.run_folder(lane.name, fold))
+    path = folder.best_weights
     try:
         file = read_weights_file(path)
     except (FileNotFoundError, ValueError) as error:
         return CheckpointFindings([str(error)], [])
-    errors = [
+    errors = []
+    if is_unfinished(folder):
+        errors.append(f"{folder.path}: the training is not finished; materialize the checkpoint again to go on with it")
+    errors += [
         f"{name}: found NaN or infinity; train again with a lower learning rate"
         for name, value in file.tensors.items()
         if value.is_floating_point() and not bool(value.isfinite().all())
     ]
-    if not path.with_suffix(".json").is_file():
-        errors.append(f"{path.with_suffix('.json')}: the lineage beside the weights is gone")
+    errors += _lineage_errors(path, file.details)
     warnings = []
     try:
-        current = labelled_split(store, lane, fold, "train").fingerprint
+        current = _learned_split(store, lane, fold).fingerprint
     except (FileNotFoundError, ValueError) as error:
         warnings.append(f"the labels cannot be read: {error}")
     else:
-        if lane.overfit_images == 0 and file.details.get("data_fingerprint") != current:
+        if file.details.get("data_fingerprint") != current:
             warnings.append("the labels are not those of the training; materialize the checkpoint again to learn them")
     return CheckpointFindings(errors, warnings)
+
+
+def _lineage_errors(path: Path, lineage: Mapping[str, Any]) -> list[str]:
+    beside = path.with_suffix(".json")
+    try:
+        if read_json(beside) == lineage:
+            return []
+    except FileNotFoundError:
+        return [f"{beside}: the lineage beside the weights is gone"]
+    except ValueError as error:
+        return [str(error)]
+    return [f"{beside}: is not the lineage that the weights themselves bear; one of the two files is of another run"]
+
+
+def _learned_split(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> LabelledSplit:
+    """The images that a training of now would learn."""
+    train = labelled_split(store, lane, fold, "train")
+    return overfit_split(train, lane.overfit_images) if lane.overfit_images else train
 
 
 def _origin(parent: Mapping[str, str] | None) -> str:

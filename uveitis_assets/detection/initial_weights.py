@@ -11,7 +11,7 @@ from torch import nn
 
 from uveitis_assets.detection.checkpoints import load_backbone_weights, load_detector_weights
 from uveitis_assets.detection.configuration import InitialisationConfiguration
-from uveitis_assets.detection.weights_files import parent_of
+from uveitis_assets.detection.weights_files import parent_of, read_lineage
 from uveitis_assets.detection.weights_report import LoadReport
 from uveitis_assets.storage import ArtefactStore
 
@@ -41,6 +41,12 @@ def parent_weights(store: ArtefactStore, initialise: InitialisationConfiguration
     """Name and digest of the file that a training starts from, for its identity and lineage."""
     path = initial_weights_file(store, initialise)
     return None if path is None else parent_of(path)
+
+
+def images_learned_before(store: ArtefactStore, initialise: InitialisationConfiguration) -> frozenset[str]:
+    """Ids of the images that the first weights learned with labels; empty where their file does not tell."""
+    path = initial_weights_file(store, initialise)
+    return frozenset() if path is None else frozenset(read_lineage(path).get("learned_images", ()))
 
 
 def load_initial_weights(

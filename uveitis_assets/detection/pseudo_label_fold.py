@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from uveitis_assets.detection.fold_weights import fold_weights
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.detection.preprocessed_images import PreprocessedImage, read_preprocessed_images
 from uveitis_assets.detection.pseudo_labels import expand_coco, frames_reader, read_confident_predictions
@@ -32,7 +33,8 @@ def expand_fold(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int
 
     Raises:
         FileNotFoundError: labels or tiles are not there; names what to materialize.
-        ValueError: the lane makes no pseudo-labels, or not for this fold.
+        ValueError: the lane makes no pseudo-labels, or not for this fold; the predictions are not by its present
+            checkpoint.
     """
     if lane.pseudo_labels is None or fold not in lane.inference.folds:
         raise ValueError(
@@ -57,10 +59,11 @@ def expand_fold(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int
     ]
     held_out = {image_id for image_id, (_, side) in rows.items() if side != "train"}
     unlabelled = [image for image in images if rows[image.image_id][0] in _UNLABELLED]
+    weights = fold_weights(store, lane.name, fold)
     expanded, counts = expand_coco(
         bases,
         _as_coco(store, unlabelled, bases[0]["categories"]),
-        read_confident_predictions(store.prediction_file(lane.name, "any").parent, rows),
+        read_confident_predictions(store.prediction_file(lane.name, "any").parent, rows, made_by=weights.digest),
         frames_of=frames_reader(store),
         held_out=held_out,
         configuration=lane.pseudo_labels,

@@ -73,13 +73,32 @@ def held_out_images(split_files: Sequence[Path]) -> frozenset[str]:
     return frozenset(held_out)
 
 
-def read_confident_predictions(folder: Path, image_ids: Collection[str]) -> dict[str, Detections]:
-    """Detections in global px of every image that has a file ``<key>.json`` in the folder."""
+def read_confident_predictions(
+    folder: Path, image_ids: Collection[str], *, made_by: str | None = None
+) -> dict[str, Detections]:
+    """Detections in global px of every image that has a file ``<key>.json`` in the folder.
+
+    Args:
+        folder: with prediction files.
+        image_ids: images that are looked for.
+        made_by: digest of the weights that have to have made them, alone; None takes any.
+
+    Raises:
+        ValueError: a file was made by other weights, or is none.
+    """
     predictions = {}
     for image_id in sorted(image_ids):
         path = folder / f"{artefact_key(image_id)}.json"
-        if path.exists():
-            predictions[image_id] = read_prediction(path).detections
+        if not path.exists():
+            continue
+        prediction = read_prediction(path)
+        if made_by is not None and prediction.checkpoints != (made_by,):
+            raise ValueError(
+                f"{path}: expected detections by the weights {made_by} alone, found those by "
+                f"{', '.join(prediction.checkpoints) or 'unknown weights'}, which may have learned the images that "
+                "this fold is judged on; materialize the predictions of all batches again"
+            )
+        predictions[image_id] = prediction.detections
     return predictions
 
 

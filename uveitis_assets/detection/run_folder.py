@@ -26,6 +26,8 @@ _OWN_FILES = (
     "metrics.jsonl",
     "checkpoints",
     "val_report.json",
+    "test_report.json",
+    "figures",
     "curves.png",
     "tb",
     "wandb",
@@ -57,6 +59,14 @@ class RunFolder:
         return self.path / "val_report.json"
 
     @property
+    def test_report_file(self) -> Path:
+        return self.path / "test_report.json"
+
+    @property
+    def figures_folder(self) -> Path:
+        return self.path / "figures"
+
+    @property
     def curves_file(self) -> Path:
         return self.path / "curves.png"
 
@@ -80,6 +90,8 @@ class RunFolder:
 def open_run_folder(folder: RunFolder, identity: Mapping[str, Any]) -> str | None:
     """Make the folder the one of ``identity``; what it held of another run is moved below ``replaced/``.
 
+    So is a finished run whose best weights are gone: nothing in the folder can bring them back.
+
     Half-files of killed processes are removed: nobody else may be writing here.
 
     Returns:
@@ -90,7 +102,8 @@ def open_run_folder(folder: RunFolder, identity: Mapping[str, Any]) -> str | Non
     for half_file in sorted(folder.last_state.parent.glob(f".*{TEMPORARY_SUFFIX}")):
         half_file.unlink()
     found = _identity_of(folder)
-    if found == identity:
+    lost = found is not None and not is_unfinished(folder) and not folder.best_weights.is_file()
+    if found == identity and not lost:
         return None
     message = None
     held = [name for name in _OWN_FILES if (folder.path / name).exists()]
@@ -100,8 +113,9 @@ def open_run_folder(folder: RunFolder, identity: Mapping[str, Any]) -> str | Non
         for name in held:
             (folder.path / name).rename(target / name)
         different = sorted(key for key in identity if found is None or found.get(key) != identity[key])
+        what = f"with another {', '.join(different)}" if different else "that has lost its best weights"
         message = (
-            f"{folder.path}: held a run with another {', '.join(different)}; it was moved to "
+            f"{folder.path}: held a run {what}; it was moved to "
             f"{target.relative_to(folder.path)} and the training begins anew"
         )
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -110,11 +124,19 @@ def open_run_folder(folder: RunFolder, identity: Mapping[str, Any]) -> str | Non
 
 
 def finished_outcome(folder: RunFolder, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The outcome of a finished run of this identity, else None."""
-    if _identity_of(folder) != identity:
+    """The outcome of a finished run of this identity whose best weights are there, else None."""
+    if _identity_of(folder) != identity or not folder.best_weights.is_file():
         return None
     outcome: dict[str, Any] | None = read_json(folder.run_file)["outcome"]
     return outcome
+
+
+def is_unfinished(folder: RunFolder) -> bool:
+    """Whether the folder is of a training that goes on or was stopped on the way; one put there by hand is not."""
+    try:
+        return read_json(folder.run_file)["outcome"] is None
+    except FileNotFoundError:
+        return False
 
 
 def finish_run(folder: RunFolder, identity: Mapping[str, Any], outcome: Mapping[str, Any]) -> None:

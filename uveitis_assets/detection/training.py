@@ -28,7 +28,7 @@ from uveitis_assets.detection.distributed import (
 from uveitis_assets.detection.ema import averaged_copy
 from uveitis_assets.detection.evaluation.evaluate import Evaluation
 from uveitis_assets.detection.evaluation.report import validation_report
-from uveitis_assets.detection.initial_weights import load_initial_weights, parent_weights
+from uveitis_assets.detection.initial_weights import images_learned_before, load_initial_weights, parent_weights
 from uveitis_assets.detection.labelled_split import LabelledSplit
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.freezing import freeze_blocks, n_frozen_blocks, parameter_groups
@@ -47,7 +47,7 @@ from uveitis_assets.detection.run_folder import (
 from uveitis_assets.detection.tile_seeds import TileSeeds
 from uveitis_assets.detection.tile_store import tile_pixels
 from uveitis_assets.detection.training_curves import training_curves
-from uveitis_assets.detection.training_data import EpochBatches, chosen_splits
+from uveitis_assets.detection.training_data import EpochBatches, check_never_learned, chosen_splits
 from uveitis_assets.detection.training_identity import training_identity
 from uveitis_assets.detection.training_logs import training_logs
 from uveitis_assets.detection.training_progress import SeveralListeners, SilentProgress, TrainingProgress
@@ -103,7 +103,8 @@ def train_detector(
         progress: listener; None tells nobody.
 
     Raises:
-        ValueError: no lesions to learn from or to be judged on; the configuration does not fit the network.
+        ValueError: no lesions to learn from or to be judged on; the first weights learned images that are to judge
+            them; the configuration does not fit the network.
         NonFiniteLossError: the loss became NaN or infinite; names step and tiles.
         RuntimeError: one tile alone does not fit into the GPU's memory.
     """
@@ -139,6 +140,9 @@ def _train_or_recognise(
     if outcome is not None:
         listener.said(f"{folder.path}: this training is finished; nothing to do")
         return _outcome(folder, outcome, was_finished=True)
+    learned_before = images_learned_before(store, configuration.initialise)
+    if not configuration.overfit_images:
+        check_never_learned(learned_before, val)
     if process_rank() == 0:
         message = open_run_folder(folder, identity)
         write_configuration(folder, configuration.model_dump(mode="json"))
@@ -157,6 +161,7 @@ def _train_or_recognise(
         folder=folder,
         identity=identity,
         parent=parent,
+        learned_before=learned_before,
         configuration=configuration,
         train=train,
         val=val,
@@ -291,6 +296,7 @@ def _save_weights(run: TrainingRun, path: Path, row: Mapping[str, Any]) -> None:
         data_fingerprint=run.train.fingerprint,
         metrics=row,
         parent=run.parent,
+        learned_images={*run.learned_before, *(image.image_id for image in run.train.images)},
         created_at=run_created_at(run.folder),
     )
     save_weights(path, run.learner.average.state_dict(), lineage)

@@ -7,7 +7,7 @@ together for one of several processes, beginning anywhere in an epoch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -40,6 +40,21 @@ def chosen_splits(
                 f"{len(split.images)}; label some, or choose another fold"
             )
     return train, val
+
+
+def check_never_learned(learned_before: Collection[str], val: LabelledSplit) -> None:
+    """Refuse first weights that were trained on images by which the best epoch is to be chosen.
+
+    Raises:
+        ValueError: some of the images were learned.
+    """
+    learned = sorted(image.image_id for image in val.images if image.image_id in learned_before)
+    if learned:
+        raise ValueError(
+            f"initialise: the first weights learned {len(learned)} of the {len(val.images)} images of fold {val.fold}, "
+            f"{val.split}, e.g. {learned[0]}: AP there would say nothing; start each fold from weights of the same "
+            "fold and splits (initialise.experiment), or from weights that never saw these images"
+        )
 
 
 class EpochBatches:

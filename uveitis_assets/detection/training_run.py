@@ -25,11 +25,15 @@ from uveitis_assets.detection.training_state import Learner
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """One call of ``train_detector``; ``began`` lies earlier by what its former lives took (monotonic clock, s)."""
+    """One call of ``train_detector``; ``began`` lies earlier by what its former lives took (monotonic clock, s).
+
+    ``learned_before`` are the ids of the images that the first weights learned.
+    """
 
     folder: RunFolder
     identity: Mapping[str, Any]
     parent: Mapping[str, str] | None
+    learned_before: frozenset[str]
     configuration: DetectorConfiguration
     train: LabelledSplit
     val: LabelledSplit

@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,15 @@ def weights_lineage(
     data_fingerprint: str,
     metrics: Mapping[str, Any],
     parent: Mapping[str, str] | None,
+    learned_images: Iterable[str],
     created_at: str,
 ) -> dict[str, Any]:
     """What weights are and where they come from, for ``save_weights``.
 
     ``categories`` maps ids from 1 to names; ``data_fingerprint`` is that of the labelled split; ``parent`` is
-    ``parent_of`` the file that the training started from; ``created_at`` is the caller's, so that two runs that compute
-    the same can write the same.
+    ``parent_of`` the file that the training started from; ``learned_images`` are the ids of the images that it and the
+    training of its parent were shown, which tell what the weights must not be judged by; ``created_at`` is the
+    caller's, so that two runs that compute the same can write the same.
     """
     return {
         "configuration": configuration.model_dump(mode="json"),
@@ -80,6 +82,7 @@ def weights_lineage(
         "code_version": DETECTOR_CODE_VERSION,
         "parent": None if parent is None else dict(parent),
         "metrics": dict(metrics),
+        "learned_images": sorted(set(learned_images)),
         "created_at": created_at,
     }
 
@@ -140,19 +143,45 @@ def read_weights_file(path: Path) -> WeightsFile:
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pytorch(path)
 
 
+def read_lineage(path: Path) -> dict[str, Any]:
+    """Lineage of a .safetensors file, from the file or else from the JSON beside it; empty where neither tells.
+
+    The tensors are not read. Other files have none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _lineage(path, file.metadata() or {})
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+
+
 def _read_safetensors(path: Path) -> WeightsFile:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
     except SafetensorError as error:
-        raise ValueError(f"{path}: expected a .safetensors file, found {error}; copy or train it again") from error
+        raise _damaged(path, error) from error
+    return WeightsFile(path, "", tensors, _lineage(path, metadata))
+
+
+def _lineage(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if _LINEAGE in metadata:
-        details = json.loads(metadata[_LINEAGE])
-    else:
-        sidecar = path.with_suffix(".json")
-        details = read_json(sidecar) if sidecar.is_file() else {}
-    return WeightsFile(path, "", tensors, details)
+        lineage: dict[str, Any] = json.loads(metadata[_LINEAGE])
+        return lineage
+    sidecar = path.with_suffix(".json")
+    return read_json(sidecar) if sidecar.is_file() else {}
+
+
+def _damaged(path: Path, error: SafetensorError) -> ValueError:
+    return ValueError(
+        f"{path}: expected a .safetensors file, found {error}; copy it again, or delete it and train again"
+    )
 
 
 def _read_pytorch(path: Path) -> WeightsFile:

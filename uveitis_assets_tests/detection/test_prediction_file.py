@@ -7,6 +7,7 @@ import pytest
 from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.detections import Detections
 from uveitis_assets.detection.prediction_file import prediction_fingerprint, read_prediction, write_prediction
+from uveitis_assets.detection.pseudo_labels import read_confident_predictions
 from uveitis_assets.fundus.geometry import ImageFrames
 from uveitis_assets.storage import ArtefactStore
 from uveitis_assets_tests.detection.known_detectors import detections, small_frames
@@ -147,3 +148,14 @@ def test_the_fingerprint_follows_what_can_change_detections_and_nothing_else() -
         of(score_threshold=0.2),
     ]
     assert len({*same, *others}) == 7
+
+
+def test_detections_by_other_weights_than_expected_are_refused_as_a_source_of_labels(
+    store: ArtefactStore, frames: ImageFrames
+) -> None:
+    path = written(store, frames, detections([((10, 30, 20, 40), 0.5, 3)]))
+    ids = ["uwf700::Uveitis-001", "uwf700::without-predictions"]
+    assert list(read_confident_predictions(path.parent, ids, made_by="abc")) == ids[:1]
+    assert list(read_confident_predictions(path.parent, ids)) == ids[:1]
+    with pytest.raises(ValueError, match=r"expected detections by the weights other alone, found those by abc,"):
+        read_confident_predictions(path.parent, ids, made_by="other")

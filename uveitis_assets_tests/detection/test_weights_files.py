@@ -36,6 +36,7 @@ def lineage(**changes: Any) -> dict[str, Any]:
         "data_fingerprint": "0123456789abcdef",
         "metrics": {"map_50": 0.25},
         "parent": None,
+        "learned_images": ["uwf700::b", "uwf700::a"],
         "created_at": "2030-01-02T03:04:05Z",
     }
     return weights_lineage(DetectorConfiguration(), **{**values, **changes})
