@@ -210,7 +210,7 @@ class PseudoLabelConfiguration(Configuration):
     )
     min_tile_box_ratio: Ratio = Field(0.2, description="Share of a box that a tile has to show, as for labels")
     large_lesion_tile_cover: Ratio = Field(
-        0.25, description="Share of a tile that a large lesion covers, as for labels"
+        0.2, description="Share of a tile that a large lesion covers, as for labels"
     )
 
 

@@ -21,7 +21,7 @@ class DetectorVerificationConfiguration(Configuration):
 
     min_map_50: Ratio = Field(0.0, description="AP at IoU 0.5 below which the evaluation's check fails")
     max_images_without_detections: Ratio = Field(
-        1.0, description="Share of a batch's images without any detection from which the check warns"
+        0.95, description="Share of a batch's images without any detection from which the check warns"
     )
 
 
