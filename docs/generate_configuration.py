@@ -184,7 +184,26 @@ INTRODUCTION = """# Configuration
 | `UVEITIS_WANDB_KEY_FILE` | none | File with one line, the W&B key; read by trainings with `training.wandb_project` |
 | `UVEITIS_REAL_DATA` | `../shared/data` | Tests only: folder of real images; without it some tests are skipped |
 | `UVEITIS_ACCEPT_SNAPSHOT` | none | Tests only: write the snapshot of the asset graph instead of comparing it |
+| `UVEITIS_URL` | `http://127.0.0.1:3000` | `uveitis-assets submit`: the deployment's UI |
+| `UVEITIS_SETTINGS` | `docker/.env` | `uveitis-assets doctor`: settings of the deployment |
 | `DAGSTER_HOME` | none; `make` sets `./.dagster_home` | Folder of Dagster's database and of `dagster.yaml` |
+
+### Docker deployment
+
+`docker/prepare.sh` reads these once and writes them to `docker/.env`; `UVEITIS_DATA` and `UVEITIS_RAW` too, which are
+folders of the host there.
+
+| variable | default | meaning |
+|---|---|---|
+| `UVEITIS_HOME` | `<repository>/deployment` | Folder of the others: `data`, `raw`, `state`, `secrets` |
+| `UVEITIS_STATE` | `$UVEITIS_HOME/state` | Postgres' and Dagster's files |
+| `UVEITIS_SECRETS` | `$UVEITIS_HOME/secrets` | Files with secrets, such as `postgres_password` |
+| `UVEITIS_UID` | yours | User id that owns all files |
+| `UVEITIS_GID` | yours | Group id that owns all files |
+| `UVEITIS_DEPLOYMENT` | `uveitis` | Name of the deployment: its containers and its network |
+
+From them `docker/compose.yaml` makes what run containers mount and run as: `UVEITIS_USER`, `UVEITIS_DATA_MOUNT`,
+`UVEITIS_RAW_MOUNT`, `UVEITIS_STATE_MOUNT` and `UVEITIS_SECRETS_FOLDER`. Do not set these.
 """
 
 RUN_OPTIONS = """

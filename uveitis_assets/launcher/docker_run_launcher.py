@@ -61,6 +61,8 @@ _STOP_TAG = "uveitis/stop_requested"
 _REAP_EVERY_S = 600.0
 # A container outlives its run by the seconds that its program takes to end.
 _ABANDONED_AFTER_S = 120.0
+# docker-py lets lost connections through as those of its HTTP library, which are OSErrors.
+_ENGINE_TROUBLES = (DockerException, OSError)
 _LIVE = ("created", "running", "paused", "restarting")
 
 _log = logging.getLogger(__name__)
@@ -349,8 +351,8 @@ class GpuDockerRunLauncher(DockerRunLauncher):
         self._reap_due_at = time.monotonic() + _REAP_EVERY_S
         try:
             removed = self.reap_stopped_containers()
-        except DockerException:
-            # The run that was just launched must not fail for yesterday's containers; the next launch tries again.
+        except _ENGINE_TROUBLES:
+            # The run that was just launched must not fail for yesterday's containers; the next look tries again.
             _log.warning("Stopped run containers could not be removed", exc_info=True)
         else:
             if removed:
@@ -380,7 +382,7 @@ def _reaches_engine() -> bool:
     try:
         with _docker_client() as client:
             return bool(client.ping())
-    except DockerException:
+    except _ENGINE_TROUBLES:
         return False
 
 

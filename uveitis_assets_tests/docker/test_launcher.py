@@ -5,7 +5,7 @@ import json
 import dagster as dg
 import pytest
 
-from uveitis_assets.launcher import GpuDockerRunLauncher
+from uveitis_assets.launcher import GpuDockerRunLauncher, docker_run_launcher
 from uveitis_assets_tests.docker.deployment import DEPLOYMENT, IMAGE, SECRET, Deployment, overrides
 
 pytestmark = pytest.mark.docker
@@ -153,3 +153,17 @@ def test_stopped_containers_are_removed_after_retention_and_running_and_foreign_
         foreign.remove(force=True)
         (deployment.shared / "release").touch()
     assert deployment.finished(working).status is dg.DagsterRunStatus.SUCCESS
+
+
+def test_a_container_whose_run_was_ended_from_outside_is_stopped(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+):
+    (deployment.shared / "release").unlink(missing_ok=True)
+    run_id = deployment.submit("waiting")
+    container = deployment.container(run_id)
+    deployment.wait("the asset", lambda: b"waiting for the test" in container.logs())
+    deployment.instance.report_run_canceled(deployment.run(run_id))
+    monkeypatch.setattr(docker_run_launcher, "_ABANDONED_AFTER_S", 0.0)
+    deployment.instance.run_launcher.reap_stopped_containers()
+    container.reload()
+    assert container.status == "exited"

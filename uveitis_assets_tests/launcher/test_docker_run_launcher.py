@@ -262,6 +262,18 @@ def test_the_container_of_a_run_that_was_ended_without_it_is_stopped_after_a_whi
     assert launches.container(run).status == "exited"
 
 
+@pytest.mark.parametrize("trouble", [APIError("500 Server Error"), ConnectionError("connection aborted")])
+def test_a_launched_run_does_not_fail_for_containers_that_cannot_be_removed(instance, engine, monkeypatch, trouble):
+    def _fail(**filters: object) -> NoReturn:
+        raise trouble
+
+    launches = Launches(instance)
+    monkeypatch.setattr(engine, "list", _fail)
+    run = launches.launch()
+    assert run.status is dg.DagsterRunStatus.STARTING
+    assert launches.container(run).status == "running"
+
+
 def test_the_configuration_is_checked_when_the_instance_loads():
     with pytest.raises(LaunchRefusedError, match="auto_remove"):
         GpuDockerRunLauncher(container_kwargs={"auto_remove": True})
