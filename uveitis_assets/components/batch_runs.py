@@ -1,8 +1,8 @@
-"""Runs of a lane's batches as the instance sees them: what is in progress, what was tried, what to request.
+"""Runs of batches as the instance sees them: what is in progress, what was tried, what to request.
 
-Which batches need a run is told by their books (fundus/stale_batches.py), never by who noticed it: a crash between
-noticing and running loses nothing. A run bears the registered state of each of its batches as a tag, so that attempts
-are counted per batch and state, whoever asked for them.
+Which batches need a run is told by their books (fundus/stale_batches.py) or by the newest materializations, never by
+who noticed it: a crash between noticing and running loses nothing. A run bears the state of each of its batches as a
+tag, so that attempts are counted per batch and state, whoever asked for them.
 """
 
 import json
@@ -31,20 +31,32 @@ _UNFINISHED = [
 ]
 
 
+def recent_unfinished_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    """Unfinished runs of at most a day."""
+    begun = time.time() - _ABANDONED_AFTER_S
+    records = instance.get_run_records(filters=dg.RunsFilter(statuses=_UNFINISHED))
+    return [record.dagster_run for record in records if record.create_timestamp.timestamp() > begun]
+
+
 def unfinished_runs(instance: dg.DagsterInstance, keys: LaneKeys) -> list[dg.DagsterRun]:
     """Unfinished runs of at most a day that touch the lane, however they were started."""
     assets = {*keys.batch_assets, keys.coco_labels}
-    begun = time.time() - _ABANDONED_AFTER_S
-    records = instance.get_run_records(filters=dg.RunsFilter(statuses=_UNFINISHED))
     return [
-        record.dagster_run
-        for record in records
-        if record.create_timestamp.timestamp() > begun
-        and (
-            record.dagster_run.tags.get(LANE_TAG) == keys.lane
-            or bool(assets.intersection(record.dagster_run.asset_selection or ()))
-        )
+        run
+        for run in recent_unfinished_runs(instance)
+        if run.tags.get(LANE_TAG) == keys.lane or bool(assets.intersection(run.asset_selection or ()))
     ]
+
+
+def partitions_of(run: dg.DagsterRun, ordered: Sequence[str]) -> set[str]:
+    """Which of the keys, given in their order, a run is about; all of them where it does not tell."""
+    first = run.tags.get(RANGE_START_TAG) or run.tags.get(_PARTITION_TAG)
+    last = run.tags.get(RANGE_END_TAG) or first
+    if first is None or last is None:
+        return set(ordered)
+    # By length first: fold2 comes before fold10.
+    low, high = (len(first), first), (len(last), last)
+    return {key for key in ordered if low <= (len(key), key) <= high}
 
 
 def batches_in_progress(instance: dg.DagsterInstance, keys: LaneKeys, ordered: Sequence[str]) -> set[str]:
@@ -54,16 +66,14 @@ def batches_in_progress(instance: dg.DagsterInstance, keys: LaneKeys, ordered: S
         makes_batches = run.asset_selection is None or not run.asset_selection.isdisjoint(keys.batch_assets)
         if run.job_name == keys.labels_job or not makes_batches:
             continue
-        first = run.tags.get(RANGE_START_TAG) or run.tags.get(_PARTITION_TAG)
-        last = run.tags.get(RANGE_END_TAG) or first
-        busy.update(batch for batch in ordered if first is None or last is None or first <= batch <= last)
+        busy |= partitions_of(run, ordered)
     return busy
 
 
-def exhausted_batches(instance: dg.DagsterInstance, keys: LaneKeys, states: Mapping[str, str]) -> set[str]:
-    """Batches whose present state was tried ``ATTEMPTS`` times, or whose run somebody cancelled."""
+def exhausted_batches(instance: dg.DagsterInstance, job_name: str, states: Mapping[str, str]) -> set[str]:
+    """Batches whose present state the job tried ``ATTEMPTS`` times, or whose run somebody cancelled."""
     finished = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-    runs = instance.get_runs(filters=dg.RunsFilter(job_name=keys.lane_job, statuses=finished), limit=_RUNS_LOOKED_AT)
+    runs = instance.get_runs(filters=dg.RunsFilter(job_name=job_name, statuses=finished), limit=_RUNS_LOOKED_AT)
     tried: Counter[str] = Counter()
     for run in runs:
         for batch, state in json.loads(run.tags.get(STATES_TAG, "{}")).items():

@@ -4,20 +4,24 @@ Training never starts by itself. A new checkpoint leaves the predictions as they
 have them by the new one.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
 
+from uveitis_assets.components.batch_runs import (
+    ATTEMPTS,
+    exhausted_batches,
+    partitions_of,
+    range_requests,
+    recent_unfinished_runs,
+)
 from uveitis_assets.components.detector_keys import DETECTOR_TAG, DetectorKeys, fold_key
-from uveitis_assets.components.partition_runs import contiguous_ranges, range_tags
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 
 AssetJob = Any
-_ATTEMPTS = 3
 _KEYS_PER_TICK = 500
-_TILES_EVENT_TAG = "uveitis/upstream_event"
-_FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-_IN_PROGRESS = [status for status in dg.DagsterRunStatus if status not in _FINISHED]
+_SHOWN = 10
 
 
 def detector_jobs(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> list[AssetJob]:
@@ -53,41 +57,53 @@ def predictions_sensor(detector: DetectorLaneConfiguration, keys: DetectorKeys) 
     )
     def predictions_refresh(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         instance = context.instance
+        folds = keys.folds.get_partition_keys()
         chosen = {fold_key(fold) for fold in detector.inference.folds}
         absent = chosen - instance.get_materialized_partitions(keys.checkpoint)
         if absent:
             return dg.SkipReason(f"{keys.checkpoint.to_user_string()} lacks {', '.join(sorted(absent))}")
+        runs = recent_unfinished_runs(instance)
+        if any(chosen & _of_asset(run, keys.checkpoint, keys.training_job, folds) for run in runs):
+            return dg.SkipReason(f"{keys.checkpoint.to_user_string()} is being trained: waiting for its end")
         tiles = _newest_events(instance, keys.predicted.stage("tiles"))
         predicted = _newest_events(instance, keys.predictions)
-        ordered = list(instance.get_dynamic_partitions(keys.predicted.batches_name))
-        stale = {batch for batch in ordered if tiles.get(batch, 0) > predicted.get(batch, 0)}
+        ordered = sorted(instance.get_dynamic_partitions(keys.predicted.batches_name))
+        stale = [batch for batch in ordered if tiles.get(batch, 0) > predicted.get(batch, 0)]
         if not stale:
             return dg.SkipReason("predictions are as new as the tiles")
-        if instance.get_runs_count(filters=dg.RunsFilter(job_name=keys.predictions_job, statuses=_IN_PROGRESS)):
-            return dg.SkipReason(f"{len(stale)} batches wait for the predictions that are being made")
-        requests = []
-        for first, last in contiguous_ranges(
-            ordered, set(sorted(stale)[:_KEYS_PER_TICK]), detector.automation.max_batches_per_run
-        ):
-            newest = max(tiles.get(batch, 0) for batch in ordered[ordered.index(first) : ordered.index(last) + 1])
-            tags = {_TILES_EVENT_TAG: str(newest), **range_tags(first, last)}
-            failed = instance.get_runs_count(
-                filters=dg.RunsFilter(job_name=keys.predictions_job, tags=tags, statuses=[dg.DagsterRunStatus.FAILURE])
-            )
-            if failed < _ATTEMPTS:
-                why = {"uveitis/requested_because": "newer tiles"}
-                requests.append(
-                    dg.RunRequest(
-                        run_key=f"{detector.name}-predictions-{first}-{last}-{newest}-{failed}", tags={**tags, **why}
-                    )
-                )
-        if not requests:
-            return dg.SkipReason(
-                f"{len(stale)} batches failed {_ATTEMPTS} times: mend the cause and run {keys.predictions_job}"
-            )
-        return dg.SensorResult(run_requests=requests)
+        states = {batch: str(tiles[batch]) for batch in stale}
+        busy = {batch for run in runs for batch in _of_asset(run, keys.predictions, keys.predictions_job, stale)}
+        exhausted = exhausted_batches(instance, keys.predictions_job, states) - busy
+        ready = [batch for batch in stale if batch not in busy | exhausted]
+        requests = range_requests(
+            ordered,
+            set(ready[:_KEYS_PER_TICK]),
+            [keys.predictions],
+            longest=detector.automation.max_batches_per_run,
+            why="newer tiles",
+            states=states,
+        )
+        waiting = [
+            *([f"{len(busy)} batches are being predicted"] if busy else []),
+            *(
+                [
+                    f"runs of {', '.join(sorted(exhausted)[:_SHOWN])}{', ...' if len(exhausted) > _SHOWN else ''} were "
+                    f"cancelled or failed {ATTEMPTS} times: mend the cause and run {keys.predictions_job}"
+                ]
+                if exhausted
+                else []
+            ),
+        ]
+        return dg.SensorResult(run_requests=list(requests)) if ready else dg.SkipReason("; ".join(waiting))
 
     return predictions_refresh
+
+
+def _of_asset(run: dg.DagsterRun, asset: dg.AssetKey, job_name: str, partitions: Sequence[str]) -> set[str]:
+    """Which of the partitions of an asset a run makes, whether its job or a selection of assets says so."""
+    if run.job_name != job_name and asset not in (run.asset_selection or ()):
+        return set()
+    return partitions_of(run, partitions)
 
 
 def _newest_events(instance: dg.DagsterInstance, asset_key: dg.AssetKey) -> dict[str, int]:

@@ -248,7 +248,7 @@ def _requests(
         return [], ""
     ordered = sorted(known | new)
     busy = wanted & batches_in_progress(instance, keys, ordered)
-    exhausted = (wanted & exhausted_batches(instance, keys, stale.states)) - busy
+    exhausted = (wanted & exhausted_batches(instance, keys.lane_job, stale.states)) - busy
     ready = wanted - busy - exhausted
     to_preprocess = ready.intersection(stale.preprocessing) - new
 

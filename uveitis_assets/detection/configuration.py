@@ -209,9 +209,7 @@ class PseudoLabelConfiguration(Configuration):
         description="Training images that a person has labelled: get pseudo-labels too, or are left as they are",
     )
     min_tile_box_ratio: Ratio = Field(0.2, description="Share of a box that a tile has to show, as for labels")
-    large_lesion_tile_cover: Ratio = Field(
-        0.2, description="Share of a tile that a large lesion covers, as for labels"
-    )
+    large_lesion_tile_cover: Ratio = Field(0.2, description="Share of a tile that a large lesion covers, as for labels")
 
 
 class DetectorConfiguration(Configuration):

@@ -161,7 +161,7 @@ def test_a_child_starts_from_its_parents_weights_of_the_same_fold_or_says_what_i
 def test_what_lands_is_predicted_and_nothing_else_is_touched(trained: Platform) -> None:
     tick = trained.tick("parent_predictions_refresh")
     assert isinstance(tick, dg.SensorResult)
-    assert requested(tick.run_requests) == [("b00001", "b00001", ())]
+    assert requested(tick.run_requests) == [("b00001", "b00001", ("predictions",))]
     assert run(trained, "parent_predictions", "b00001", "b00001").success
     files = sorted((trained.store.root / "preds" / "parent").glob("*.json"))
     assert len(files) == 8
@@ -174,7 +174,7 @@ def test_what_lands_is_predicted_and_nothing_else_is_touched(trained: Platform) 
     before = {path: path.stat().st_mtime_ns for path in files}
     tick = trained.tick("parent_predictions_refresh")
     assert isinstance(tick, dg.SensorResult)
-    assert requested(tick.run_requests) == [("b00002", "b00002", ())]
+    assert requested(tick.run_requests) == [("b00002", "b00002", ("predictions",))]
     assert run(trained, "parent_predictions", "b00002", "b00002").success
     assert len(list((trained.store.root / "preds" / "parent").glob("*.json"))) == 9
     assert {path: path.stat().st_mtime_ns for path in files} == before

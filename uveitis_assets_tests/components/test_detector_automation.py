@@ -1,0 +1,152 @@
+"""The sensor of a detector lane asks for what is missing, once, and stops asking for what does not help."""
+
+import importlib
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from unittest.mock import patch
+
+import dagster as dg
+import pytest
+
+from uveitis_assets.components.partition_runs import range_tags
+from uveitis_assets_tests.components.running_platform import requested
+from uveitis_assets_tests.components.test_lesion_detector import DETECTOR, LANE
+from uveitis_assets_tests.lane_project import write_project
+
+CHECKPOINT = dg.AssetKey(["parent", "checkpoint"])
+PREDICTIONS = dg.AssetKey(["parent", "predictions"])
+TILES = dg.AssetKey(["uwf700", "tiles"])
+MORE = "  automation: {max_batches_per_run: 3}\n"
+
+
+@pytest.fixture(scope="module")
+def definitions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.Definitions]:
+    folder = tmp_path_factory.mktemp("sensor")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        write_project(folder, "sensor_lanes", {"uwf700": LANE, "parent": DETECTOR.format(name="parent", more=MORE)})
+        monkeypatch.syspath_prepend(folder)
+        yield importlib.import_module("sensor_lanes.definitions").defs()
+
+
+@pytest.fixture
+def instance() -> dg.DagsterInstance:
+    """Fold 0 is trained, five batches are registered, and all have tiles."""
+    instance = dg.DagsterInstance.ephemeral()
+    instance.add_dynamic_partitions("uwf700_batches", [f"b0000{number}" for number in range(1, 6)])
+    materialize(instance, CHECKPOINT, "fold0")
+    materialize(instance, TILES, *(f"b0000{number}" for number in range(1, 6)))
+    return instance
+
+
+def materialize(instance: dg.DagsterInstance, asset: dg.AssetKey, *partitions: str) -> None:
+    for partition in partitions:
+        instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=partition))
+
+
+def tick(definitions: dg.Definitions, instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason:
+    context = dg.build_sensor_context(instance=instance, definitions=definitions, sensor_name="refresh")
+    (sensor,) = (one for one in definitions.sensors or [] if one.name == "parent_predictions_refresh")
+    result = sensor(context)
+    assert isinstance(result, dg.SensorResult | dg.SkipReason)
+    return result
+
+
+def asked(definitions: dg.Definitions, instance: dg.DagsterInstance) -> list[tuple[str, str]]:
+    result = tick(definitions, instance)
+    return [] if isinstance(result, dg.SkipReason) else [(a, b) for a, b, _ in requested(result.run_requests)]
+
+
+def add_run(
+    instance: dg.DagsterInstance,
+    status: dg.DagsterRunStatus,
+    tags: dict[str, str],
+    job: str = "parent_predictions",
+    assets: Sequence[dg.AssetKey] = (),
+) -> None:
+    instance.add_run(
+        dg.DagsterRun(
+            job_name=job, run_id=str(uuid.uuid4()), status=status, tags=tags, asset_selection=frozenset(assets) or None
+        )
+    )
+
+
+def answer(definitions: dg.Definitions, instance: dg.DagsterInstance, status: dg.DagsterRunStatus) -> None:
+    """Let all runs that the sensor asks for end like this, without predictions."""
+    result = tick(definitions, instance)
+    assert isinstance(result, dg.SensorResult)
+    for request in result.run_requests or ():
+        add_run(instance, status, dict(request.tags))
+
+
+def test_all_batches_with_newer_tiles_are_asked_for_in_ranges(
+    definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
+    assert asked(definitions, instance) == [("b00001", "b00003"), ("b00004", "b00005")]
+    materialize(instance, PREDICTIONS, "b00001", "b00002", "b00004")
+    assert asked(definitions, instance) == [("b00003", "b00003"), ("b00005", "b00005")]
+    materialize(instance, PREDICTIONS, "b00003", "b00005")
+    assert asked(definitions, instance) == []
+    materialize(instance, TILES, "b00002")
+    assert asked(definitions, instance) == [("b00002", "b00002")]
+
+
+def test_batches_that_a_run_is_at_work_on_are_not_asked_for_again_and_the_others_do_not_wait(
+    definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
+    add_run(instance, dg.DagsterRunStatus.STARTED, range_tags("b00001", "b00002"))
+    add_run(
+        instance, dg.DagsterRunStatus.NOT_STARTED, {"dagster/partition": "b00005"}, "__ASSET_JOB", assets=[PREDICTIONS]
+    )
+    assert asked(definitions, instance) == [("b00003", "b00004")]
+
+
+def test_a_run_that_was_killed_without_a_word_blocks_for_a_day_at_most(
+    definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
+    add_run(instance, dg.DagsterRunStatus.STARTED, range_tags("b00001", "b00005"))
+    assert asked(definitions, instance) == []
+    tomorrow = (datetime.now(UTC) + timedelta(hours=25)).timestamp()
+    with patch("uveitis_assets.components.batch_runs.time.time", return_value=tomorrow):
+        assert asked(definitions, instance) == [("b00001", "b00003"), ("b00004", "b00005")]
+
+
+def test_nothing_is_predicted_while_a_chosen_fold_is_trained(
+    definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
+    add_run(instance, dg.DagsterRunStatus.STARTED, {"dagster/partition": "fold1"}, "parent_training")
+    assert asked(definitions, instance)
+    add_run(instance, dg.DagsterRunStatus.STARTED, range_tags("fold0", "fold1"), "__ASSET_JOB", [CHECKPOINT])
+    reason = tick(definitions, instance)
+    assert isinstance(reason, dg.SkipReason)
+    assert reason.skip_message == "parent/checkpoint is being trained: waiting for its end"
+
+
+@pytest.mark.parametrize("end", [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS])
+def test_runs_that_do_not_help_are_asked_for_three_times_until_the_tiles_change(
+    definitions: dg.Definitions, instance: dg.DagsterInstance, end: dg.DagsterRunStatus
+) -> None:
+    for _ in range(3):
+        answer(definitions, instance, end)
+    reason = tick(definitions, instance)
+    assert isinstance(reason, dg.SkipReason)
+    assert "b00001, b00002, b00003, b00004, b00005 were cancelled or failed 3 times" in str(reason.skip_message)
+    materialize(instance, TILES, "b00004")
+    assert asked(definitions, instance) == [("b00004", "b00004")]
+
+
+def test_attempts_are_counted_per_batch_when_others_of_its_range_succeeded(
+    definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
+    answer(definitions, instance, dg.DagsterRunStatus.FAILURE)
+    materialize(instance, PREDICTIONS, "b00001", "b00003", "b00004", "b00005")
+    for _ in range(2):
+        answer(definitions, instance, dg.DagsterRunStatus.FAILURE)
+    assert asked(definitions, instance) == []
+
+
+def test_a_cancelled_run_is_left_alone_and_says_so(definitions: dg.Definitions, instance: dg.DagsterInstance) -> None:
+    answer(definitions, instance, dg.DagsterRunStatus.CANCELED)
+    reason = tick(definitions, instance)
+    assert isinstance(reason, dg.SkipReason)
+    assert "were cancelled or failed" in str(reason.skip_message)
