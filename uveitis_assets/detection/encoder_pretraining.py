@@ -28,9 +28,9 @@ from uveitis_assets.detection.encoder_configuration import EncoderPretrainingCon
 from uveitis_assets.detection.masked_autoencoder import CHANNEL_MEAN, CHANNEL_STD, SHAPES, MaskedAutoencoder
 from uveitis_assets.detection.preprocessed_images import (
     PreprocessedImage,
-    read_global_image,
     read_preprocessed_images,
 )
+from uveitis_assets.detection.tile_files import read_global_image
 from uveitis_assets.detection.weights_files import file_digest, read_weights_file
 from uveitis_assets.detection.weights_report import load_matching
 from uveitis_assets.fundus.manifest import read_manifest

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,9 +26,9 @@ from uveitis_assets.detection.labelled_split import LabelledImage, LabelledSplit
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.detection.predict_images import predict_images
 from uveitis_assets.detection.prediction_overlays import prediction_sheet
-from uveitis_assets.detection.preprocessed_images import read_global_image
 from uveitis_assets.detection.run_folder import RunFolder
 from uveitis_assets.detection.sampling import overfit_split
+from uveitis_assets.detection.tile_files import read_global_image, read_tile_pixels
 from uveitis_assets.detection.weights_files import read_lineage
 from uveitis_assets.storage import ArtefactStore, read_json, write_bytes, write_json
 
@@ -76,7 +77,13 @@ def evaluate_fold(
     shown = lane.inference.model_copy(update={"score_threshold": 0.0})
     found = [
         detections
-        for _, detections in predict_images([model.to(device_name)], judged.images, shown, device=device_name)
+        for _, detections in predict_images(
+            [model.to(device_name)],
+            judged.images,
+            shown,
+            device=device_name,
+            read_tiles=partial(read_tile_pixels, store),
+        )
     ]
     evaluation = evaluate_detections(judged.images, found, judged.categories, lane.evaluation)
     report = folder.report_file if split == "val" else folder.test_report_file

@@ -9,51 +9,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-import cv2
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.detections import Detections
 from uveitis_assets.detection.merging import fuse_detectors, merge_images
+from uveitis_assets.detection.tile_files import Pixels, TiledImage, UnreadableTilesError, read_tile_files
 from uveitis_assets.detection.tile_inference import detect_tiles, tiles_per_pass
-from uveitis_assets.fundus.geometry import ImageFrames
-
-Pixels = NDArray[np.uint8]
 
 # Batches per window: the last batch of a window may be part full, so more batches waste less and hold more memory.
 _BATCHES_PER_WINDOW = 4
 
 
-class TileFile(Protocol):
-    """A tile that lies on the disk."""
-
-    @property
-    def file(self) -> Path: ...
-
-
-class TiledImage(Protocol):
-    """What has to be known of an image to predict it; ``LabelledImage`` is one."""
-
-    @property
-    def image_id(self) -> str: ...
-
-    @property
-    def frames(self) -> ImageFrames: ...
-
-    @property
-    def tiles(self) -> Sequence[TileFile]: ...
-
-
 Image = TypeVar("Image", bound=TiledImage)
-
-
-class UnreadableTilesError(ValueError):
-    """An image's tiles are missing, damaged or of another size than its frames say; the message names the image."""
 
 
 def predict_images(
@@ -113,24 +83,6 @@ def predict_images(
             per_image = [[next(detected) for _ in tiles] for _, tiles in window]
             merged.append(merge_images(frames, per_image, configuration))
         yield from zip(in_window, fuse_detectors(frames, merged, configuration), strict=True)
-
-
-def read_tile_files(image: TiledImage) -> list[Pixels]:
-    """Read an image's tiles from their PNG files, RGB uint8.
-
-    Raises:
-        UnreadableTilesError: a file is missing or damaged; the message names it.
-    """
-    tiles = []
-    for tile in image.tiles:
-        data = cv2.imread(str(tile.file), cv2.IMREAD_COLOR_RGB) if tile.file.is_file() else None
-        if data is None:
-            state = "damaged" if tile.file.is_file() else "missing"
-            raise UnreadableTilesError(
-                f"{image.image_id}: {tile.file}: expected a tile as PNG, found it {state}; materialize the tiles again"
-            )
-        tiles.append(np.asarray(data, dtype=np.uint8))
-    return tiles
 
 
 def _windows(

@@ -25,15 +25,14 @@ from numpy.typing import NDArray
 from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.detections import Detections
 from uveitis_assets.detection.heat_map import draw_heat_map, heat_map
-from uveitis_assets.detection.predict_images import UnreadableTilesError, predict_images
+from uveitis_assets.detection.predict_images import predict_images
 from uveitis_assets.detection.prediction_file import prediction_fingerprint, read_prediction, write_prediction
 from uveitis_assets.detection.prediction_overlays import draw_detections, prediction_sheet
 from uveitis_assets.detection.preprocessed_images import (
     PreprocessedImage,
-    read_global_image,
     read_preprocessed_images,
-    read_tile_pixels,
 )
+from uveitis_assets.detection.tile_files import UnreadableTilesError, read_global_image, read_tile_pixels
 from uveitis_assets.fundus.png import encode_png
 from uveitis_assets.storage import ArtefactStore, artefact_key, write_bytes
 

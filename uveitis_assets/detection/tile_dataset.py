@@ -6,6 +6,7 @@ which worker made it. It decides no order and no batches; those are ``sampling``
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import cv2
@@ -18,8 +19,17 @@ from torch.utils.data import Dataset
 from uveitis_assets.detection.augmentation import augment
 from uveitis_assets.detection.configuration import AugmentationConfiguration
 from uveitis_assets.detection.detections import GroundTruth
-from uveitis_assets.detection.labelled_split import LabelledImage, LabelledTile
+from uveitis_assets.detection.labelled_split import LabelledImage
+from uveitis_assets.detection.tile_files import (
+    UnreadableTilesError,
+    read_picture,
+    read_tile_file,
+    read_tile_pixels,
+    tiled_picture,
+)
 from uveitis_assets.fundus.geometry import AxisAlignedTransform
+from uveitis_assets.fundus.tiling import cut_tile
+from uveitis_assets.storage import ArtefactStore
 
 Target = dict[str, Tensor]
 
@@ -32,7 +42,7 @@ class TileDraw(NamedTuple):
 
 
 class TilePixels(Protocol):
-    """Where tiles come from: their PNG files or a ``TileStore``."""
+    """Where tiles come from: ``TileFiles`` or a ``TileStore``."""
 
     def read(self, image: LabelledImage, tile: int) -> NDArray[np.uint8]:
         """The tile's pixels, (H, W, 3) uint8 RGB; the caller may change them."""
@@ -40,43 +50,45 @@ class TilePixels(Protocol):
 
 
 class TileFiles:
-    """Decodes the tiles' PNG files one by one."""
+    """Decodes tiles one by one: their PNG files, or with a store also the larger pictures of tiles not persisted."""
+
+    def __init__(self, store: ArtefactStore | None = None) -> None:
+        self._store = store
+        # Validation asks for an image's tiles one after the other.
+        self._picture: tuple[Path, NDArray[np.uint8]] | None = None
 
     def read(self, image: LabelledImage, tile: int) -> NDArray[np.uint8]:
         """The tile's pixels, (H, W, 3) uint8 RGB.
 
         Raises:
-            FileNotFoundError: the PNG is gone.
-            ValueError: it is not an image or has another size than its label.
+            UnreadableTilesError: the file is gone, is not an image or has another size than its label.
         """
-        return read_tile_file(image, image.tiles[tile])
+        source = tiled_picture(self._store, image) if self._store is not None else None
+        if source is None:
+            return _as_labelled(image, tile, read_tile_file(image, tile))
+        picture = self._picture
+        if picture is None or picture[0] != source:
+            picture = self._picture = (source, read_picture(source))
+        return _as_labelled(image, tile, cut_tile(picture[1], image.frames.tiles[tile]).copy())
 
 
-def read_tile_file(image: LabelledImage, tile: LabelledTile) -> NDArray[np.uint8]:
-    """Decode one tile's PNG: (H, W, 3) uint8 RGB.
+def read_labelled_tiles(store: ArtefactStore, image: LabelledImage) -> list[NDArray[np.uint8]]:
+    """All tiles of an image, (H, W, 3) uint8 RGB each.
 
     Raises:
-        FileNotFoundError: the PNG is gone.
-        ValueError: it is not an image or has another size than its label.
+        UnreadableTilesError: a file is gone, is not an image or has another size than its label.
     """
-    try:
-        data = np.fromfile(tile.file, np.uint8)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{tile.file}: expected tile {tile.tile_id} of {image.image_id}, found no file; materialize the lane's "
-            "tiles with `tiles` in `persist`"
-        ) from error
-    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
-    if pixels is None:
-        raise ValueError(
-            f"{tile.file}: expected a PNG, found {data.size} bytes that do not decode; materialize the tiles"
+    return [_as_labelled(image, tile, pixels) for tile, pixels in enumerate(read_tile_pixels(store, image))]
+
+
+def _as_labelled(image: LabelledImage, tile: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    labelled = image.tiles[tile]
+    if pixels.shape != (labelled.height, labelled.width, 3):
+        raise UnreadableTilesError(
+            f"{image.image_id}: {labelled.file}: expected {labelled.width}x{labelled.height} px as in the labels, "
+            f"found {pixels.shape[1]}x{pixels.shape[0]}; materialize the lane's coco_labels again"
         )
-    if pixels.shape != (tile.height, tile.width, 3):
-        raise ValueError(
-            f"{tile.file}: expected {tile.width}x{tile.height} px as in the labels, found "
-            f"{pixels.shape[1]}x{pixels.shape[0]}; materialize the lane's coco_labels again"
-        )
-    return np.asarray(pixels, np.uint8)
+    return pixels
 
 
 def fit_to_input(pixels: NDArray[np.uint8], input_size: int) -> tuple[NDArray[np.uint8], AxisAlignedTransform]:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uveitis_assets.detection.labelled_split import LabelledImage
-from uveitis_assets.detection.tile_dataset import TileFiles, TilePixels, read_tile_file
+from uveitis_assets.detection.tile_dataset import TileFiles, TilePixels, read_labelled_tiles
 from uveitis_assets.storage import TEMPORARY_SUFFIX, ArtefactStore, write_bytes
 
 _UNUSED_AFTER_S = 86400
@@ -74,13 +74,13 @@ class TileStore:
 
 
 def tile_pixels(store: ArtefactStore, images: Sequence[LabelledImage], *, limit_gb: float) -> TilePixels:
-    """Reader of the images' tiles: from the cache, filled first, or with a limit of 0 GiB from the PNG files.
+    """Reader of the images' tiles: from the cache, filled first, or with a limit of 0 GiB from the image files.
 
     Raises:
         TileStoreFullError: limit or disk are too small; other errors are those of ``open_tile_store``.
     """
     if not limit_gb:
-        return TileFiles()
+        return TileFiles(store)
     return open_tile_store(store, images, limit_bytes=int(limit_gb * 2**30))
 
 
@@ -105,8 +105,8 @@ def open_tile_store(
 
     Raises:
         TileStoreFullError: limit or disk are too small.
-        FileNotFoundError: a tile's PNG is gone.
-        ValueError: a tile's PNG is broken or of another size, or an image has no fingerprint.
+        UnreadableTilesError: a tile is neither persisted nor can it be cut, is damaged or of another size.
+        ValueError: an image has no fingerprint.
     """
     folder = store.tile_cache_folder()
     with store.lock("tile_cache"):
@@ -119,7 +119,7 @@ def open_tile_store(
         for path in sorted(wanted.keys() - {cached_file(folder, image) for image in missing}):
             os.utime(path)
         _make_room(folder, wanted.keys(), sum(map(_size_of, missing)), limit_bytes)
-        _decode(folder, missing, workers, progress)
+        _decode(store, folder, missing, workers, progress)
     return TileStore(folder)
 
 
@@ -172,12 +172,16 @@ def _gb(n_bytes: int) -> str:
 
 
 def _decode(
-    folder: Path, images: Sequence[LabelledImage], workers: int, progress: Callable[[int, int], None] | None
+    store: ArtefactStore,
+    folder: Path,
+    images: Sequence[LabelledImage],
+    workers: int,
+    progress: Callable[[int, int], None] | None,
 ) -> None:
     if progress is not None:
         progress(0, len(images))
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        tasks = [pool.submit(_decode_image, folder, image) for image in images]
+        tasks = [pool.submit(_decode_image, store, folder, image) for image in images]
         try:
             for done, task in enumerate(as_completed(tasks), start=1):
                 task.result()
@@ -187,8 +191,8 @@ def _decode(
             pool.shutdown(cancel_futures=True)
 
 
-def _decode_image(folder: Path, image: LabelledImage) -> None:
-    decoded = np.concatenate([read_tile_file(image, tile).ravel() for tile in image.tiles])
+def _decode_image(store: ArtefactStore, folder: Path, image: LabelledImage) -> None:
+    decoded = np.concatenate([pixels.ravel() for pixels in read_labelled_tiles(store, image)])
     path = cached_file(folder, image)
     try:
         write_bytes(path, decoded.data)

@@ -159,5 +159,5 @@ def test_an_error_of_a_living_worker_is_not_called_a_death(images: tuple[Labelle
 def test_a_broken_tile_keeps_its_own_error_in_a_worker(images: tuple[LabelledImage, ...]) -> None:
     images[0].tiles[1].file.write_bytes(b"no png")
     batches = detector_batches(TileDataset(images, None, 0, 96), None, batch_size=1, num_workers=1)
-    with pytest.raises(ValueError, match=r"tile_001\.png: expected a PNG"):
+    with pytest.raises(ValueError, match=r"tile_001\.png: expected a tile as PNG"):
         list(batches)

@@ -12,6 +12,7 @@ from uveitis_assets.detection.coco_split import read_labelled_split
 from uveitis_assets.detection.configuration import AugmentationConfiguration
 from uveitis_assets.detection.labelled_split import LabelledSplit
 from uveitis_assets.detection.tile_dataset import TileDataset, TileDraw, collate, fit_to_input
+from uveitis_assets.detection.tile_files import UnreadableTilesError
 from uveitis_assets.storage import ArtefactStore
 from uveitis_assets_tests.detection.tiled_lane import obb_line, tile_pixels, write_lane
 from uveitis_assets_tests.labels.lane import frames_of
@@ -129,8 +130,10 @@ def test_a_tile_that_is_gone_broken_or_of_another_size_is_named(split: LabelledS
     tile = split.images[0].tiles[1]
     other = split.images[1].tiles[0].file.read_bytes()
     tile.file.write_bytes(other[:100])
-    with pytest.raises(ValueError, match=r"tile_001\.png: expected a PNG, found 100 bytes"):
+    with pytest.raises(UnreadableTilesError, match=r"uwf700::eye000: .*tile_001\.png: .*damaged \(100 bytes"):
         dataset[1]
     tile.file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"tile_001\.png: .*uwf700::eye000.* materialize the lane's tiles"):
+    with pytest.raises(
+        UnreadableTilesError, match=r"uwf700::eye000: .*tile_001\.png: .*missing; materialize the lane's"
+    ):
         dataset[1]

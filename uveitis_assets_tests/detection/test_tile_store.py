@@ -19,8 +19,10 @@ from uveitis_assets.detection import tile_store
 from uveitis_assets.detection.coco_split import read_labelled_split
 from uveitis_assets.detection.labelled_split import LabelledImage
 from uveitis_assets.detection.tile_dataset import TileDataset, TileFiles
+from uveitis_assets.detection.tile_files import UnreadableTilesError
 from uveitis_assets.detection.tile_store import TileStoreFullError, cached_file, open_tile_store, tile_pixels
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.fundus.png import encode_png
+from uveitis_assets.storage import ArtefactStore, write_bytes
 from uveitis_assets_tests.detection.labelled_images import labelled_image
 from uveitis_assets_tests.detection.tiled_lane import obb_line, small_frames, write_lane
 from uveitis_assets_tests.labels.lane import frames_of
@@ -55,6 +57,42 @@ def test_cached_tiles_are_the_decoded_ones(store: ArtefactStore, frames: object)
         for number in range(len(image.tiles)):
             np.testing.assert_array_equal(reader.read(image, number), TileFiles().read(image, number))
     assert pickle.loads(pickle.dumps(reader)).read(images[0], 0).any()
+
+
+@pytest.mark.parametrize("frame", ["global", "native"])
+@pytest.mark.parametrize("limit_gb", [0, 1])
+def test_tiles_that_are_not_persisted_are_cut_from_the_larger_picture(
+    store: ArtefactStore, frame: str, limit_gb: float
+) -> None:
+    write_lane(store, [TWO, TWO], frames=small_frames(frame=frame))
+    images = read_labelled_split(store, "uwf700", fold=0, split="train").images
+    pictures = {}
+    for number, image in enumerate(images):
+        width, height = (280, 200) if frame == "native" else (128, 128)
+        picture = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        path = store.normalized_crop(image.key) if frame == "native" else store.global_image(image.key, 128)
+        write_bytes(path, encode_png(picture))
+        pictures[image.image_id] = picture
+        for tile in image.tiles:
+            tile.file.unlink()
+    reader = tile_pixels(store, images, limit_gb=limit_gb)
+    for image in (*images, images[0]):
+        for number, tile in enumerate(image.frames.tiles):
+            pixels = reader.read(image, number)
+            np.testing.assert_array_equal(
+                pixels, pictures[image.image_id][tile.y0 : tile.y1, tile.x0 : tile.x1], strict=True
+            )
+            pixels[:] = 0
+
+
+def test_pictures_of_another_size_than_the_labels_are_refused(
+    store: ArtefactStore, images: tuple[LabelledImage, ...]
+) -> None:
+    write_bytes(store.global_image(images[0].key, 128), encode_png(np.zeros((100, 128, 3), np.uint8)))
+    for tile in images[0].tiles:
+        tile.file.unlink()
+    with pytest.raises(UnreadableTilesError, match=r"eye000: .*expected 96x96 px as in the labels, found 96x68"):
+        tile_pixels(store, images, limit_gb=1)
 
 
 def test_a_dataset_on_the_cache_gives_the_same_items(store: ArtefactStore, images: tuple[LabelledImage, ...]) -> None:
@@ -92,11 +130,12 @@ import sys, time
 from pathlib import Path
 from uveitis_assets.detection import tile_store
 from uveitis_assets.detection.coco_split import read_labelled_split
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.fundus.png import encode_png
+from uveitis_assets.storage import ArtefactStore, write_bytes
 decode, made = tile_store._decode_image, 0
 
-def slow(folder, image):
-    decode(folder, image)
+def slow(store, folder, image):
+    decode(store, folder, image)
     print("made", flush=True)
     time.sleep(float(sys.argv[2]))
 
@@ -181,7 +220,7 @@ def test_a_cache_removed_in_use_and_images_of_unknown_content_are_refused(
         open_tile_store(store, [labelled_image("a", [[1]])])
 
 
-def test_a_limit_of_nothing_decodes_the_png_files_and_leaves_no_cache(
+def test_a_limit_of_nothing_decodes_the_image_files_and_leaves_no_cache(
     store: ArtefactStore, images: tuple[LabelledImage, ...]
 ) -> None:
     plain = tile_pixels(store, images, limit_gb=0)
