@@ -47,7 +47,7 @@ from uveitis_assets.detection.run_folder import (
 from uveitis_assets.detection.tile_seeds import TileSeeds
 from uveitis_assets.detection.tile_store import tile_pixels
 from uveitis_assets.detection.training_curves import training_curves
-from uveitis_assets.detection.training_data import EpochBatches, check_never_learned, chosen_splits
+from uveitis_assets.detection.training_data import EpochBatches, check_never_learned, chosen_splits, images_shown
 from uveitis_assets.detection.training_identity import training_identity
 from uveitis_assets.detection.training_logs import training_logs
 from uveitis_assets.detection.training_progress import SeveralListeners, SilentProgress, TrainingProgress
@@ -149,8 +149,7 @@ def _train_or_recognise(
         if message:
             listener.said(message)
     gathered(None)  # Nobody looks for a state before the folder is this run's.
-    images = list({image.image_id: image for image in (*train.images, *val.images)}.values())
-    pixels = tile_pixels(store, images, limit_gb=configuration.training.tile_cache_gb)
+    pixels = tile_pixels(store, images_shown(configuration, train, val), limit_gb=configuration.training.tile_cache_gb)
     state = read_state(folder)
     learner = _new_learner(store, configuration, torch.device(device), listener, from_start=state is None)
     if state is not None:

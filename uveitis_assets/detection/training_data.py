@@ -15,8 +15,8 @@ import torch
 from uveitis_assets.detection.configuration import DetectorConfiguration
 from uveitis_assets.detection.detector_batches import Batch, detector_batches
 from uveitis_assets.detection.distributed import n_processes, process_rank
-from uveitis_assets.detection.labelled_split import LabelledSplit
-from uveitis_assets.detection.sampling import EpochSampler, overfit_split
+from uveitis_assets.detection.labelled_split import LabelledImage, LabelledSplit
+from uveitis_assets.detection.sampling import EpochSampler, limit_images, overfit_split
 from uveitis_assets.detection.tile_dataset import TileDataset, TilePixels
 
 
@@ -55,6 +55,12 @@ def check_never_learned(learned_before: Collection[str], val: LabelledSplit) -> 
             f"{val.split}, e.g. {learned[0]}: AP there would say nothing; start each fold from weights of the same "
             "fold and splits (initialise.experiment), or from weights that never saw these images"
         )
+
+
+def images_shown(configuration: DetectorConfiguration, train: LabelledSplit, val: LabelledSplit) -> list[LabelledImage]:
+    """The images whose pixels a training on ``chosen_splits`` reads, each once: more would only fill the tile cache."""
+    learned = limit_images(train.images, configuration.sampling.max_images, configuration.training.seed)
+    return list({image.image_id: image for image in (*learned, *val.images)}.values())
 
 
 class EpochBatches:

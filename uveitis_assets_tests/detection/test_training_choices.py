@@ -17,6 +17,7 @@ from uveitis_assets.detection.evaluation.average_precision import AveragePrecisi
 from uveitis_assets.detection.labelled_split import LabelledSplit
 from uveitis_assets.detection.micro_batches import NonFiniteLossError
 from uveitis_assets.detection.models.freezing import n_frozen_blocks
+from uveitis_assets.detection.tile_store import tile_pixels
 from uveitis_assets.detection.training import train_detector
 from uveitis_assets.storage import ArtefactStore, read_json
 from uveitis_assets_tests.detection.squares import squares_split, store_at, tiny
@@ -96,6 +97,20 @@ def test_overfitting_is_judged_on_the_very_images_it_learned(store, train, val, 
     monkeypatch.setattr(training, "validate", seen)
     train_detector(store, tiny(overfit_images=3), tmp_path / "run", train, val, device="cpu")
     assert learned == judged == {image.image_id for image in train.images[:3]}
+
+
+def test_only_images_that_a_limited_training_shows_are_decoded(store, train, val) -> None:
+    configuration = tiny(sampling={"max_images": 2})
+    cpu = torch.device("cpu")
+    shown = training_data.images_shown(configuration, train, val)
+    batches = training_data.EpochBatches(configuration, train, cpu, tile_pixels(store, shown, limit_gb=1))
+    drawn = set()
+    for epoch in range(3):
+        with batches.of_epoch(epoch, skip=0) as of_epoch:
+            drawn |= {int(target["image_index"]) for _, targets in of_epoch for target in targets}
+    judged = [image.image_id for image in val.images]
+    assert [image.image_id for image in shown] == [*(train.images[at].image_id for at in sorted(drawn)), *judged]
+    assert len(list(store.tile_cache_folder().glob("*.rgb"))) == 2 + len(judged)
 
 
 def test_the_best_checkpoint_is_the_one_with_the_highest_ap_at_the_selection_iou(
