@@ -173,6 +173,11 @@ class TrainingConfiguration(Configuration):
 class EvaluationConfiguration(Configuration):
     """How detections are judged: at image level, after merging."""
 
+    selection: Literal["axis_aligned", "oriented"] = Field(
+        "axis_aligned",
+        description="Boxes whose AP chooses the best checkpoint; oriented wants the oriented head and an oriented box "
+        "on every lesion of the validation images",
+    )
     selection_iou: Ratio = Field(0.5, gt=0, description="IoU of the AP by which the best checkpoint is chosen")
     froc_iou: Ratio = Field(0.3, gt=0, description="Smallest IoU of a hit in FROC and in the confusion matrix")
     froc_fp_per_image: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -227,3 +232,12 @@ class DetectorConfiguration(Configuration):
         ge=0,
         description="Train and evaluate on this many training images with lesions; 0: train on train, judge val",
     )
+
+    @model_validator(mode="after")
+    def _selects_by_boxes_that_it_finds(self) -> Self:
+        if self.evaluation.selection == "oriented" and self.model.head != "oriented":
+            raise ValueError(
+                f"evaluation.selection: oriented boxes cannot choose a checkpoint of model.head {self.model.head}, "
+                "which finds none; set model.head to oriented or selection to axis_aligned"
+            )
+        return self

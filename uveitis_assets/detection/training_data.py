@@ -15,6 +15,7 @@ import torch
 from uveitis_assets.detection.configuration import DetectorConfiguration
 from uveitis_assets.detection.detector_batches import Batch, detector_batches
 from uveitis_assets.detection.distributed import n_processes, process_rank
+from uveitis_assets.detection.evaluation.oriented_average_precision import has_oriented_labels
 from uveitis_assets.detection.labelled_split import LabelledImage, LabelledSplit
 from uveitis_assets.detection.sampling import EpochSampler, limit_images, overfit_split
 from uveitis_assets.detection.tile_dataset import TileDataset, TilePixels
@@ -25,20 +26,26 @@ def chosen_splits(
 ) -> tuple[LabelledSplit, LabelledSplit]:
     """The splits a training learns from and is judged on.
 
+    A training whose best checkpoint oriented boxes choose is refused before it begins when a lesion has none.
+
     With ``overfit_images`` both are the same few training images: what was learned by heart has to be found again.
 
     Raises:
-        ValueError: no image with a lesion to learn from or to be judged on.
+        ValueError: no image with a lesion to learn from or to be judged on, or lesions without the boxes that choose.
     """
     if configuration.overfit_images:
-        same = overfit_split(train, configuration.overfit_images)
-        return same, same
+        train = val = overfit_split(train, configuration.overfit_images)
     for split in (train, val):
         if not any(len(image.truth) for image in split.images):
             raise ValueError(
                 f"{split.lane}, fold {split.fold}, {split.split}: expected images with lesions, found none among "
                 f"{len(split.images)}; label some, or choose another fold"
             )
+    if configuration.evaluation.selection == "oriented" and not has_oriented_labels([i.truth for i in val.images]):
+        raise ValueError(
+            f"{val.lane}, fold {val.fold}, {val.split}: evaluation.selection: expected an oriented box on every "
+            "lesion, found lesions without; set it to axis_aligned"
+        )
     return train, val
 
 

@@ -39,6 +39,9 @@ def training_identity(
         configuration.inference.merge,
         configuration.inference.merge_iou,
     ]
+    # Named only where it differs from what was the only way before: trainings from then stay recognised.
+    if configuration.evaluation.selection != "axis_aligned":
+        plain["selection"].append(configuration.evaluation.selection)
     plain["initialise"] = [configuration.initialise.mode, configuration.initialise.min_matched] if parent else None
     digest = hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8)
     return {

@@ -18,6 +18,8 @@ from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.rotated_boxes import rotated_iou
 from uveitis_assets.detection.predict_images import predict_images
 from uveitis_assets.detection.training import train_detector
+from uveitis_assets.detection.training_data import chosen_splits
+from uveitis_assets.detection.training_identity import training_identity
 from uveitis_assets.storage import ArtefactStore, read_json
 from uveitis_assets_tests.detection.squares import squares_split, store_at, tiny
 
@@ -80,6 +82,22 @@ def test_labels_without_oriented_boxes_train_an_oriented_detector_and_are_judged
     report = read_json(folder / "val_report.json")
     assert report["ap_oriented"] is None
     assert report["best_val_mAP_proxy"] is not None
+
+
+def test_oriented_boxes_choose_the_best_checkpoint_where_they_are_asked_to(store: ArtefactStore) -> None:
+    by_oriented = tiny(model={"head": "oriented"}, evaluation={"selection": "oriented"})
+    plain = squares_split(store, 2, split="val", seed=1)
+    outlined = with_corners(plain)
+    assert chosen_splits(by_oriented, plain, outlined) == (plain, outlined)
+    with pytest.raises(ValueError, match=r"val: evaluation\.selection: expected an oriented box on every lesion"):
+        chosen_splits(by_oriented, outlined, plain)
+    with pytest.raises(ValueError, match=r"oriented boxes cannot choose a checkpoint of model\.head"):
+        tiny(evaluation={"selection": "oriented"})
+    identities = [
+        training_identity(configuration, plain, plain, None)["configuration"]
+        for configuration in (oriented(), by_oriented)
+    ]
+    assert identities[0] != identities[1]
 
 
 def test_an_oriented_detector_starts_from_an_axis_aligned_checkpoint(store: ArtefactStore, tmp_path: Path) -> None:

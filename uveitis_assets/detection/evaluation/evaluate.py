@@ -7,7 +7,7 @@ intervals over patients. It draws nothing and writes nothing: see ``figures`` an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ from uveitis_assets.detection.evaluation.oriented_average_precision import (
     OrientedAveragePrecision,
     has_oriented_labels,
     oriented_average_precision,
+    oriented_selection,
 )
 from uveitis_assets.detection.labelled_split import LabelledImage
 
@@ -69,7 +70,8 @@ class Evaluation:
     ``n_lesions`` and ``n_patients_with`` count labelled lesions, and patients who have any, per category id.
     ``selection_hits`` are matched at the selection IoU (precision-recall curves), ``counts`` and ``froc`` at the FROC
     IoU. ``intervals`` is None when the configuration asks for no resamples. ``oriented_average_precision`` compares
-    rotated boxes, all else axis-aligned ones; it is None unless detections and all lesions have oriented boxes.
+    rotated boxes; it is None unless detections and all lesions have oriented boxes. The selection AP, its hits and its
+    intervals are of the boxes that the configuration's ``selection`` names, all else is of axis-aligned ones.
     """
 
     categories: dict[int, str]
@@ -103,7 +105,7 @@ class Evaluation:
 
     @property
     def map_selection(self) -> float | None:
-        """Mean AP at the configuration's selection IoU: by this the best checkpoint is chosen."""
+        """Mean AP of the configuration's kind of boxes at its selection IoU: by this the best checkpoint is chosen."""
         return self.average_precision.selection.mean
 
 
@@ -124,8 +126,8 @@ def evaluate_detections(
     The order of the images, and of lesions and detections within an image, does not change the result.
 
     Raises:
-        ValueError: no images, not one Detections per image, an image id twice, unknown labels, or numbers that are
-            not finite.
+        ValueError: no images, not one Detections per image, an image id twice, unknown labels, numbers that are not
+            finite, or a selection by oriented boxes where a detection or a lesion has none.
     """
     _check(images, detections, categories)
     order = sorted(range(len(images)), key=lambda index: images[index].image_id)
@@ -146,6 +148,11 @@ def evaluate_detections(
     average_precision = coco_average_precision(
         truths, found, categories, selection_iou=configuration.selection_iou, max_detections=limit
     )
+    if configuration.selection == "oriented":
+        selection_hits, selection = oriented_selection(
+            truths, found, ids, iou=configuration.selection_iou, max_detections=limit
+        )
+        average_precision = replace(average_precision, selection=selection)
     intervals = None
     if configuration.bootstrap_samples > 0:
         resamples = patient_resamples(

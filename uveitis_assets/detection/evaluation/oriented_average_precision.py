@@ -20,7 +20,7 @@ from uveitis_assets.detection.evaluation.average_precision import (
     AveragePrecision,
     interpolated_average_precision,
 )
-from uveitis_assets.detection.evaluation.matching import best_first, match_images_at
+from uveitis_assets.detection.evaluation.matching import ScoredHits, best_first, match_images_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +51,9 @@ def oriented_average_precision(
         ValueError: detections or lesions without oriented boxes: axis-aligned boxes would be judged as if they were
             oriented. ``has_oriented_labels`` says beforehand whether the lesions have them.
     """
-    for number, (truth, found) in enumerate(zip(truths, detections, strict=True)):
-        if found.corners is None and len(found):
-            raise ValueError(f"image {number}: expected detections with corners, found axis-aligned boxes only")
-        missing = int((~np.isfinite(truth.corners).all(axis=(1, 2))).sum())
-        if missing:
-            raise ValueError(
-                f"image {number}: expected an oriented box for each of {len(truth)} lesions, found {missing} without; "
-                "judge this split by its axis-aligned boxes"
-            )
     thresholds = [0.3, *STRICT_IOUS.tolist()]
     ids = sorted(category_ids)
-    hits = match_images_at(
-        [as_rectangles(truth) for truth in truths],
-        [best_first(found) for found in detections],
-        ids,
-        iou_thresholds=thresholds,
-        max_detections=max_detections,
-        overlap=rotated_overlap,
-    )
+    hits = _hits(truths, detections, ids, thresholds, max_detections)
 
     def over(rows: range) -> AveragePrecision:
         per_class: dict[int, float | None] = {}
@@ -80,6 +64,49 @@ def oriented_average_precision(
         return AveragePrecision(per_class)
 
     return OrientedAveragePrecision(over(range(1)), over(range(1, 2)), over(range(1, len(thresholds))))
+
+
+def oriented_selection(
+    truths: Sequence[GroundTruth],
+    detections: Sequence[Detections],
+    category_ids: Iterable[int],
+    *,
+    iou: float,
+    max_detections: int,
+) -> tuple[dict[int, ScoredHits], AveragePrecision]:
+    """Hits and AP of rotated boxes at one IoU, by which a checkpoint may be chosen.
+
+    Arguments and errors are those of ``oriented_average_precision``.
+    """
+    (hits,) = _hits(truths, detections, sorted(category_ids), [iou], max_detections)
+    return hits, AveragePrecision({category: interpolated_average_precision(hits[category]) for category in hits})
+
+
+def _hits(
+    truths: Sequence[GroundTruth],
+    detections: Sequence[Detections],
+    category_ids: Sequence[int],
+    thresholds: Sequence[float],
+    max_detections: int,
+) -> list[dict[int, ScoredHits]]:
+    """Hits at each threshold, by class."""
+    for number, (truth, found) in enumerate(zip(truths, detections, strict=True)):
+        if found.corners is None and len(found):
+            raise ValueError(f"image {number}: expected detections with corners, found axis-aligned boxes only")
+        missing = int((~np.isfinite(truth.corners).all(axis=(1, 2))).sum())
+        if missing:
+            raise ValueError(
+                f"image {number}: expected an oriented box for each of {len(truth)} lesions, found {missing} without; "
+                "judge this split by its axis-aligned boxes"
+            )
+    return match_images_at(
+        [as_rectangles(truth) for truth in truths],
+        [best_first(found) for found in detections],
+        category_ids,
+        iou_thresholds=thresholds,
+        max_detections=max_detections,
+        overlap=rotated_overlap,
+    )
 
 
 def has_oriented_labels(truths: Sequence[GroundTruth]) -> bool:

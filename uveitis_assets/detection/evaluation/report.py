@@ -80,6 +80,7 @@ def _mean_precisions(evaluation: Evaluation) -> dict[str, Any]:
         "0.3": evaluation.map_30,
         "0.5": evaluation.map_50,
         "0.5:0.95": evaluation.map_50_95,
+        "selection_boxes": evaluation.configuration.selection,
         "selection_iou": evaluation.configuration.selection_iou,
         "selection": evaluation.map_selection,
         "selection_interval": _bounds(interval),
@@ -151,9 +152,10 @@ def _froc(evaluation: Evaluation) -> dict[str, Any]:
 def _definitions(evaluation: Evaluation) -> dict[str, Any]:
     configuration = evaluation.configuration
     return {
-        "mAP_proxy": f"image-level COCO AP at IoU {configuration.selection_iou:g}, mean over the classes with lesions",
-        "ap_oriented": "COCO AP by the overlap of rotated boxes, labels as minimum-area rectangles; all else: "
-        "axis-aligned boxes",
+        "mAP_proxy": f"image-level COCO AP of {configuration.selection.replace('_', '-')} boxes at IoU "
+        f"{configuration.selection_iou:g}, mean over the classes with lesions",
+        "ap_oriented": "COCO AP by the overlap of rotated boxes, labels as minimum-area rectangles; all else but a "
+        "selection by oriented boxes: axis-aligned boxes",
         "counts": f"detections from score {configuration.operating_score:g} on, hits from IoU "
         f"{configuration.froc_iou:g} on, whole images after merging",
         "sensitivity": "at the lowest score threshold whose false positives per image do not exceed the rate",

@@ -265,3 +265,26 @@ def test_an_evaluation_and_its_report_hold_oriented_ap_when_both_sides_are_orien
     assert evaluation.oriented_average_precision == expected
     assert [report[iou] for iou in ("0.3", "0.5", "0.5:0.95")] == pytest.approx(values(expected))
     assert report["per_class"]["2"]["0.5"] == expected.iou_50.per_class[2]
+
+
+def test_the_selection_ap_is_of_the_boxes_that_the_configuration_names_and_the_report_says_which() -> None:
+    truths, detections = oriented_case(3, spread=1.0)
+    categories = {category: f"class {category}" for category in CLASSES}
+    by_loop = [by_loops(truths, detections, category, 0.4, 400) for category in CLASSES]
+    selections = {}
+    for boxes in ("axis_aligned", "oriented"):
+        settings = EvaluationConfiguration(selection=boxes, selection_iou=0.4, bootstrap_samples=20)
+        evaluation = evaluate_detections(labelled(truths), detections, categories, settings)
+        report = validation_report(evaluation, best_epoch=1, fingerprint="0123456789abcdef")
+        assert report["ap"]["selection_boxes"] == boxes
+        assert report["best_val_mAP_proxy"] == report["ap"]["selection"] == evaluation.map_selection
+        assert report["definitions"]["mAP_proxy"].startswith(f"image-level COCO AP of {boxes.replace('_', '-')} boxes")
+        low, high = report["ap"]["selection_interval"]
+        assert low <= report["ap"]["selection"] <= high
+        selections[boxes] = evaluation.map_selection
+    assert selections["oriented"] == pytest.approx(np.mean(by_loop), abs=1e-6)
+    assert abs(selections["oriented"] - selections["axis_aligned"]) > 0.001
+    settings = EvaluationConfiguration(selection="oriented")
+    without = [replace(detection, corners=None) for detection in detections]
+    with pytest.raises(ValueError, match="expected detections with corners"):
+        evaluate_detections(labelled(truths), without, categories, settings)
