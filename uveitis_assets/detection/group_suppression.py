@@ -1,7 +1,9 @@
 """Non-maximum suppression of many images and categories at once, equal to the greedy loop over each of them.
 
 Overlapping pairs are found by sweeping along x; which of them suppress each other is then settled for all groups
-together, from the best detections downwards. It works on columns of numbers and knows no tiles.
+together, from the best detections downwards. It works on columns of numbers and knows no tiles. In NumPy, because
+merging runs on the CPU on the columns of many images; the networks' own suppression stays in torch on their device
+(``models.class_wise_nms``, and ``models.rotated_boxes`` with a sweep of the same kind).
 """
 
 from __future__ import annotations

@@ -157,26 +157,6 @@ def write_metrics(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
     write_bytes(folder.metrics_file, lines.encode())
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl, also of the earlier scripts.
-
-    Raises:
-        ValueError: a line is not a JSON object; names file and line.
-    """
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: expected a JSON object, found {error.msg}; delete the line") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}; delete the line")
-        rows.append(row)
-    return rows
-
-
 def write_state(folder: RunFolder, state: Mapping[str, Any]) -> None:
     """Write checkpoints/last.pth: tensors and plain values only."""
     buffer = io.BytesIO()

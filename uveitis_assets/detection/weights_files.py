@@ -121,16 +121,6 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], lineage: Mapping[str
     write_bytes(path.with_suffix(".json"), text)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, on the CPU, of a .safetensors or PyTorch file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, holds code, or holds no tensors.
-    """
-    return read_weights_file(path).tensors
-
-
 def read_weights_file(path: Path) -> WeightsFile:
     """Read a .safetensors or PyTorch file (.pth, .pt, .bin) without running code.
 

@@ -16,7 +16,6 @@ from uveitis_assets.detection.configuration import DetectorConfiguration
 from uveitis_assets.detection.weights_files import (
     file_digest,
     parent_of,
-    read_weights,
     read_weights_file,
     save_weights,
     weights_lineage,
@@ -102,7 +101,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, how
     else:
         path.write_bytes(pickle.dumps({"model": {}, "config": _Attack(tmp_path / "was_here")}, protocol=2))
     with pytest.raises(ValueError, match=r"evil\.pth"):
-        read_weights(path)
+        read_weights_file(path)
     assert not (tmp_path / "was_here").exists()
 
 
@@ -117,20 +116,20 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, damage: str) -> None
     whole = path.read_bytes()
     path.write_bytes({"cut": whole[: len(whole) // 2], "noise": bytes(range(256)) * 4, "empty": b""}[damage])
     with pytest.raises(ValueError, match=str(path)):
-        read_weights(path)
+        read_weights_file(path)
 
 
 def test_files_without_tensors_and_missing_files_are_named(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "args": {"lr": 1}}, tmp_path / "none.pth")
     with pytest.raises(ValueError, match=r"none\.pth: expected tensors by name.*args, epoch"):
-        read_weights(tmp_path / "none.pth")
+        read_weights_file(tmp_path / "none.pth")
     torch.save([torch.ones(2)], tmp_path / "list.pth")
     with pytest.raises(ValueError, match=r"list\.pth: expected a dictionary"):
-        read_weights(tmp_path / "list.pth")
+        read_weights_file(tmp_path / "list.pth")
     with pytest.raises(FileNotFoundError, match=r"gone\.pth"):
-        read_weights(tmp_path / "gone.pth")
+        read_weights_file(tmp_path / "gone.pth")
 
 
 def test_the_prefix_of_a_distributed_wrapper_is_taken_off(tmp_path: Path) -> None:
     torch.save({"model": {f"module.{name}": value for name, value in WEIGHTS.items()}}, tmp_path / "w.pth")
-    assert read_weights(tmp_path / "w.pth").keys() == WEIGHTS.keys()
+    assert read_weights_file(tmp_path / "w.pth").tensors.keys() == WEIGHTS.keys()

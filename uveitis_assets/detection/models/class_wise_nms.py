@@ -2,7 +2,8 @@
 
 torchvision's ``batched_nms`` moves the classes apart by adding an offset to float32 coordinates when there are few
 boxes. The sum is rounded, so that an IoU close to the threshold may fall on its other side, and boxes left of zero may
-meet the class before. Here every class is suppressed on its own, on the coordinates as they are.
+meet the class before. Here every class is suppressed on its own, on the coordinates as they are. It runs inside
+networks, on their device; merged images are suppressed by ``group_suppression``, on the CPU and many at once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Rotated boxes in torch: four corners to a canonical rectangle and back, exact overlaps, class-wise suppression.
 
 Everything works on CPU and CUDA, is vectorised, and computes in float64 whatever comes in. It knows no network and no
-file; ``oriented_head`` predicts with it, evaluation and merging compare with it.
+file; ``oriented_head`` predicts with it, evaluation and merging compare with it. Its sweep for overlapping pairs is
+``group_suppression``'s in torch: inside a network it has to stay on the GPU.
 
 Corners. A box travels as the four corners (N, 4, 2) of an oriented box, x before y, in px, pixel edges (see
 ``fundus.geometry``), y pointing down. **Any order of the corners means the same box**, crossing orders too: a box is
