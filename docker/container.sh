@@ -25,6 +25,9 @@ container_options() {
   shift
   # Docker would make missing folders, and they would belong to root.
   mkdir -p "$data" "$raw" "$home"
+  # The same paths inside as outside: manifests name files, and what they name is then true in both.
+  data=$(realpath "$data")
+  raw=$(realpath "$raw")
   gpu=${GPU_ARGS-$(detect_gpu)}
   read -r -a gpu <<<"$gpu"
   read -r -a further <<<"${DOCKER_RUN_ARGS---shm-size=8g}"
@@ -33,12 +36,12 @@ container_options() {
   if [[ ${RUN_AS_HOST_UID:-1} != 0 ]]; then
     options+=(--user "$(id -u):$(id -g)" --env HOME=/tmp --env USER=uveitis)
   fi
-  options+=(--volume "$(realpath "$data"):/data" --volume "$(realpath "$raw"):/raw:ro")
+  options+=(--volume "$data:$data" --env "UVEITIS_DATA=$data" --volume "$raw:$raw:ro" --env "UVEITIS_RAW=$raw")
   options+=(--volume "$(realpath "$home"):/state" --env DAGSTER_HOME=/state)
   key=${WANDB_KEY_FILE:-$root/.wandb_api_key}
   if [[ -s $key ]]; then
-    options+=(--volume "$(realpath "$key"):/run/secrets/wandb_api_key:ro")
-    options+=(--env WANDB_API_KEY_FILE=/run/secrets/wandb_api_key)
+    options+=(--volume "$(realpath "$key"):/run/secrets/uveitis_wandb_key:ro")
+    options+=(--env UVEITIS_WANDB_KEY_FILE=/run/secrets/uveitis_wandb_key)
   elif [[ -n ${WANDB_KEY_FILE:-} ]]; then
     echo "WANDB_KEY_FILE=$WANDB_KEY_FILE: found no such file, or an empty one" >&2
     exit 2

@@ -3,16 +3,16 @@
 # a command to run as it is, which is how run containers start.
 set -eu
 
-# Secrets come as files: NAME_FILE=/run/secrets/name becomes NAME for this process, so that no value is part of the
-# container's configuration.
-for variable in $(env | sed -n 's|^\([A-Z][A-Z0-9_]*\)_FILE=/run/secrets/.*|\1|p'); do
-  file=$(printenv "${variable}_FILE")
-  if [ ! -r "$file" ]; then
-    echo "entrypoint: $file is not readable by uid $(id -u); give the secret's file to that user" >&2
+# The database's password comes as a file and becomes a variable of this process, because Dagster's settings can read
+# no file; so it is no part of the container's configuration.
+if [ -n "${POSTGRES_PASSWORD_FILE:-}" ]; then
+  if [ ! -r "$POSTGRES_PASSWORD_FILE" ]; then
+    echo "entrypoint: $POSTGRES_PASSWORD_FILE is not readable by uid $(id -u); give the secret's file to that user" >&2
     exit 78
   fi
-  export "$variable=$(cat "$file")"
-done
+  POSTGRES_PASSWORD=$(cat "$POSTGRES_PASSWORD_FILE")
+  export POSTGRES_PASSWORD
+fi
 
 # A container by itself keeps its books like a single machine; the deployment mounts settings of its own.
 if [ ! -e "$DAGSTER_HOME/dagster.yaml" ]; then

@@ -34,19 +34,23 @@ fi
 for folder in "$data" "$raw" "$state" "$secrets"; do
   [[ $folder == /* ]] || fail "$folder: expected an absolute path, because the engine mounts it."
 done
+# Paths without links: manifests name files by them, in containers and outside.
+data=$(realpath --canonicalize-missing "$data")
+raw=$(realpath --canonicalize-missing "$raw")
 case $raw/ in
   "$data"/*) fail "$raw lies inside $data, which runs may write to. Set UVEITIS_RAW to a folder outside, so that raw images stay read-only." ;;
 esac
 [[ -S $socket ]] || fail "$socket: found no socket of a Docker engine. Start the engine, or set DOCKER_SOCKET."
 
 umask 027
-mkdir -p "$data" "$raw" "$state/dagster" "$state/postgres"
+mkdir -p "$data" "$raw" "$state/dagster" "$state/postgres" "$state/engine"
 (umask 077 && mkdir -p "$secrets")
 if [[ ! -s $secrets/postgres_password ]]; then
   (umask 077 && head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$secrets/postgres_password")
 fi
 if [[ $(id -u) == 0 ]]; then
-  chown "$uid:$gid" "$data" "$raw" "$state" "$state/dagster" "$state/postgres" "$secrets" "$secrets/postgres_password"
+  chown "$uid:$gid" "$data" "$raw" "$state" "$state/dagster" "$state/postgres" "$state/engine" "$secrets" \
+    "$secrets/postgres_password"
 fi
 
 cat >"$settings" <<SETTINGS

@@ -66,7 +66,8 @@ def diagnose_engine(client: DockerClient, settings: DeploymentSettings) -> Itera
     image = check_image(client, settings.image)
     yield image
     if image.verdict != "failure":
-        yield from check_run_container(client, settings.image, settings.container_settings)
+        variables = [f"UVEITIS_DATA={settings.data}", f"UVEITIS_RAW={settings.raw}"]
+        yield from check_run_container(client, settings.image, settings.container_settings, variables)
 
 
 def examine(settings_file: Path, data: Path, console: Console) -> bool:

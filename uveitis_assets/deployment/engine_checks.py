@@ -7,7 +7,7 @@ shared memory. It is removed again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from docker.errors import APIError, ContainerError, DockerException, ImageNotFound
@@ -33,8 +33,9 @@ answer["devices"] = [torch.cuda.get_device_name(index) for index in range(torch.
 device = "cuda" if answer["cuda"] else "cpu"
 answer["sum"] = float((torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device)).sum())
 answer["user"] = f"{os.getuid()}:{os.getgid()}"
-answer["writable"] = {path: os.access(path, os.W_OK) for path in ("/data", "/raw", "/state")}
-answer["readable"] = {path: os.access(path, os.R_OK | os.X_OK) for path in ("/data", "/raw", "/state")}
+folders = {"data": os.environ["UVEITIS_DATA"], "raw images": os.environ["UVEITIS_RAW"], "state": "/state"}
+answer["writable"] = {name: os.access(path, os.W_OK) for name, path in folders.items()}
+answer["readable"] = {name: os.access(path, os.R_OK | os.X_OK) for name, path in folders.items()}
 answer["shared_memory"] = shutil.disk_usage("/dev/shm").total
 print(json.dumps(answer))
 """
@@ -79,12 +80,21 @@ def check_image(client: DockerClient, image: str) -> Finding:
     return ok(check, f"{image}, version {version}, commit {revision[:12]}")
 
 
-def check_run_container(client: DockerClient, image: str, settings: ContainerSettings) -> list[Finding]:
-    """Start a container with the options of a run, on all GPUs if the engine has the runtime, and ask it."""
+def check_run_container(
+    client: DockerClient, image: str, settings: ContainerSettings, variables: Sequence[str]
+) -> list[Finding]:
+    """Start a container with the options of a run, on all GPUs if the engine has the runtime, and ask it.
+
+    Args:
+        client: of the engine.
+        image: of the runs.
+        settings: how the launcher makes containers.
+        variables: UVEITIS_DATA and UVEITIS_RAW of the container, as NAME=value.
+    """
     findings: list[Finding] = []
     device = _ALL_GPUS if settings.gpu_runtime in (client.info().get("Runtimes") or {}) else CPU
     try:
-        answer = _ask(client, image, settings, device)
+        answer = _ask(client, image, settings, variables, device)
     except APIError as error:
         if device == CPU or not is_gpu_start_failure(str(error)):
             return [_no_container(error)]
@@ -97,7 +107,7 @@ def check_run_container(client: DockerClient, image: str, settings: ContainerSet
         )
         device = CPU
         try:
-            answer = _ask(client, image, settings, device)
+            answer = _ask(client, image, settings, variables, device)
         except (APIError, ContainerError) as second:
             return [*findings, _no_container(second)]
     except ContainerError as error:
@@ -118,8 +128,8 @@ def judge_answer(answer: Mapping[str, Any], settings: ContainerSettings, *, on_g
         findings.append(
             failure("user of runs", f"found {answer['user']}, expected {settings.user}", "build the image again")
         )
-    for path, wanted in (("/data", True), ("/state", True), ("/raw", False)):
-        findings.append(_judge_mount(path, answer, settings, writable=wanted))
+    for name, wanted in (("data", True), ("state", True), ("raw images", False)):
+        findings.append(_judge_mount(name, answer, settings, writable=wanted))
     shared = float(answer["shared_memory"]) / 1e9
     if shared < _LEAST_SHARED_MEMORY_GB:
         findings.append(
@@ -146,24 +156,26 @@ def _judge_torch(answer: Mapping[str, Any], *, on_gpu: bool) -> Finding:
     return ok("torch in a container", f"{versions} on the CPU")
 
 
-def _judge_mount(path: str, answer: Mapping[str, Any], settings: ContainerSettings, *, writable: bool) -> Finding:
-    check = f"mount {path}"
-    if not answer["readable"][path]:
+def _judge_mount(name: str, answer: Mapping[str, Any], settings: ContainerSettings, *, writable: bool) -> Finding:
+    check = f"mount: {name}"
+    if not answer["readable"][name]:
         return failure(check, f"not readable by {settings.user}", f"chown or chmod its folder for {settings.user}")
-    if answer["writable"][path] and not writable:
+    if answer["writable"][name] and not writable:
         return failure(check, "may be written to", "declare it in read_only_volumes of docker/dagster.yaml")
-    if writable and not answer["writable"][path]:
+    if writable and not answer["writable"][name]:
         return failure(check, f"not writable by {settings.user}", f"chown -R {settings.user} its folder")
     return ok(check, "read and write" if writable else "read only")
 
 
-def _ask(client: DockerClient, image: str, settings: ContainerSettings, device: str) -> dict[str, Any]:
+def _ask(
+    client: DockerClient, image: str, settings: ContainerSettings, variables: Sequence[str], device: str
+) -> dict[str, Any]:
     output = client.containers.run(
         image,
         ["python", "-c", _PROBE],
         remove=True,
         network_mode="none",
-        environment=build_environment(settings, [], {}, device),
+        environment=build_environment(settings, variables, {}, device),
         **build_options(settings, {}, {}, device),
     )
     return dict(json.loads(output.decode().strip().splitlines()[-1]))

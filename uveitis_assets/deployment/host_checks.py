@@ -28,6 +28,7 @@ def check_folders(settings: DeploymentSettings) -> list[Finding]:
         ("raw images", settings.raw),
         ("state", settings.state / "dagster"),
         ("Postgres", settings.state / "postgres"),
+        ("stop gate", settings.state / "engine"),
         ("secrets", settings.secrets),
     ):
         findings.append(_check_folder(name, folder, settings))

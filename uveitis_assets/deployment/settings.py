@@ -8,6 +8,8 @@ from typing import Self
 
 from uveitis_assets.launcher.container_options import ContainerSettings
 
+_OURS = "UVEITIS_"
+
 
 class SettingsError(ValueError):
     """The settings file is not one that docker/prepare.sh wrote; the message says what it lacks."""
@@ -31,27 +33,28 @@ class DeploymentSettings:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Read lines of NAME=value; comments and names that are not needed are skipped.
+        """Read lines of NAME=value, with or without our prefix; comments and other names are skipped.
 
         Raises:
             SettingsError: a name is missing or a number is none.
             OSError: the file cannot be read.
         """
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-        values = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+        entries = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
+        values = {name.removeprefix(_OURS): value for name, _, value in entries}
         try:
             return cls(
                 file=file,
-                deployment=values["UVEITIS_DEPLOYMENT"],
+                deployment=values["DEPLOYMENT"],
                 image=values["IMAGE_TAG"],
                 url=f"http://127.0.0.1:{int(values['PORT'])}",
-                uid=int(values["UVEITIS_UID"]),
-                gid=int(values["UVEITIS_GID"]),
+                uid=int(values["UID"]),
+                gid=int(values["GID"]),
                 socket=Path(values["DOCKER_SOCKET"]),
-                data=Path(values["UVEITIS_DATA"]),
-                raw=Path(values["UVEITIS_RAW"]),
-                state=Path(values["UVEITIS_STATE"]),
-                secrets=Path(values["UVEITIS_SECRETS"]),
+                data=Path(values["DATA"]),
+                raw=Path(values["RAW"]),
+                state=Path(values["STATE"]),
+                secrets=Path(values["SECRETS"]),
             )
         except KeyError as error:
             raise SettingsError(
@@ -67,8 +70,8 @@ class DeploymentSettings:
             deployment=self.deployment,
             user=f"{self.uid}:{self.gid}",
             gpu_runtime="nvidia",
-            volumes=(f"{self.data}:/data", f"{self.state}/dagster:/state"),
-            read_only_volumes=(f"{self.raw}:/raw",),
+            volumes=(f"{self.data}:{self.data}", f"{self.state}/dagster:/state"),
+            read_only_volumes=(f"{self.raw}:{self.raw}",),
             secrets=("postgres_password",),
             secrets_folder=str(self.secrets),
         )

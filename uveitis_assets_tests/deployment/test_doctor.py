@@ -32,8 +32,8 @@ ANSWER: dict[str, Any] = {
     "devices": ["NVIDIA H200"],
     "sum": 262144.0,
     "user": "",
-    "writable": {"/data": True, "/raw": False, "/state": True},
-    "readable": {"/data": True, "/raw": True, "/state": True},
+    "writable": {"data": True, "raw images": False, "state": True},
+    "readable": {"data": True, "raw images": True, "state": True},
     "shared_memory": 8 * 2**30,
 }
 
@@ -41,7 +41,7 @@ ANSWER: dict[str, Any] = {
 @pytest.fixture
 def settings(tmp_path: Path) -> DeploymentSettings:
     """Of a deployment in good order that belongs to whoever runs the test."""
-    for folder in ("data", "raw", "state/dagster", "state/postgres", "secrets"):
+    for folder in ("data", "raw", "state/dagster", "state/postgres", "state/engine", "secrets"):
         (tmp_path / folder).mkdir(parents=True)
     password = tmp_path / "secrets/postgres_password"
     password.write_text("secret")
@@ -237,7 +237,7 @@ def test_a_gpu_that_cannot_be_attached_fails_and_the_rest_is_checked_on_the_cpu(
     findings = _diagnose(engine, settings)
     assert findings["CUDA in a container"].verdict == "failure"
     assert "could not select device driver" in findings["CUDA in a container"].detail
-    assert findings["mount /data"].verdict == "ok"
+    assert findings["mount: data"].verdict == "ok"
     assert ["runtime" in options for options in engine.asked] == [True, False]
 
 
@@ -251,9 +251,9 @@ def test_a_torch_that_sees_no_gpu_though_one_was_given_is_a_failure(answer: dict
 @pytest.mark.parametrize(
     ("change", "check"),
     [
-        ({"writable": {"/data": False, "/raw": False, "/state": True}}, "mount /data"),
-        ({"writable": {"/data": True, "/raw": True, "/state": True}}, "mount /raw"),
-        ({"readable": {"/data": True, "/raw": False, "/state": True}}, "mount /raw"),
+        ({"writable": {"data": False, "raw images": False, "state": True}}, "mount: data"),
+        ({"writable": {"data": True, "raw images": True, "state": True}}, "mount: raw images"),
+        ({"readable": {"data": True, "raw images": False, "state": True}}, "mount: raw images"),
         ({"shared_memory": 64 * 2**20}, "shared memory"),
         ({"user": "7:7"}, "user of runs"),
         ({"sum": 0.0}, "torch in a container"),

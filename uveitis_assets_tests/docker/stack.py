@@ -1,0 +1,204 @@
+"""The deployment on a real engine: the image of this repository and docker/compose.yaml, started as a user does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+
+from uveitis_assets.deployment.settings import DeploymentSettings
+from uveitis_assets.deployment.webserver import Webserver, WebserverError
+from uveitis_assets_tests.conftest import REPOSITORY
+from uveitis_assets_tests.docker.engine import BASE_IMAGE, EngineUnavailableError, build_image, ensure_base_image
+
+IMAGE = "uveitis-assets-test:latest"
+POSTGRES_IMAGE = "uveitis-assets-test-postgres:latest"
+DEPLOYMENT = "uveitis-stack-test"
+# Nobody on this host: what belongs to it was written by the deployment's containers.
+OWNER = 4711
+_UP_S = 180
+_RUNS = """
+{ runsOrError(limit: 100) { ... on Runs { results {
+    runId status jobName creationTime startTime endTime parentRunId tags { key value } } } } }
+"""
+
+
+def build_images(client: docker.DockerClient) -> None:
+    """Build the deployment's image, and one of Postgres for hosts without a registry; layers are cached."""
+    ensure_base_image(client)
+    build_image(IMAGE, REPOSITORY, dockerfile=REPOSITORY / "docker/Dockerfile", arguments={"BASE_IMAGE": BASE_IMAGE})
+    build_image(POSTGRES_IMAGE, Path(__file__).with_name("postgres_image"))
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running deployment."""
+
+    client: docker.DockerClient
+    settings: DeploymentSettings
+
+    def compose(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Call docker compose on this deployment."""
+        return _compose(self.settings.file, *arguments)
+
+    def in_code_server(self, *command: str) -> str:
+        """Output of a command in the code server's container."""
+        done = self.compose("exec", "-T", "code-server", "entrypoint.sh", *command)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Call `uveitis-assets submit` as a user of this host does."""
+        return self.start_submit(*arguments, wait=True)  # type: ignore[return-value]
+
+    def start_submit(
+        self, *arguments: str, wait: bool = False
+    ) -> subprocess.Popen[str] | subprocess.CompletedProcess[str]:
+        """The same without waiting for its end."""
+        command = [sys.executable, "-m", "uveitis_assets.cli", "submit", *arguments]
+        environment = os.environ | {"UVEITIS_URL": self.settings.url, "PYTHONPATH": str(REPOSITORY)}
+        if wait:
+            return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def land(self, source: Path) -> None:
+        """Copy files into the folder of raw images, as their owner."""
+        for file in sorted(source.rglob("*")):
+            target = self.settings.raw / file.relative_to(source)
+            if file.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                shutil.copy(file, target)
+            os.chown(target, OWNER, OWNER)
+
+    def land_under_new_names(self, source: Path, mark: str) -> None:
+        """Land drawn images beside others: ``Uveitis-001.jpg`` becomes ``Uveitis-<mark>-001.jpg``."""
+        renamed = source.with_name(f"{source.name}-{mark}")
+        for file in sorted(found for found in source.rglob("*") if found.is_file()):
+            target = renamed / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target.with_name(file.name.replace("-", f"-{mark}-", 1)))
+        self.land(renamed)
+
+    def graphql(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Data of an answer of the web server."""
+        request = urllib.request.Request(
+            f"{self.settings.url}/graphql",
+            json.dumps({"query": query, "variables": variables}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return dict(json.load(answer)["data"])
+
+    def runs(self) -> list[dict[str, Any]]:
+        """All runs with their tags as a mapping, oldest first."""
+        results = self.graphql(_RUNS, {})["runsOrError"]["results"]
+        for run in results:
+            run["tags"] = {tag["key"]: tag["value"] for tag in run["tags"]}
+        return sorted(results, key=lambda run: float(run["creationTime"]))
+
+    def wait(self, what: str, condition: Callable[[], Any], limit_s: float = 240) -> Any:
+        """What the condition returns once it is true; the services' logs when it does not come true."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            try:
+                found = condition()
+            except (OSError, WebserverError):
+                found = None
+            if found:
+                return found
+            if time.monotonic() > deadline:
+                logs = self.compose("logs", "--tail", "40").stdout
+                raise AssertionError(f"waited {limit_s} s for {what}; logs:\n{logs[-8000:]}")
+            time.sleep(0.3)
+
+    def wait_until_healthy(self) -> None:
+        webserver = Webserver(self.settings.url)
+        self.wait("the daemons", lambda: (health := webserver.daemons()) and all(health.values()))
+        self.wait("the code location", webserver.assets)
+
+    def containers(self) -> list[Any]:
+        """Containers of the services and of all runs, stopped ones included."""
+        services = self.client.containers.list(all=True, filters={"label": f"com.docker.compose.project={DEPLOYMENT}"})
+        return services + self.run_containers()
+
+    def container(self, run: Mapping[str, Any]) -> Any:
+        """The container of a run."""
+        [found] = self.client.containers.list(all=True, filters={"label": f"dagster/run_id={run['runId']}"})
+        return found
+
+    def run_containers(self) -> list[Any]:
+        return list(self.client.containers.list(all=True, filters={"label": f"uveitis/deployment={DEPLOYMENT}"}))
+
+
+@contextmanager
+def bring_up(client: docker.DockerClient, work: Path) -> Iterator[Stack]:
+    """Prepare a host in ``work``, start the stack, and take it down with all its containers at the end."""
+    settings_file = work / "env"
+    variables = {
+        "SETTINGS_FILE": str(settings_file),
+        "UVEITIS_HOME": str(work / "home"),
+        "UVEITIS_UID": str(OWNER),
+        "UVEITIS_GID": str(OWNER),
+        "UVEITIS_DEPLOYMENT": DEPLOYMENT,
+        "IMAGE_TAG": IMAGE,
+        "POSTGRES_IMAGE": POSTGRES_IMAGE,
+        "PORT": str(_free_port()),
+        "UVEITIS_WORKERS": "2",
+    }
+    subprocess.run([REPOSITORY / "docker/prepare.sh"], env=_plain_environment() | variables, check=True)
+    stack = Stack(client, DeploymentSettings.read(settings_file))
+    try:
+        up = stack.compose("up", "-d")
+        assert up.returncode == 0, up.stdout + up.stderr + stack.compose("logs").stdout
+        stack.wait_until_healthy()
+        yield stack
+    finally:
+        stack.compose("down", "--timeout", "5")
+        for container in stack.run_containers():
+            container.remove(force=True)
+
+
+def _compose(settings_file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [*compose_command(), "--env-file", str(settings_file), "-f", str(REPOSITORY / "docker/compose.yaml")]
+    return subprocess.run(
+        [*command, *arguments], env=_plain_environment(), capture_output=True, text=True, check=False, timeout=_UP_S
+    )
+
+
+def compose_command() -> list[str]:
+    """`docker compose`, or the program that came before it.
+
+    Raises:
+        EngineUnavailableError: neither is installed.
+    """
+    plugin = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+    if plugin.returncode == 0:
+        return ["docker", "compose"]
+    if shutil.which("docker-compose"):
+        return ["docker-compose"]
+    raise EngineUnavailableError("docker compose is missing: apt-get install -y docker-compose")
+
+
+def _plain_environment() -> Mapping[str, str]:
+    """Variables without those of this project, which would win over the settings file."""
+    ours = ("UVEITIS_", "IMAGE_TAG", "POSTGRES_IMAGE", "PORT", "DOCKER_GID", "DOCKER_SOCKET")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
