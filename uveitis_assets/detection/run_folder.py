@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 
+from uveitis_assets.detection.weights_files import read_lineage
 from uveitis_assets.storage import TEMPORARY_SUFFIX, read_json, write_bytes, write_json
 
 _REPLACED = "replaced"
@@ -90,7 +91,7 @@ class RunFolder:
 def open_run_folder(folder: RunFolder, identity: Mapping[str, Any]) -> str | None:
     """Make the folder the one of ``identity``; what it held of another run is moved below ``replaced/``.
 
-    So is a finished run whose best weights are gone: nothing in the folder can bring them back.
+    So is a finished run whose best weights are gone or damaged: nothing in the folder can bring them back.
 
     Half-files of killed processes are removed: nobody else may be writing here.
 
@@ -102,7 +103,7 @@ def open_run_folder(folder: RunFolder, identity: Mapping[str, Any]) -> str | Non
     for half_file in sorted(folder.last_state.parent.glob(f".*{TEMPORARY_SUFFIX}")):
         half_file.unlink()
     found = _identity_of(folder)
-    lost = found is not None and not is_unfinished(folder) and not folder.best_weights.is_file()
+    lost = found is not None and not is_unfinished(folder) and not _has_best_weights(folder)
     if found == identity and not lost:
         return None
     message = None
@@ -124,8 +125,8 @@ def open_run_folder(folder: RunFolder, identity: Mapping[str, Any]) -> str | Non
 
 
 def finished_outcome(folder: RunFolder, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The outcome of a finished run of this identity whose best weights are there, else None."""
-    if _identity_of(folder) != identity or not folder.best_weights.is_file():
+    """The outcome of a finished run of this identity whose best weights are there and whole, else None."""
+    if _identity_of(folder) != identity or not _has_best_weights(folder):
         return None
     outcome: dict[str, Any] | None = read_json(folder.run_file)["outcome"]
     return outcome
@@ -176,6 +177,15 @@ def read_state(folder: RunFolder) -> dict[str, Any] | None:
 def run_created_at(folder: RunFolder) -> str:
     """When the run began, ISO 8601 in UTC; a continued run keeps it."""
     return str(read_json(folder.run_file)["created_at"])
+
+
+def _has_best_weights(folder: RunFolder) -> bool:
+    """Whether the best weights are there and not cut short; their values are not read."""
+    try:
+        read_lineage(folder.best_weights)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def _identity_of(folder: RunFolder) -> dict[str, Any] | None:

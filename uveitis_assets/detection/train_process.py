@@ -10,6 +10,7 @@ wants. Started without torchrun it is one process. How they train together is th
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -56,38 +57,41 @@ def train_in_processes(
     """
     from uveitis_assets.detection.training import TrainingOutcome
 
-    errors = run_folder / "process_errors"
-    shutil.rmtree(errors, ignore_errors=True)
-    job = {
-        "root": str(store.root),
-        "raw": str(store.raw),
-        "device": device,
-        # Lanes hold more than a detector's configuration; processes get what training looks at.
-        "configuration": configuration.model_dump(mode="json", include=set(DetectorConfiguration.model_fields)),
-        "train": split_to_plain(train),
-        "val": split_to_plain(val),
-    }
-    write_json(run_folder / "job.json", job, indent=None)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_processes)]
-    # Two dashes: torchrun would take --run for an abbreviation of an option of its own.
-    command += ["-m", "--", "uveitis_assets.detection.train_process", "--run", str(run_folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    reader = Thread(target=last_lines.extend, args=(process.stderr,), daemon=True)
-    reader.start()
-    try:
-        values = _pass_on(process.stdout, progress or SilentProgress())
-        process.wait()
-    finally:
-        if process.poll() is None:
-            process.terminate()
+    # The folder has one job.json: a second call waits until the processes of the first have read theirs and ended.
+    name = hashlib.blake2b(str(run_folder.resolve()).encode(), digest_size=8).hexdigest()
+    with store.lock(f"processes_{name}"):
+        errors = run_folder / "process_errors"
+        shutil.rmtree(errors, ignore_errors=True)
+        job = {
+            "root": str(store.root),
+            "raw": str(store.raw),
+            "device": device,
+            # Lanes hold more than a detector's configuration; processes get what training looks at.
+            "configuration": configuration.model_dump(mode="json", include=set(DetectorConfiguration.model_fields)),
+            "train": split_to_plain(train),
+            "val": split_to_plain(val),
+        }
+        write_json(run_folder / "job.json", job, indent=None)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_processes)]
+        # Two dashes: torchrun would take --run for an abbreviation of an option of its own.
+        command += ["-m", "--", "uveitis_assets.detection.train_process", "--run", str(run_folder)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        reader = Thread(target=last_lines.extend, args=(process.stderr,), daemon=True)
+        reader.start()
+        try:
+            values = _pass_on(process.stdout, progress or SilentProgress())
             process.wait()
-        reader.join()
-    if process.returncode != 0 or values is None:
-        raise RuntimeError(_what_failed(errors, n_processes, process.returncode, last_lines))
-    return TrainingOutcome(**{**values, "best_weights": Path(values["best_weights"])})
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+            reader.join()
+        if process.returncode != 0 or values is None:
+            raise RuntimeError(_what_failed(errors, n_processes, process.returncode, last_lines))
+        return TrainingOutcome(**{**values, "best_weights": Path(values["best_weights"])})
 
 
 def _pass_on(lines: IO[str], progress: TrainingProgress) -> dict[str, Any] | None:

@@ -99,12 +99,15 @@ def test_a_training_does_not_start_from_weights_that_learned_its_judges(
         train_detector(store, child, store.run_folder("child", 0), val, train, device="cpu")
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut short"])
 def test_a_finished_training_that_lost_its_best_weights_is_done_again(
-    trained: Path, store: ArtefactStore, train: LabelledSplit, val: LabelledSplit
+    trained: Path, store: ArtefactStore, train: LabelledSplit, val: LabelledSplit, damage: str
 ) -> None:
     best = trained / "checkpoints" / "best.safetensors"
     before = best.read_bytes()
     best.unlink()
+    if damage == "cut short":
+        best.write_bytes(before[:-1])
     outcome = train_detector(store, tiny(training={"epochs": 1}), trained, train, val, device="cpu")
     assert not outcome.was_finished
     assert len(best.read_bytes()) == len(before)
