@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _ALL_GPUS = "gpu"
 _LEAST_SHARED_MEMORY_GB = 1.0
+# Importing torch from a cold disk takes its time.
+_PROBE_S = 110
 _GET_A_GPU = (
     "for a GPU install NVIDIA's driver and the NVIDIA Container Toolkit, call `nvidia-ctk runtime configure "
     "--runtime=docker` and restart the engine"
@@ -170,14 +172,23 @@ def _judge_mount(name: str, answer: Mapping[str, Any], settings: ContainerSettin
 def _ask(
     client: DockerClient, image: str, settings: ContainerSettings, variables: Sequence[str], device: str
 ) -> dict[str, Any]:
-    output = client.containers.run(
+    command = ["python", "-c", _PROBE]
+    container = client.containers.create(
         image,
-        ["python", "-c", _PROBE],
-        remove=True,
+        command,
         network_mode="none",
         environment=build_environment(settings, variables, {}, device),
         **build_options(settings, {}, {}, device),
     )
+    try:
+        container.start()
+        status = container.wait(timeout=_PROBE_S)["StatusCode"]
+        if status != 0:
+            raise ContainerError(container, status, command, image, container.logs(stdout=False, stderr=True))
+        output = container.logs(stdout=True, stderr=False)
+    finally:
+        # Also when it never started: the engine keeps such a container.
+        container.remove(force=True)
     return dict(json.loads(output.decode().strip().splitlines()[-1]))
 
 

@@ -1,5 +1,6 @@
 """The doctor on hosts made up for it: what it calls a failure, and the remedy it gives."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from docker.errors import APIError, ContainerError, DockerException, ImageNotFound
+from docker.errors import APIError, DockerException, ImageNotFound
 from rich.console import Console
 
 from uveitis_assets.deployment.doctor import diagnose_engine, examine
@@ -168,6 +169,8 @@ class Engine:
         self.errors: list[Exception] = []
         self.asked: list[dict[str, Any]] = []
         self.image_is_there = True
+        self.exit_code = 0
+        self.left = 0
         self.containers = self.images = self
 
     def version(self) -> dict[str, str]:
@@ -181,13 +184,25 @@ class Engine:
             raise ImageNotFound(f"no such image: {name}")
         return SimpleNamespace(labels={"org.opencontainers.image.revision": "0123456789abcdef"})
 
-    def run(self, image: str, command: list[str], **options: Any) -> bytes:
+    def create(self, image: str, command: list[str], **options: Any) -> "Engine":
         self.asked.append(options)
+        self.left += 1
+        return self
+
+    def start(self) -> None:
         if self.errors:
             raise self.errors.pop(0)
-        import json
 
+    def wait(self, timeout: int) -> dict[str, int]:
+        return {"StatusCode": self.exit_code}
+
+    def logs(self, *, stdout: bool, stderr: bool) -> bytes:
+        if stderr:
+            return b"entrypoint: /run/secrets/x is not readable\n"
         return b"a warning of a library\n" + json.dumps(self.answer).encode() + b"\n"
+
+    def remove(self, *, force: bool) -> None:
+        self.left -= 1
 
 
 def _diagnose(engine: Engine, settings: DeploymentSettings) -> dict[str, Finding]:
@@ -208,7 +223,7 @@ def test_a_host_with_a_gpu_in_order_has_no_finding(settings: DeploymentSettings,
     [options] = engine.asked
     assert options["runtime"] == "nvidia"
     assert options["cap_drop"] == ["ALL"]
-    assert options["remove"]
+    assert engine.left == 0
 
 
 def test_an_engine_that_does_not_answer_ends_the_checks(settings: DeploymentSettings, answer: dict[str, Any]) -> None:
@@ -239,6 +254,7 @@ def test_a_gpu_that_cannot_be_attached_fails_and_the_rest_is_checked_on_the_cpu(
     assert "could not select device driver" in findings["CUDA in a container"].detail
     assert findings["mount: data"].verdict == "ok"
     assert ["runtime" in options for options in engine.asked] == [True, False]
+    assert engine.left == 0
 
 
 def test_a_torch_that_sees_no_gpu_though_one_was_given_is_a_failure(answer: dict[str, Any]) -> None:
@@ -277,9 +293,7 @@ def test_an_image_that_is_not_there_is_to_be_built(settings: DeploymentSettings,
 
 def test_a_container_that_dies_says_its_last_line(settings: DeploymentSettings, answer: dict[str, Any]) -> None:
     engine = Engine(answer)
-    engine.errors = [
-        ContainerError(mock.Mock(), 78, "python", "image", b"entrypoint: /run/secrets/x is not readable\n")
-    ]
+    engine.exit_code = 78
     findings = _diagnose(engine, settings)
     assert findings["run container"].detail.endswith("exit code 78: entrypoint: /run/secrets/x is not readable")
 

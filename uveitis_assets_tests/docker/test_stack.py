@@ -146,7 +146,14 @@ def test_a_run_terminated_through_the_web_server_ends_with_its_container(stack: 
     known = {run["runId"] for run in stack.runs()}
     victim = stack.wait(
         "a run at work",
-        lambda: next((r for r in stack.runs() if r["runId"] not in known and r["status"] == "STARTED"), None),
+        lambda: next(
+            (
+                run
+                for run in stack.runs()
+                if run["runId"] not in known and run["jobName"] == "uwf700_lane" and run["status"] == "STARTED"
+            ),
+            None,
+        ),
     )
     answer = stack.graphql(
         "mutation ($id: String!) { terminateRun(runId: $id) { __typename ... on TerminateRunFailure { message } } }",
@@ -158,7 +165,7 @@ def test_a_run_terminated_through_the_web_server_ends_with_its_container(stack: 
         lambda: next((r for r in stack.runs() if r["runId"] == victim["runId"] and r["status"] in _FINISHED), None),
     )
     assert ended["status"] == "CANCELED"
-    assert stack.container(victim).status == "exited"
+    stack.wait("the end of its container", lambda: stack.container(victim).status == "exited", 30)
     assert not any(run["parentRunId"] == victim["runId"] for run in stack.runs())
 
 
@@ -205,6 +212,7 @@ def test_the_web_server_answers_on_loopback_only(stack: Stack) -> None:
 
 
 def test_the_doctor_finds_nothing_but_the_gpu_that_is_not_there(stack: Stack) -> None:
+    before = len(stack.client.containers.list(all=True))
     done = subprocess.run(
         [sys.executable, "-m", "uveitis_assets.cli", "doctor", "--settings", str(stack.settings.file)],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "160"},
@@ -212,6 +220,7 @@ def test_the_doctor_finds_nothing_but_the_gpu_that_is_not_there(stack: Stack) ->
         text=True,
         check=False,
     )
+    assert len(stack.client.containers.list(all=True)) == before
     rows = [[cell.strip() for cell in line.split("│")[1:4]] for line in done.stdout.splitlines() if "│" in line]
     bad = {check for check, verdict, _ in rows if verdict in {"warning", "failure"}}
     assert bad <= {"CUDA in a container", "GPU runtime", *(check for check, *_ in rows if "disk space" in check)}
