@@ -12,6 +12,7 @@ import pytest
 
 from uveitis_assets.components.fundus_dataset import FundusDataset
 from uveitis_assets.components.partition_runs import range_tags
+from uveitis_assets.detection.weights_files import read_weights_file, save_weights
 from uveitis_assets.storage import ArtefactStore, read_json
 from uveitis_assets_tests.components.running_platform import QUIET, Platform, requested, use
 from uveitis_assets_tests.lane_project import write_project
@@ -158,11 +159,57 @@ def test_a_child_starts_from_its_parents_weights_of_the_same_fold_or_says_what_i
     assert trained.metadata("child/checkpoint", "fold0")["initialised_from"].startswith("best.safetensors (")
 
 
+def test_a_checkpoint_is_not_judged_by_images_that_it_learned(trained: Platform) -> None:
+    path = trained.store.run_folder("parent", 0) / "checkpoints" / "best.safetensors"
+    file = read_weights_file(path)
+    report = (path.parents[1] / "val_report.json").read_bytes()
+    labels = read_json(trained.store.coco_file("uwf700", "val", 0, tiles=False))
+    judged = [image["image_id"] for image in labels["images"]]
+    before = path.read_bytes(), path.with_suffix(".json").read_bytes()
+    try:
+        # As after a new dealing of the splits, which moves images from train to val.
+        save_weights(path, file.tensors, {**file.details, "learned_images": judged[:1]})
+        result = trained.definitions.resolve_job_def("parent_training").execute_in_process(
+            instance=trained.instance,
+            run_config=QUIET,
+            partition_key="fold0",
+            asset_selection=[dg.AssetKey(["parent", "evaluation"])],
+            raise_on_error=False,
+        )
+    finally:
+        path.write_bytes(before[0])
+        path.with_suffix(".json").write_bytes(before[1])
+    assert not result.success
+    assert f"1 of {len(judged)} images of val of fold0 were learned" in failures(result)
+    assert (path.parents[1] / "val_report.json").read_bytes() == report
+
+
+def test_a_lineage_of_another_run_beside_the_weights_fails_the_check(trained: Platform) -> None:
+    beside = trained.store.run_folder("parent", 0) / "checkpoints" / "best.json"
+    before = beside.read_bytes()
+    try:
+        beside.write_bytes(before.replace(b'"created_at": "2', b'"created_at": "1'))
+        other = trained.check("parent/checkpoint", "checkpoint_integrity", "fold0")
+    finally:
+        beside.write_bytes(before)
+    assert not other.passed
+    assert "is not the lineage that the weights themselves bear" in str(other.metadata["findings"].value)
+
+
+def test_an_override_cannot_train_into_another_lanes_folder(trained: Platform) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.store.run_folder("child", 0).rglob("*")}
+    wrong = run(trained, "parent_training", "fold0", parent__checkpoint={"overrides": {"name": "child"}})
+    assert not wrong.success
+    assert "overrides: name: expected one of augmentation" in failures(wrong)
+    assert {path: path.stat().st_mtime_ns for path in trained.store.run_folder("child", 0).rglob("*")} == before
+
+
 def test_what_lands_is_predicted_and_nothing_else_is_touched(trained: Platform) -> None:
     tick = trained.tick("parent_predictions_refresh")
     assert isinstance(tick, dg.SensorResult)
     assert requested(tick.run_requests) == [("b00001", "b00001", ("predictions",))]
-    assert run(trained, "parent_predictions", "b00001", "b00001").success
+    first = run(trained, "parent_predictions", "b00001", "b00001")
+    assert first.success, failures(first)
     files = sorted((trained.store.root / "preds" / "parent").glob("*.json"))
     assert len(files) == 8
     assert isinstance(trained.tick("parent_predictions_refresh"), dg.SkipReason)
