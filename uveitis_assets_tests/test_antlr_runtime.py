@@ -14,7 +14,7 @@ def dagster_selections():
     graph = defs().resolve_asset_graph()
     return [
         sorted(key.to_user_string() for key in dg.AssetSelection.from_string(text).resolve(graph))
-        for text in ("uwf700/roi_masks", 'group:fgadr and key:"*/*o*"', '1+key:"uwf700/tiles"', "kind:coco")
+        for text in ("uwf700/roi_masks", 'group:fgadr and key:"*/*o*"', '1+key:"uwf700/tiles"', "kind:polars")
     ]
 def hydra_overrides():
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -36,7 +36,7 @@ def test_selections_and_overrides_are_parsed_whichever_comes_first(order: str) -
             ["uwf700/roi_masks"],
             ["fgadr/coco_labels", "fgadr/normalized_crops", "fgadr/roi_masks"],
             ["uwf700/normalized_crops", "uwf700/tiles"],
-            ["fgadr/coco_labels", "uwf700/coco_labels"],
+            ["deepdrid/manifest", "eyepacs/manifest", "fgadr/manifest", "uwf700/manifest"],
         ],
         "hydra_overrides": [[1, {"a": 2}], 3],
     }

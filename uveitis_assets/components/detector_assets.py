@@ -222,7 +222,7 @@ def _pseudo_labels(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> d
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=detector.name,
         owners=list(detector.owners),
-        kinds={"coco", "json"},
+        kinds={"python", "json"},
         code_version=PSEUDO_LABELS_CODE_VERSION,
         description="The fold's training labels with confident detections as pseudo-labels, without duplicates and "
         f"never on its val and test images: `labels_coco/pseudo/{detector.name}/`.",

@@ -87,7 +87,7 @@ def test_a_sheet_of_many_large_images_stays_small() -> None:
     picture = random.integers(0, 255, (1024, 1024, 3), np.uint8)
     before = picture.copy()
     found = detections([((100, 100, 300, 300), 0.9, 1), ((500, 500, 520, 520), 0.8, 5)])
-    sheet = prediction_sheet([(picture, found)] * 12, NAMES, text_if_empty="nothing")
+    sheet = prediction_sheet([(picture, found, None)] * 12, NAMES, text_if_empty="nothing")
     assert len(sheet) <= 150_000
     decoded = cv2.imdecode(np.frombuffer(sheet, np.uint8), cv2.IMREAD_COLOR)
     assert decoded is not None

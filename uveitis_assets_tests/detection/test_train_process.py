@@ -45,5 +45,5 @@ def test_the_error_of_the_process_that_failed_first_ends_the_training(tmp_path: 
     store = store_at(tmp_path)
     train, val = squares_split(store, 4), squares_split(store, 2, split="val", seed=1)
     train.images[1].tiles[0].file.unlink()
-    with pytest.raises(RuntimeError, match=r"process \d of 2 failed: FileNotFoundError: .*train001"):
+    with pytest.raises(RuntimeError, match=r"process \d of 2 failed: UnreadableTilesError: .*train001"):
         train_in_processes(store, tiny(), tmp_path / "run", train, val, device="cpu", n_processes=2)
