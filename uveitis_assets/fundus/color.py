@@ -293,14 +293,16 @@ def _equalize_luminance(
     median = int(np.searchsorted(cumulated, cumulated[-1] / 2.0))
     x, y, width, height = cv2.boundingRect(mask)
     box = (slice(y, y + height), slice(x, x + width))
-    filled = np.full((height, width), median, dtype=np.uint8)
-    cv2.copyTo(luminance[box], mask[box], filled)
+    filled, inside = luminance[box], mask[box]
+    for rows in _bands(filled.shape):
+        outside = cv2.bitwise_not(inside[rows])
+        cv2.copyTo(np.full_like(outside, median), outside, filled[rows])
     grid = (configuration.clahe_grid, configuration.clahe_grid)
     equalized = cv2.createCLAHE(configuration.clahe_clip_limit, grid).apply(filled, dst=filled)
 
     def band_map(rows: slice, columns: slice, band: Pixels) -> None:
-        new_lab = lab[rows, columns].copy()
-        cv2.insertChannel(equalized[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x], new_lab, 0)
-        lab_converter.to_rgb(new_lab, band)
+        new_luminance = equalized[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
+        cv2.insertChannel(new_luminance, lab[rows, columns], 0)
+        lab_converter.to_rgb(lab[rows, columns], band)
 
     return band_map
