@@ -14,7 +14,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from uveitis_assets.deployment.engine_checks import check_engine, check_gpu_runtime, check_image, check_run_container
+from uveitis_assets.deployment.engine_checks import (
+    START_THE_ENGINE,
+    check_engine,
+    check_gpu_runtime,
+    check_image,
+    check_run_container,
+)
 from uveitis_assets.deployment.findings import Finding, failure
 from uveitis_assets.deployment.host_checks import (
     check_dagster_home,
@@ -111,9 +117,5 @@ def _connect(socket: Path) -> DockerClient | Finding:
     try:
         client: DockerClient = docker.DockerClient(base_url=f"unix://{socket}", timeout=120)
     except DockerException as error:
-        return failure(
-            "engine",
-            f"{socket}: {error}",
-            "install Docker and start it (systemctl start docker); to use it without sudo join the group docker",
-        )
+        return failure("engine", f"{socket}: {error}", START_THE_ENGINE)
     return client

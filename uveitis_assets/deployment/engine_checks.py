@@ -14,19 +14,15 @@ from docker.errors import APIError, ContainerError, DockerException, ImageNotFou
 
 from uveitis_assets.deployment.findings import Finding, failure, ok, warning
 from uveitis_assets.launcher.container_options import ContainerSettings, build_environment, build_options
-from uveitis_assets.launcher.gpu import CPU, is_gpu_start_failure
+from uveitis_assets.launcher.gpu import ALL_GPUS, CPU, how_to_install_the_runtime, is_gpu_start_failure
 
 if TYPE_CHECKING:
     from docker import DockerClient
 
-_ALL_GPUS = "gpu"
+START_THE_ENGINE = "install Docker and start it (systemctl start docker); to use it without sudo join the group docker"
 _LEAST_SHARED_MEMORY_GB = 1.0
 # Importing torch from a cold disk takes its time.
 _PROBE_S = 110
-_GET_A_GPU = (
-    "for a GPU install NVIDIA's driver and the NVIDIA Container Toolkit, call `nvidia-ctk runtime configure "
-    "--runtime=docker` and restart the engine"
-)
 _PROBE = """
 import json, os, platform, shutil
 import torch
@@ -49,11 +45,7 @@ def check_engine(client: DockerClient) -> Finding:
     try:
         version = client.version()["Version"]
     except DockerException as error:
-        return failure(
-            check,
-            f"does not answer: {error}",
-            "install Docker and start it (systemctl start docker); to use it without sudo join the group docker",
-        )
+        return failure(check, f"does not answer: {error}", START_THE_ENGINE)
     return ok(check, f"Docker {version}")
 
 
@@ -66,7 +58,7 @@ def check_gpu_runtime(client: DockerClient, runtime: str) -> Finding:
     return warning(
         check,
         f"the engine lists {', '.join(runtimes)}: runs that prefer a GPU use the CPU, those that require one fail",
-        _GET_A_GPU,
+        how_to_install_the_runtime(runtime),
     )
 
 
@@ -94,7 +86,7 @@ def check_run_container(
         variables: UVEITIS_DATA and UVEITIS_RAW of the container, as NAME=value.
     """
     findings: list[Finding] = []
-    device = _ALL_GPUS if settings.gpu_runtime in (client.info().get("Runtimes") or {}) else CPU
+    device = ALL_GPUS if settings.gpu_runtime in (client.info().get("Runtimes") or {}) else CPU
     try:
         answer = _ask(client, image, settings, variables, device)
     except APIError as error:
@@ -104,7 +96,7 @@ def check_run_container(
             failure(
                 "CUDA in a container",
                 f"the engine could not attach a GPU: {error.explanation or error}",
-                _GET_A_GPU,
+                how_to_install_the_runtime(settings.gpu_runtime),
             )
         )
         device = CPU

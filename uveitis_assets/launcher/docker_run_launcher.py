@@ -115,61 +115,42 @@ class GpuDockerRunLauncher(DockerRunLauncher):
         inherited: Mapping[str, Any] = super().config_type()  # type: ignore[no-untyped-call]
         return {
             **inherited,
-            "volumes": dg.Field(
+            "volumes": _optional(
                 dg.Array(dg.StringSource),
-                is_required=False,
-                description="Mounts of every run container as source:/target or source:/target:ro. The source is a "
-                "folder of the engine's host, which has to exist, or the name of a volume.",
+                "Mounts of every run container as source:/target or source:/target:ro. The source is a folder of the "
+                "engine's host, which has to exist, or the name of a volume.",
             ),
-            "read_only_volumes": dg.Field(
+            "read_only_volumes": _optional(
                 dg.Array(dg.StringSource),
-                is_required=False,
-                description="Mounts that no run may write to, whatever else is said: the raw images.",
+                "Mounts that no run may write to, whatever else is said: the raw images.",
             ),
-            "secrets": dg.Field(
+            "secrets": _optional(
                 [str],
-                is_required=False,
-                description="Names of files in secrets_folder. Each is mounted read-only at /run/secrets/<name> and "
-                "<NAME>_FILE holds that path, so that the value appears neither in `docker inspect` nor in Dagster.",
+                "Names of files in secrets_folder. Each is mounted read-only at /run/secrets/<name> and <NAME>_FILE "
+                "holds that path, so that the value appears neither in `docker inspect` nor in Dagster.",
             ),
-            "secrets_folder": dg.Field(
-                dg.StringSource, is_required=False, description="Folder of the engine's host that holds the secrets."
-            ),
-            "user": dg.Field(
+            "secrets_folder": _optional(dg.StringSource, "Folder of the engine's host that holds the secrets."),
+            "user": _optional(
                 dg.StringSource,
-                is_required=False,
-                description="uid:gid of the run containers; `image` keeps the image's user. Default: the uid:gid of "
-                "the daemon, so that what a run writes belongs to whoever runs the deployment.",
+                "uid:gid of the run containers; `image` keeps the image's user. Default: the uid:gid of the daemon, "
+                "so that what a run writes belongs to whoever runs the deployment.",
             ),
-            "gpu_runtime": dg.Field(
-                dg.StringSource,
-                is_required=False,
-                default_value="nvidia",
-                description="Name of the engine's GPU runtime.",
-            ),
-            "gpu_devices": dg.Field(
+            "gpu_runtime": _optional(dg.StringSource, "Name of the engine's GPU runtime.", default_value="nvidia"),
+            "gpu_devices": _optional(
                 dg.Array(dg.StringSource),
-                is_required=False,
-                description="GPUs of the host (index, UUID or MIG id). Each GPU run gets the one that the fewest live "
-                "run containers hold. Without it a run sees all GPUs.",
+                "GPUs of the host (index, UUID or MIG id). Each GPU run gets the one that the fewest live run "
+                "containers hold. Without it a run sees all GPUs.",
             ),
-            "deployment": dg.Field(
+            "deployment": _optional(
                 dg.StringSource,
-                is_required=False,
+                "Label of this deployment's containers; deployments that share an engine need two names.",
                 default_value="uveitis",
-                description="Label of this deployment's containers; deployments that share an engine need two names.",
             ),
-            "log_tail_lines": dg.Field(
-                int,
-                is_required=False,
-                default_value=40,
-                description="Lines of a dead container's log in the failure of its run.",
+            "log_tail_lines": _optional(
+                int, "Lines of a dead container's log in the failure of its run.", default_value=40
             ),
-            "retention_hours": dg.Field(
-                float,
-                is_required=False,
-                default_value=24.0,
-                description="Hours after which stopped run containers of this deployment are removed.",
+            "retention_hours": _optional(
+                float, "Hours after which stopped run containers of this deployment are removed.", default_value=24.0
             ),
         }
 
@@ -367,6 +348,10 @@ class GpuDockerRunLauncher(DockerRunLauncher):
                 return describe(client.containers.get(container_id))
             except NotFound:
                 return None
+
+
+def _optional(kind: Any, description: str, **default: Any) -> dg.Field:
+    return dg.Field(kind, is_required=False, description=description, **default)
 
 
 @contextmanager

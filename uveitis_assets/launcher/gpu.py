@@ -18,7 +18,7 @@ NEED_TAG = "uveitis/gpu"
 DEVICE_TAG = "uveitis/device"
 CPU = "cpu"
 NO_DEVICE = "none"
-_ANY_GPU = "gpu"
+ALL_GPUS = "gpu"
 _ONE_GPU = "gpu:"
 
 # How engines and their NVIDIA runtime word that a GPU could not be attached: no GPU driver plugin, a runtime that is
@@ -74,7 +74,7 @@ def choose_gpu(gpu_devices: Sequence[str], devices_in_use: Iterable[str]) -> str
         devices_in_use: ``uveitis/device`` labels of the live containers, with repetitions.
     """
     if not gpu_devices:
-        return _ANY_GPU
+        return ALL_GPUS
     holders = Counter(devices_in_use)
     return min((_ONE_GPU + device for device in gpu_devices), key=lambda device: holders[device])
 
@@ -88,7 +88,7 @@ def device_options(device: str, gpu_runtime: str) -> dict[str, Any]:
     """Options of ``containers.create`` that attach ``device`` (cpu, gpu for all, or gpu:<id>)."""
     if device == CPU:
         return {}
-    chosen = {"count": -1} if device == _ANY_GPU else {"device_ids": [device.removeprefix(_ONE_GPU)]}
+    chosen = {"count": -1} if device == ALL_GPUS else {"device_ids": [device.removeprefix(_ONE_GPU)]}
     # Both, because there are hosts where device requests alone end in "Failed to initialize NVML".
     return {"runtime": gpu_runtime, "device_requests": [DeviceRequest(capabilities=[["gpu"]], **chosen)]}
 
@@ -97,15 +97,22 @@ def device_environment(device: str) -> list[str]:
     """Variables that tell NVIDIA's runtime the same: images and hosts whose default is that runtime heed only them."""
     if device == CPU:
         return ["NVIDIA_VISIBLE_DEVICES=void"]
-    visible = "all" if device == _ANY_GPU else device.removeprefix(_ONE_GPU)
+    visible = "all" if device == ALL_GPUS else device.removeprefix(_ONE_GPU)
     return [f"NVIDIA_VISIBLE_DEVICES={visible}", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"]
 
 
-def how_to_get_a_gpu(gpu_runtime: str) -> str:
-    """What the operator of the host has to do, for the message of a refused run."""
+def how_to_install_the_runtime(gpu_runtime: str) -> str:
+    """What the operator of the host has to do for containers to have its GPUs."""
     return (
         f"Install the NVIDIA driver and the NVIDIA Container Toolkit on the engine's host, register the runtime with "
         f"`nvidia-ctk runtime configure --runtime=docker`, restart the engine and see that `docker info` lists "
-        f"{gpu_runtime!r}; then re-execute the run. To let it use the CPU, give it the tag "
+        f"{gpu_runtime!r}"
+    )
+
+
+def how_to_get_a_gpu(gpu_runtime: str) -> str:
+    """What to do about a refused run, for its message."""
+    return (
+        f"{how_to_install_the_runtime(gpu_runtime)}; then re-execute the run. To let it use the CPU, give it the tag "
         f"{NEED_TAG}={GpuNeed.PREFERRED}. It is not retried by itself."
     )
