@@ -4,7 +4,7 @@
 #
 # Variables: UVEITIS_HOME (default <repository>/deployment) and below it UVEITIS_DATA, UVEITIS_RAW, UVEITIS_STATE,
 # UVEITIS_SECRETS; UVEITIS_UID and UVEITIS_GID (default: yours); IMAGE_TAG; PORT; POSTGRES_IMAGE; UVEITIS_DEPLOYMENT;
-# DOCKER_SOCKET; SETTINGS_FILE (default docker/.env).
+# DOCKER_SOCKET; WANDB_KEY_FILE (copied to the secrets); SETTINGS_FILE (default docker/.env).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -22,6 +22,7 @@ secrets=${UVEITIS_SECRETS:-$home/secrets}
 uid=${UVEITIS_UID:-$(id -u)}
 gid=${UVEITIS_GID:-$(id -g)}
 socket=${DOCKER_SOCKET:-/var/run/docker.sock}
+tracking_key=${WANDB_KEY_FILE:-/dev/null}
 
 fail() {
   echo "prepare.sh: $*" >&2
@@ -40,6 +41,7 @@ raw=$(realpath --canonicalize-missing "$raw")
 case $raw/ in
   "$data"/*) fail "$raw lies inside $data, which runs may write to. Set UVEITIS_RAW to a folder outside, so that raw images stay read-only." ;;
 esac
+[[ -z ${WANDB_KEY_FILE:-} || -s $tracking_key ]] || fail "WANDB_KEY_FILE=$tracking_key: found no such file, or an empty one."
 [[ -S $socket ]] || fail "$socket: found no socket of a Docker engine. Start the engine, or set DOCKER_SOCKET."
 
 umask 027
@@ -48,9 +50,13 @@ mkdir -p "$data" "$raw" "$state/dagster" "$state/postgres" "$state/engine"
 if [[ ! -s $secrets/postgres_password ]]; then
   (umask 077 && head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$secrets/postgres_password")
 fi
+# Runs mount it, so it has to be there; empty it serves trainings that do not log to Weights & Biases.
+if [[ ! -e $secrets/uveitis_wandb_key ]]; then
+  (umask 077 && cat "$tracking_key" >"$secrets/uveitis_wandb_key")
+fi
 if [[ $(id -u) == 0 ]]; then
   chown "$uid:$gid" "$data" "$raw" "$state" "$state/dagster" "$state/postgres" "$state/engine" "$secrets" \
-    "$secrets/postgres_password"
+    "$secrets/postgres_password" "$secrets/uveitis_wandb_key"
 fi
 
 cat >"$settings" <<SETTINGS

@@ -201,6 +201,7 @@ folders of the host there.
 | `UVEITIS_UID` | yours | User id that owns all files |
 | `UVEITIS_GID` | yours | Group id that owns all files |
 | `UVEITIS_DEPLOYMENT` | `uveitis` | Name of the deployment: its containers and its network |
+| `WANDB_KEY_FILE` | none | File with the W&B key, copied to the secrets, where trainings find it |
 
 From them `docker/compose.yaml` makes what run containers mount and run as: `UVEITIS_USER`, `UVEITIS_DATA_MOUNT`,
 `UVEITIS_RAW_MOUNT`, `UVEITIS_STATE_MOUNT` and `UVEITIS_SECRETS_FOLDER`. Do not set these.

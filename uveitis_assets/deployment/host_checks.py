@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 _GB = 1e9
 _DISK_FAILURE_GB = 5.0
 _DISK_WARNING_GB = 20.0
+_WHAT_IT_HOLDS = {
+    "postgres_password": "the database's password, which docker/prepare.sh makes for a new deployment",
+    "uveitis_wandb_key": "the key of Weights & Biases, or nothing",
+}
+_MAY_BE_EMPTY = {"uveitis_wandb_key"}
 
 
 def check_folders(settings: DeploymentSettings) -> list[Finding]:
@@ -40,8 +45,7 @@ def check_folders(settings: DeploymentSettings) -> list[Finding]:
                 f"move the raw images out and set UVEITIS_RAW in {settings.file}",
             )
         )
-    findings.append(_check_password(settings))
-    return findings
+    return findings + [_check_secret(name, settings) for name in settings.container_settings.secrets]
 
 
 def _check_folder(name: str, folder: Path, settings: DeploymentSettings) -> Finding:
@@ -65,8 +69,9 @@ def _check_folder(name: str, folder: Path, settings: DeploymentSettings) -> Find
     return ok(check, str(folder))
 
 
-def _check_password(settings: DeploymentSettings) -> Finding:
-    check, file = "secret: postgres_password", settings.secrets / "postgres_password"
+def _check_secret(name: str, settings: DeploymentSettings) -> Finding:
+    check, file = f"secret: {name}", settings.secrets / name
+    owner = f"{settings.uid}:{settings.gid}"
     try:
         found = file.stat()
     except PermissionError:
@@ -74,18 +79,18 @@ def _check_password(settings: DeploymentSettings) -> Finding:
     except FileNotFoundError:
         return failure(
             check,
-            f"{file}: found no file",
-            "put the database's password there, or for a new deployment call docker/prepare.sh again",
+            f"{file}: found no file, and runs mount it",
+            f"{_WHAT_IT_HOLDS[name]}: put that there, then chown {owner} {file} && chmod 600 {file}",
         )
-    if found.st_size == 0:
-        return failure(check, f"{file}: is empty", "put the database's password there")
+    if found.st_size == 0 and name not in _MAY_BE_EMPTY:
+        return failure(check, f"{file}: is empty", f"put {_WHAT_IT_HOLDS[name]}, there")
     if found.st_uid != settings.uid or stat.S_IMODE(found.st_mode) & 0o077:
         return failure(
             check,
             f"{file}: belongs to uid {found.st_uid} with mode {stat.S_IMODE(found.st_mode):03o}",
-            f"chown {settings.uid}:{settings.gid} {file} && chmod 600 {file}",
+            f"chown {owner} {file} && chmod 600 {file}",
         )
-    return ok(check, "readable by its owner only")
+    return ok(check, "readable by its owner only" if found.st_size else "empty")
 
 
 def check_disk_space(folder: Path, what: str) -> Finding:

@@ -72,6 +72,6 @@ class DeploymentSettings:
             gpu_runtime="nvidia",
             volumes=(f"{self.data}:{self.data}", f"{self.state}/dagster:/state"),
             read_only_volumes=(f"{self.raw}:{self.raw}",),
-            secrets=("postgres_password",),
+            secrets=("postgres_password", "uveitis_wandb_key"),
             secrets_folder=str(self.secrets),
         )

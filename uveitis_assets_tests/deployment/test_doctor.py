@@ -44,9 +44,9 @@ def settings(tmp_path: Path) -> DeploymentSettings:
     """Of a deployment in good order that belongs to whoever runs the test."""
     for folder in ("data", "raw", "state/dagster", "state/postgres", "state/engine", "secrets"):
         (tmp_path / folder).mkdir(parents=True)
-    password = tmp_path / "secrets/postgres_password"
-    password.write_text("secret")
-    password.chmod(0o600)
+    for secret, content in (("postgres_password", "secret"), ("uveitis_wandb_key", "")):
+        (tmp_path / "secrets" / secret).write_text(content)
+        (tmp_path / "secrets" / secret).chmod(0o600)
     file = tmp_path / "env"
     lines = {
         "UVEITIS_DEPLOYMENT": "uveitis",
@@ -111,6 +111,19 @@ def test_a_password_that_others_can_read_is_found(settings: DeploymentSettings) 
     password.write_text("")
     [finding] = _bad(check_folders(settings))
     assert "is empty" in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("secret", "content"), [("postgres_password", "database's password"), ("uveitis_wandb_key", "or nothing")]
+)
+def test_a_secret_that_runs_mount_and_that_is_not_there_is_found(
+    settings: DeploymentSettings, secret: str, content: str
+) -> None:
+    (settings.secrets / secret).unlink()
+    [finding] = _bad(check_folders(settings))
+    assert finding.check == f"secret: {secret}"
+    assert content in finding.remedy
+    assert f"chmod 600 {settings.secrets / secret}" in finding.remedy
 
 
 @pytest.mark.parametrize(("gigabytes", "verdict"), [(4.9, "failure"), (19.0, "warning"), (21.0, "ok")])

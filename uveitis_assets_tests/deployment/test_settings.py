@@ -8,6 +8,7 @@ import pytest
 import yaml
 from dagster._core.instance.config import dagster_instance_config  # private: reads settings without connecting
 
+from uveitis_assets.deployment.settings import DeploymentSettings
 from uveitis_assets.launcher import GpuDockerRunLauncher
 from uveitis_assets_tests.conftest import REPOSITORY
 
@@ -70,6 +71,14 @@ def test_the_instance_settings_are_valid_and_name_the_launcher(settings: dict[st
 def test_only_crashed_workers_are_retried(settings: dict[str, Any]) -> None:
     assert settings["run_retries"] == {"enabled": True, "max_retries": 2, "retry_on_asset_or_op_failure": False}
     assert settings["run_monitoring"]["enabled"]
+
+
+def test_the_doctor_makes_containers_with_the_secrets_of_runs(settings: dict[str, Any], tmp_path: Path) -> None:
+    names = ("DEPLOYMENT", "IMAGE_TAG", "DOCKER_SOCKET", "DATA", "RAW", "STATE", "SECRETS")
+    lines = [f"{name}=/some" for name in names] + [f"{name}=1" for name in ("PORT", "UID", "GID")]
+    (tmp_path / "env").write_text("\n".join(lines))
+    of_the_probe = DeploymentSettings.read(tmp_path / "env").container_settings.secrets
+    assert list(of_the_probe) == settings["run_launcher"]["config"]["secrets"]
 
 
 def test_every_variable_of_the_instance_settings_is_given_by_compose(services: dict[str, Any]) -> None:

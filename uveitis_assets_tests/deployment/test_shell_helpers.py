@@ -268,10 +268,33 @@ def test_preparing_twice_changes_nothing(host: Host, engine_socket: Path) -> Non
     assert (host.root / "home/secrets/postgres_password").read_bytes() == before[1]
 
 
+def test_the_tracking_key_is_copied_to_the_secrets_and_an_empty_file_stands_for_none(
+    host: Host, engine_socket: Path
+) -> None:
+    (host.root / "key").write_text("0123456789\n")
+    done = _prepare(host, engine_socket, WANDB_KEY_FILE=str(host.root / "key"))
+    assert done.returncode == 0, done.stderr
+    secret = host.root / "home/secrets/uveitis_wandb_key"
+    assert secret.read_text() == "0123456789\n"
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    assert "0123456789" not in (host.root / "env").read_text() + done.stdout + done.stderr
+
+    (host.root / "env").unlink()
+    assert _prepare(host, engine_socket).returncode == 0
+    assert secret.read_text() == "0123456789\n", "what is there stays"
+    secret.unlink()
+    (host.root / "env").unlink()
+    assert _prepare(host, engine_socket).returncode == 0
+    assert secret.read_text() == ""
+    if getpass.getuser() == "root":
+        assert (secret.stat().st_uid, secret.stat().st_gid) == (4321, 4322)
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
         ({"UVEITIS_UID": "0"}, "found uid 0"),
+        ({"WANDB_KEY_FILE": "/nowhere/key"}, "WANDB_KEY_FILE=/nowhere/key: found no such file"),
         ({"UVEITIS_DATA": "relative"}, "expected an absolute path"),
         ({"UVEITIS_DATA": "/srv/data", "UVEITIS_RAW": "/srv/data/raw"}, "lies inside /srv/data"),
         ({"DOCKER_SOCKET": "/nowhere.sock"}, "found no socket of a Docker engine"),
