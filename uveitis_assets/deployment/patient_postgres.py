@@ -1,0 +1,61 @@
+"""Dagster's Postgres storage for a database that may restart while runs are at work: connecting waits for it.
+
+An event that cannot be written fails its run, and by itself Dagster tries to connect for eleven seconds only. Nothing
+else is changed; ``docker/dagster.yaml`` names the class.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from dagster_postgres import DagsterPostgresStorage
+from dagster_postgres.utils import pg_url_from_config
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+if TYPE_CHECKING:
+    # Private, for the annotation only.
+    from dagster._serdes import ConfigurableClassData
+
+# Dagster calls six times before it gives up: five minutes.
+PATIENCE_S = 50.0
+_BETWEEN_CALLS_S = 0.5
+# What a server that answers says while it comes or goes. Its other refusals, such as a wrong password, stay refusals.
+_COMING_OR_GOING = ("is starting up", "is shutting down", "is not yet accepting connections", "in recovery mode")
+
+
+class PatientPostgresStorage(DagsterPostgresStorage):
+    """``DagsterPostgresStorage`` whose process waits up to five minutes for a database that is away."""
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]) -> Self:
+        """Have connections wait, and make the storage that ``config_value`` describes."""
+        if not event.contains(Engine, "do_connect", connect_patiently):
+            event.listen(Engine, "do_connect", connect_patiently)
+        return cls(
+            postgres_url=pg_url_from_config(config_value),
+            should_autocreate_tables=config_value.get("should_autocreate_tables", True),
+            inst_data=inst_data,
+        )
+
+
+def connect_patiently(dialect: Any, _record: Any, positional: Sequence[Any], named: dict[str, Any]) -> Any:
+    """Connect as SQLAlchemy does, trying again for a while where no Postgres answers; other databases are left to it.
+
+    Raises:
+        psycopg2.OperationalError: the server refused, or there was none for ``PATIENCE_S`` seconds.
+    """
+    if dialect.name != "postgresql":
+        return None
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return dialect.connect(*positional, **named)
+        except dialect.loaded_dbapi.OperationalError as error:
+            said = str(error)
+            refused = "FATAL" in said and not any(words in said for words in _COMING_OR_GOING)
+            if refused or time.monotonic() > deadline:
+                raise
+        time.sleep(_BETWEEN_CALLS_S)
