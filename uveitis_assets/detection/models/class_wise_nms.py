@@ -1,4 +1,4 @@
-"""Non-maximum suppression within each class, and the box heads' post-processing that uses it.
+"""Non-maximum suppression within each class, and the box heads' post-processing around it.
 
 torchvision's ``batched_nms`` moves the classes apart by adding an offset to float32 coordinates when there are few
 boxes. The sum is rounded, so that an IoU close to the threshold may fall on its other side, and boxes left of zero may
@@ -7,6 +7,9 @@ networks, on their device; merged images are suppressed by ``group_suppression``
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,18 +50,45 @@ class ClassWiseRoIHeads(RoIHeads):  # type: ignore[misc]  # torchvision is untyp
 
         ``class_logits`` (R, classes) and ``box_regression`` (R, 4 x classes) of the R proposals of all images in turn.
         """
-        n_per_image = [len(boxes) for boxes in proposals]
-        boxes_per_image = torch.split(self.box_coder.decode(box_regression, proposals), n_per_image)
-        scores_per_image = torch.split(functional.softmax(class_logits, -1), n_per_image)
         result: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-        for all_boxes, all_scores, shape in zip(boxes_per_image, scores_per_image, image_shapes, strict=True):
-            proposal, category = torch.nonzero(all_scores[:, 1:] > self.score_thresh, as_tuple=True)
-            labels = category + 1
-            scores = all_scores[proposal, labels]
-            boxes = box_operations.clip_boxes_to_image(all_boxes[proposal, labels], shape)
-            large = box_operations.remove_small_boxes(boxes, _SMALLEST_SIDE_PX)
-            boxes, scores, labels = boxes[large], scores[large], labels[large]
-            keep = class_wise_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
-            for column, values in zip(result, (boxes, scores, labels), strict=True):
+        for found in candidates(self, class_logits, box_regression, proposals, image_shapes):
+            keep = class_wise_nms(found.boxes, found.scores, found.labels, self.nms_thresh)[: self.detections_per_img]
+            for column, values in zip(result, (found.boxes, found.scores, found.labels), strict=True):
                 column.append(values[keep])
         return result
+
+
+class Candidates(NamedTuple):
+    """What stands before suppression in one image: N rows, each one class of one proposal.
+
+    ``proposals`` int64 (N,), rows of the image's proposals; ``boxes`` float32 (N, 4), px, inside the image; ``scores``
+    float32 (N,); ``labels`` int64 (N,) from 1 on.
+    """
+
+    proposals: Tensor
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+def candidates(
+    heads: RoIHeads,
+    class_logits: Tensor,
+    box_regression: Tensor,
+    proposals: list[Tensor],
+    image_shapes: list[tuple[int, int]],
+) -> Iterator[Candidates]:
+    """For each image the proposals' classes above the score threshold of ``heads`` whose boxes have an extent.
+
+    Arguments are those of ``RoIHeads.postprocess_detections``.
+    """
+    n_per_image = [len(boxes) for boxes in proposals]
+    boxes_per_image = torch.split(heads.box_coder.decode(box_regression, proposals), n_per_image)
+    scores_per_image = torch.split(functional.softmax(class_logits, -1), n_per_image)
+    for all_boxes, all_scores, shape in zip(boxes_per_image, scores_per_image, image_shapes, strict=True):
+        proposal, category = torch.nonzero(all_scores[:, 1:] > heads.score_thresh, as_tuple=True)
+        labels = category + 1
+        boxes = box_operations.clip_boxes_to_image(all_boxes[proposal, labels], shape)
+        large = box_operations.remove_small_boxes(boxes, _SMALLEST_SIDE_PX)
+        proposal, labels = proposal[large], labels[large]
+        yield Candidates(proposal, boxes[large], all_scores[proposal, labels], labels)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 from torchvision.ops.poolers import initLevelMapper
@@ -80,21 +81,25 @@ def faster_rcnn(backbone: Backbone, configuration: ModelConfiguration) -> Faster
         size_divisible=backbone.size_divisible,
     )
     model.rpn.box_similarity = overlaps
-    heads = model.roi_heads
-    model.roi_heads = ClassWiseRoIHeads(
+    model.roi_heads = region_heads(ClassWiseRoIHeads, model.roi_heads, configuration)
+    return model
+
+
+def region_heads(kind: type[RoIHeads], heads: RoIHeads, configuration: ModelConfiguration) -> RoIHeads:
+    """Heads of another kind around the layers of ``heads``, with its sampling and box code."""
+    return kind(
         heads.box_roi_pool,
         heads.box_head,
         heads.box_predictor,
         fg_iou_thresh=configuration.roi_foreground_iou,
         bg_iou_thresh=configuration.roi_background_iou,
-        batch_size_per_image=512,
-        positive_fraction=0.25,
-        bbox_reg_weights=None,
+        batch_size_per_image=heads.fg_bg_sampler.batch_size_per_image,
+        positive_fraction=heads.fg_bg_sampler.positive_fraction,
+        bbox_reg_weights=heads.box_coder.weights,
         score_thresh=configuration.box_score_threshold,
         nms_thresh=configuration.box_nms_iou,
         detections_per_img=configuration.detections_per_tile,
     )
-    return model
 
 
 def overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ from torch.nn import functional
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import boxes as box_operations
 
 from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.models.class_wise_nms import candidates
+from uveitis_assets.detection.models.faster_rcnn import region_heads
 from uveitis_assets.detection.models.oriented_regression import N_TERMS, decode_rectangles, encode_rectangles
 from uveitis_assets.detection.models.rotated_boxes import (
     corners_from_rectangles,
@@ -32,7 +33,6 @@ from uveitis_assets.detection.models.rotated_boxes import (
 )
 
 Target = dict[str, Tensor]
-_SMALLEST_SIDE_PX = 1e-2
 
 
 def with_oriented_head(model: FasterRCNN, configuration: ModelConfiguration) -> FasterRCNN:
@@ -56,20 +56,7 @@ def with_oriented_head(model: FasterRCNN, configuration: ModelConfiguration) -> 
         size_divisible=resize.size_divisible,
         fixed_size=resize.fixed_size,
     )
-    heads = model.roi_heads
-    model.roi_heads = OrientedRoIHeads(
-        heads.box_roi_pool,
-        heads.box_head,
-        heads.box_predictor,
-        fg_iou_thresh=configuration.roi_foreground_iou,
-        bg_iou_thresh=configuration.roi_background_iou,
-        batch_size_per_image=heads.fg_bg_sampler.batch_size_per_image,
-        positive_fraction=heads.fg_bg_sampler.positive_fraction,
-        bbox_reg_weights=heads.box_coder.weights,
-        score_thresh=configuration.box_score_threshold,
-        nms_thresh=configuration.box_nms_iou,
-        detections_per_img=configuration.detections_per_tile,
-    )
+    model.roi_heads = region_heads(OrientedRoIHeads, model.roi_heads, configuration)
     return model
 
 
@@ -122,26 +109,17 @@ class OrientedRoIHeads(RoIHeads):  # type: ignore[misc]  # torchvision is untype
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        n_per_image = [len(boxes) for boxes in proposals]
-        boxes_per_image = torch.split(self.box_coder.decode(box_terms, proposals), n_per_image)
-        scores_per_image = torch.split(functional.softmax(class_logits, -1), n_per_image)
-        terms_per_image = torch.split(oriented_terms, n_per_image)
+        terms_per_image = torch.split(oriented_terms, [len(boxes) for boxes in proposals])
         detections = []
-        for image, shape in enumerate(image_shapes):
-            proposal, label = torch.nonzero(scores_per_image[image][:, 1:] > self.score_thresh, as_tuple=True)
-            label = label + 1
-            boxes = box_operations.clip_boxes_to_image(boxes_per_image[image][proposal, label], shape)
-            large = box_operations.remove_small_boxes(boxes, _SMALLEST_SIDE_PX)
-            proposal, label, boxes = proposal[large], label[large], boxes[large]
-            scores = scores_per_image[image][proposal, label]
+        for image, found in enumerate(candidates(self, class_logits, box_terms, proposals, image_shapes)):
             rectangles = decode_rectangles(terms_per_image[image], proposals[image])
-            corners = corners_from_rectangles(rectangles)[proposal]
-            keep = rotated_nms(corners, scores, label, self.nms_thresh)[: self.detections_per_img]
+            corners = corners_from_rectangles(rectangles)[found.proposals]
+            keep = rotated_nms(corners, found.scores, found.labels, self.nms_thresh)[: self.detections_per_img]
             detections.append(
                 {
-                    "boxes": boxes[keep],
-                    "labels": label[keep],
-                    "scores": scores[keep],
+                    "boxes": found.boxes[keep],
+                    "labels": found.labels[keep],
+                    "scores": found.scores[keep],
                     "corners": corners[keep].float(),
                 }
             )
