@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from uveitis_assets.detection.figure_png import figure_png, new_figure
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#E69F00", "#009E73", "#9A9A9A"
 
@@ -20,11 +21,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """
     if not rows:
         raise ValueError("expected at least one epoch to draw, found none; train first")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 2.9), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((9.6, 2.9))
     loss, precision, rate = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in rows]
     loss.plot(epochs, [row["train_loss"] for row in rows], color=_BLUE, marker=".", linewidth=1.4)
@@ -52,6 +49,4 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
     for axes in (loss, precision, rate):
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
+    return figure_png(figure)

@@ -1,13 +1,11 @@
 """Figures of an evaluation as PNG bytes: precision-recall, FROC and confusion.
 
-Curves stand in one panel per class: twenty lines in one panel cannot be told apart. Everything is drawn on an Agg
-canvas of its own, without pyplot's global state, and without dates or versions in the file: the same evaluation gives
-the same bytes. The figures show numbers and compute none.
+Curves stand in one panel per class: twenty lines in one panel cannot be told apart. The same evaluation gives the same
+bytes. The figures show numbers and compute none.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +15,7 @@ from uveitis_assets.detection.evaluation.average_precision import RECALLS, inter
 from uveitis_assets.detection.evaluation.bootstrap import Interval
 from uveitis_assets.detection.evaluation.evaluate import Evaluation
 from uveitis_assets.detection.evaluation.froc import FrocCurve
+from uveitis_assets.detection.figure_png import figure_png, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +49,7 @@ def precision_recall_figure(evaluation: Evaluation) -> bytes:
         assert ap is not None  # the class has lesions
         measured = f"AP {_with_interval(ap, interval)}, lesions: {evaluation.n_lesions[category]}"
         axes.set_title(f"{evaluation.categories[category]}\n{measured}", loc="left", fontsize=8)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def froc_figure(evaluation: Evaluation) -> bytes:
@@ -73,7 +72,7 @@ def froc_figure(evaluation: Evaluation) -> bytes:
         _froc_panel(axes, froc.rates, froc.per_class[category], bars, _BLUE)
         name = evaluation.categories[category]
         axes.set_title(f"{name}\nlesions: {evaluation.n_lesions[category]}", loc="left", fontsize=8)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def confusion_figure(evaluation: Evaluation) -> bytes:
@@ -85,7 +84,7 @@ def confusion_figure(evaluation: Evaluation) -> bytes:
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     share[-1] = 0.0  # detections without a lesion are shares of no class
     side = 2.6 + 0.42 * len(counts)
-    figure = _figure((side + 1.6, side))
+    figure = new_figure((side + 1.6, side))
     axes = figure.add_subplot()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(counts.shape):
@@ -103,7 +102,7 @@ def confusion_figure(evaluation: Evaluation) -> bytes:
     criterion = f"score from {configuration.operating_score:g}, IoU from {configuration.froc_iou:g}"
     figure.suptitle(f"Confusion of classes: {criterion}\n{_sample(evaluation)}", fontsize=10)
     figure.colorbar(image, ax=axes, label="Share of the class's lesions", shrink=0.7)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def _froc_panel(
@@ -135,20 +134,11 @@ def _sample(evaluation: Evaluation) -> str:
     return f"images: {evaluation.n_images}, patients: {evaluation.n_patients}"
 
 
-def _figure(size: tuple[float, float]) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _panels(n_panels: int, title: str, x_label: str, y_label: str) -> tuple[Figure, list[Axes]]:
     n_columns = min(_COLUMNS, max(2, n_panels))
     n_rows = max(1, -(-n_panels // n_columns))
     width, height = _PANEL_INCHES
-    figure = _figure((0.6 + width * n_columns, 0.9 + height * n_rows))
+    figure = new_figure((0.6 + width * n_columns, 0.9 + height * n_rows))
     panels: list[Axes] = []
     for index in range(n_panels):
         axes = figure.add_subplot(n_rows, n_columns, index + 1)
@@ -162,9 +152,3 @@ def _panels(n_panels: int, title: str, x_label: str, y_label: str) -> tuple[Figu
     figure.supxlabel(x_label, fontsize=9)
     figure.supylabel(y_label, fontsize=9)
     return figure, panels
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
