@@ -74,36 +74,6 @@ def match_greedily(overlap: NDArray[np.floating[Any]], threshold: float) -> NDAr
     return matched
 
 
-def match_images(
-    truths: Sequence[GroundTruth],
-    detections: Sequence[Detections],
-    category_ids: Iterable[int],
-    *,
-    iou_threshold: float,
-    max_detections: int,
-    overlap: Overlap = box_overlap,
-) -> dict[int, ScoredHits]:
-    """Match every image's detections to its lesions of the same class.
-
-    Args:
-        truths: lesions per image; the index of an image in this sequence is its index in the result.
-        detections: detections per image, best score first (see ``best_first``).
-        category_ids: the classes; each gets an entry, lesions and detections of others are left out.
-        iou_threshold: smallest overlap of a hit.
-        max_detections: best-scored detections per image and class that count, as in COCO.
-        overlap: overlap matrix of detections and lesions in one image.
-    """
-    (hits,) = match_images_at(
-        truths,
-        detections,
-        category_ids,
-        iou_thresholds=(iou_threshold,),
-        max_detections=max_detections,
-        overlap=overlap,
-    )
-    return hits
-
-
 def match_images_at(
     truths: Sequence[GroundTruth],
     detections: Sequence[Detections],
@@ -113,7 +83,18 @@ def match_images_at(
     max_detections: int,
     overlap: Overlap = box_overlap,
 ) -> list[dict[int, ScoredHits]]:
-    """``match_images`` at each of several thresholds; every overlap is computed once."""
+    """Match every image's detections to its lesions of the same class, at each of several thresholds.
+
+    Every overlap is computed once.
+
+    Args:
+        truths: lesions per image; the index of an image in this sequence is its index in the result.
+        detections: detections per image, best score first (see ``best_first``).
+        category_ids: the classes; each gets an entry, lesions and detections of others are left out.
+        iou_thresholds: smallest overlaps of a hit; one result for each.
+        max_detections: best-scored detections per image and class that count, as in COCO.
+        overlap: overlap matrix of detections and lesions in one image.
+    """
     lesions = {category: np.zeros(len(truths), np.int64) for category in category_ids}
     parts: list[dict[int, list[tuple[NDArray[np.float32], NDArray[np.bool_], int]]]] = [
         {category: [] for category in lesions} for _ in iou_thresholds

@@ -19,6 +19,7 @@ from uveitis_assets.detection.evaluation.average_precision import (
     STRICT_IOUS,
     AveragePrecision,
     interpolated_average_precision,
+    mean_of_known,
 )
 from uveitis_assets.detection.evaluation.matching import ScoredHits, best_first, match_images_at
 
@@ -56,12 +57,12 @@ def oriented_average_precision(
     hits = _hits(truths, detections, ids, thresholds, max_detections)
 
     def over(rows: range) -> AveragePrecision:
-        per_class: dict[int, float | None] = {}
-        for category in ids:
-            values = [interpolated_average_precision(hits[row][category]) for row in rows]
-            known = [value for value in values if value is not None]
-            per_class[category] = float(np.mean(known)) if known else None
-        return AveragePrecision(per_class)
+        return AveragePrecision(
+            {
+                category: mean_of_known(interpolated_average_precision(hits[row][category]) for row in rows)
+                for category in ids
+            }
+        )
 
     return OrientedAveragePrecision(over(range(1)), over(range(1, 2)), over(range(1, len(thresholds))))
 

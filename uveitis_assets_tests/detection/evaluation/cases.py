@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 from uveitis_assets.detection.detections import Detections, GroundTruth
+from uveitis_assets.detection.evaluation.matching import ScoredHits, match_images_at
 from uveitis_assets.detection.labelled_split import LabelledImage
 from uveitis_assets.fundus.geometry import ImageFrames
 
@@ -34,6 +36,19 @@ def found(*rows: ScoredRow) -> Detections:
         np.asarray([score for _, _, score in rows], np.float32),
         np.asarray([label for label, _, _ in rows], np.int64),
     )
+
+
+def match_images(
+    truths: Sequence[GroundTruth],
+    detections: Sequence[Detections],
+    category_ids: Iterable[int],
+    *,
+    iou_threshold: float,
+    **options: Any,
+) -> dict[int, ScoredHits]:
+    """Hits at one threshold, by class."""
+    (hits,) = match_images_at(truths, detections, category_ids, iou_thresholds=(iou_threshold,), **options)
+    return hits
 
 
 def labelled(truths: Sequence[GroundTruth], patients: Sequence[str] | None = None) -> list[LabelledImage]:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from uveitis_assets.detection.detections import Detections, GroundTruth
 from uveitis_assets.detection.evaluation.average_precision import (
@@ -18,61 +13,18 @@ from uveitis_assets.detection.evaluation.average_precision import (
     interpolated_average_precision,
     precision_recall,
 )
-from uveitis_assets.detection.evaluation.matching import best_first, in_fixed_order, match_images
-from uveitis_assets_tests.detection.evaluation.cases import drawn_cases, found, lesions, random_case
+from uveitis_assets.detection.evaluation.matching import best_first, in_fixed_order
+from uveitis_assets_tests.detection.evaluation.cases import drawn_cases, found, lesions, match_images, random_case
+from uveitis_assets_tests.detection.evaluation.pycocotools_reference import PycocotoolsPrecision
 
 CATEGORIES = {1: "exudats", 2: "hemorragie", 3: "hyalite"}
-
-
-def by_pycocotools(
-    truths: list[GroundTruth], detections: list[Detections], ious: list[float], max_detections: int, small: bool
-) -> dict[int, float | None]:
-    """Per class the precision averaged over IoUs and recalls."""
-    sets = []
-    for items in (truths, detections):
-        annotations = []
-        for image, item in enumerate(items):
-            for row in range(len(item)):
-                x0, y0, x1, y1 = (float(value) for value in item.boxes[row])
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": image,
-                        "category_id": int(item.labels[row]),
-                        "bbox": [x0, y0, x1 - x0, y1 - y0],
-                        "area": (x1 - x0) * (y1 - y0),
-                        "iscrowd": 0,
-                        "score": float(item.scores[row]),
-                    }
-                )
-        coco = COCO()
-        coco.dataset = {
-            "images": [{"id": image} for image in range(len(items))],
-            "annotations": annotations,
-            "categories": [{"id": category} for category in CATEGORIES],
-        }
-        sets.append(coco)
-    with contextlib.redirect_stdout(io.StringIO()):
-        for coco in sets:
-            coco.createIndex()
-        evaluation = COCOeval(*sets, "bbox")
-        evaluation.params.iouThrs = np.asarray(ious)
-        evaluation.params.maxDets = [max_detections]
-        evaluation.params.areaRng = [[0, 1024]] if small else [[0, 1e10]]
-        evaluation.params.areaRngLbl = ["one"]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision = evaluation.eval["precision"][:, :, :, 0, 0]
-    return {
-        category: None if (precision[..., index] < 0).all() else float(precision[..., index].mean())
-        for index, category in enumerate(sorted(CATEGORIES))
-    }
 
 
 def assert_equal_to_pycocotools(truths: list[GroundTruth], detections: list[Detections], max_detections: int) -> None:
     truths, detections = [in_fixed_order(item) for item in truths], [best_first(item) for item in detections]
     ours = coco_average_precision(truths, detections, CATEGORIES, selection_iou=0.4, max_detections=max_detections)
     strict = np.linspace(0.5, 0.95, 10).tolist()
+    reference = PycocotoolsPrecision(truths, detections, CATEGORIES, [0.3, 0.4, *strict], max_detections)
     for name, ious, small in [
         ("iou_30", [0.3], False),
         ("iou_50", [0.5], False),
@@ -81,13 +33,13 @@ def assert_equal_to_pycocotools(truths: list[GroundTruth], detections: list[Dete
         ("small", strict, True),
         ("small_30", [0.3], True),
     ]:
-        expected = by_pycocotools(truths, detections, ious, max_detections, small)
+        expected = reference.per_class(ious, small=small)
         measured = getattr(ours, name).per_class
         assert measured.keys() == expected.keys()
         for category, value in expected.items():
             assert measured[category] == (None if value is None else pytest.approx(value, abs=1e-6)), (name, category)
-    for iou in (0.3, 0.5, 0.95):
-        expected = by_pycocotools(truths, detections, [iou], max_detections, small=False)
+    for iou in (0.3, 0.5, strict[-1]):
+        expected = reference.per_class([iou])
         hits = match_images(truths, detections, CATEGORIES, iou_threshold=iou, max_detections=max_detections)
         for category, value in expected.items():
             measured = interpolated_average_precision(hits[category])

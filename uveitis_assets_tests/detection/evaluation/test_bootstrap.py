@@ -23,8 +23,8 @@ from uveitis_assets.detection.evaluation.bootstrap import (
 )
 from uveitis_assets.detection.evaluation.evaluate import evaluate_detections
 from uveitis_assets.detection.evaluation.froc import froc_curve
-from uveitis_assets.detection.evaluation.matching import ScoredHits, best_first, match_images, pool
-from uveitis_assets_tests.detection.evaluation.cases import found, labelled, lesions, random_case
+from uveitis_assets.detection.evaluation.matching import ScoredHits, best_first, pool
+from uveitis_assets_tests.detection.evaluation.cases import found, labelled, lesions, match_images, random_case
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 CLASSES = (1, 2, 3)

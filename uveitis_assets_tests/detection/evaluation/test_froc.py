@@ -12,8 +12,8 @@ from hypothesis import given, settings
 
 from uveitis_assets.detection.detections import Detections, GroundTruth
 from uveitis_assets.detection.evaluation.froc import Froc, free_response
-from uveitis_assets.detection.evaluation.matching import best_first, in_fixed_order, match_images
-from uveitis_assets_tests.detection.evaluation.cases import drawn_cases, found, lesions, random_case
+from uveitis_assets.detection.evaluation.matching import best_first, in_fixed_order
+from uveitis_assets_tests.detection.evaluation.cases import drawn_cases, found, lesions, match_images, random_case
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 CLASSES = (1, 2, 3)
@@ -32,13 +32,14 @@ def by_sweeping(
     n_lesions = sum(int(label in wanted_classes) for truth in truths for label in truth.labels)
     if n_lesions == 0:
         return None
+    overlaps_of_images = [
+        torchvision.ops.box_iou(torch.from_numpy(item.boxes).double(), torch.from_numpy(truth.boxes).double()).numpy()
+        for truth, item in zip(truths, detections, strict=True)
+    ]
     best = 0.0
     for threshold in {float(score) for item in detections for score in item.scores}:
         n_hit = n_false = 0
-        for truth, item in zip(truths, detections, strict=True):
-            overlaps = torchvision.ops.box_iou(
-                torch.from_numpy(item.boxes).double(), torch.from_numpy(truth.boxes).double()
-            )
+        for truth, item, overlaps in zip(truths, detections, overlaps_of_images, strict=True):
             taken: set[int] = set()
             for row in range(len(item)):  # best score first
                 if item.labels[row] not in wanted_classes or item.scores[row] < threshold:

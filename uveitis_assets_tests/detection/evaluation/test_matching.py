@@ -16,10 +16,9 @@ from uveitis_assets.detection.evaluation.matching import (
     box_overlap,
     in_fixed_order,
     match_greedily,
-    match_images,
     pool,
 )
-from uveitis_assets_tests.detection.evaluation.cases import drawn_cases, found, lesions, random_case
+from uveitis_assets_tests.detection.evaluation.cases import drawn_cases, found, lesions, match_images, random_case
 
 matrices = st.integers(0, 6).flatmap(
     lambda columns: st.lists(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +9,6 @@ import numpy as np
 import pytest
 import shapely
 from numpy.typing import NDArray
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from uveitis_assets.detection.configuration import EvaluationConfiguration
 from uveitis_assets.detection.detections import Detections, GroundTruth
@@ -28,6 +24,7 @@ from uveitis_assets.detection.evaluation.report import validation_report
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.labels.oriented_boxes import parse_oriented_boxes
 from uveitis_assets_tests.detection.evaluation.cases import found, labelled, lesions, random_case
+from uveitis_assets_tests.detection.evaluation.pycocotools_reference import PycocotoolsPrecision
 
 CLASSES = [1, 2, 3]
 STRICT = [round(0.5 + 0.05 * step, 2) for step in range(10)]
@@ -64,46 +61,6 @@ def oriented_case(seed: int, spread: float, score_step: float = 0.0) -> tuple[li
             )
         )
     return [case[0] for case in with_corners], [case[1] for case in with_corners]
-
-
-def by_pycocotools(
-    truths: list[GroundTruth], detections: list[Detections], ious: list[float], max_detections: int
-) -> dict[int, float | None]:
-    sets = []
-    for items in (truths, detections):
-        annotations = [
-            {
-                "image_id": image,
-                "category_id": int(label),
-                "bbox": [float(x0), float(y0), float(x1) - float(x0), float(y1) - float(y0)],
-                "area": 1.0,
-                "iscrowd": 0,
-                "score": float(score),
-            }
-            for image, item in enumerate(items)
-            for (x0, y0, x1, y1), label, score in zip(item.boxes, item.labels, item.scores, strict=True)
-        ]
-        coco = COCO()
-        coco.dataset = {
-            "images": [{"id": image} for image in range(len(items))],
-            "annotations": [{"id": number, **row} for number, row in enumerate(annotations, start=1)],
-            "categories": [{"id": category} for category in CLASSES],
-        }
-        sets.append(coco)
-    with contextlib.redirect_stdout(io.StringIO()):
-        for coco in sets:
-            coco.createIndex()
-        evaluation = COCOeval(*sets, "bbox")
-        evaluation.params.iouThrs = np.asarray(ious)
-        evaluation.params.maxDets = [max_detections]
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision = evaluation.eval["precision"][:, :, :, 0, 0]
-    return {
-        category: None if (precision[..., index] < 0).all() else float(precision[..., index].mean())
-        for index, category in enumerate(CLASSES)
-    }
 
 
 def by_loops(
@@ -154,8 +111,9 @@ def test_on_axis_aligned_rectangles_it_is_pycocotools_ap(seed: int, max_detectio
     result = oriented_average_precision(truths, detections, CLASSES, max_detections=max_detections)
     # Ties of scores: pycocotools takes them as they stand.
     ordered = [best_first(detection) for detection in detections]
+    reference = PycocotoolsPrecision(truths, ordered, CLASSES, [0.3, *STRICT], max_detections)
     for found_ap, ious in ((result.iou_30, [0.3]), (result.iou_50, [0.5]), (result.iou_50_95, STRICT)):
-        assert_equal(found_ap.per_class, by_pycocotools(truths, ordered, ious, max_detections))
+        assert_equal(found_ap.per_class, reference.per_class(ious))
     assert result.iou_50.mean is not None
     assert 0 < result.iou_50.mean < 1
 
