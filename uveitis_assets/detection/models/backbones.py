@@ -8,6 +8,7 @@ loaded in ``checkpoints``, nothing here downloads any.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Self
@@ -27,7 +28,7 @@ _CONTAINERS = ("stages", "blocks", "features")
 _LARGEST_GROUP_COUNT = 32
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """What every backbone of the detectors offers.
 
     ``strides`` are those of all its maps, ``roi_strides`` those from which regions are pooled (a top level only
@@ -44,9 +45,9 @@ class Backbone(nn.Module):
     anchor_sizes: tuple[tuple[float, ...], ...] | None = None
     n_frozen_parts: int = 0
 
+    @abstractmethod
     def freezable_parts(self) -> list[list[nn.Module | nn.Parameter]]:
         """The stem's modules and parameters, then those of each block, from the input on."""
-        raise NotImplementedError
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode everywhere but in frozen parts."""
@@ -56,6 +57,18 @@ class Backbone(nn.Module):
                 if isinstance(member, nn.Module):
                     member.eval()
         return self
+
+
+def backbone_of(model: nn.Module) -> Backbone:
+    """The backbone of a detector.
+
+    Raises:
+        TypeError: the model was not made by ``build_detector``.
+    """
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        raise TypeError(f"expected a detector made by build_detector, found {type(model).__name__}")
+    return backbone
 
 
 class ConvolutionalBackbone(Backbone):

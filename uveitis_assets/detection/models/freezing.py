@@ -13,14 +13,14 @@ from typing import Any
 from torch import nn
 
 from uveitis_assets.detection.configuration import TrainingConfiguration
-from uveitis_assets.detection.models.backbones import Backbone
+from uveitis_assets.detection.models.backbones import backbone_of
 
 _WITHOUT_DECAY = ("cls_token", "pos_embed")
 
 
 def n_blocks(model: nn.Module) -> int:
     """Number of blocks of the backbone that can be frozen: transformer blocks, or stages of a convolutional network."""
-    return len(_backbone(model).freezable_parts()) - 1
+    return len(backbone_of(model).freezable_parts()) - 1
 
 
 def freeze_blocks(model: nn.Module, n_frozen: int) -> None:
@@ -32,7 +32,7 @@ def freeze_blocks(model: nn.Module, n_frozen: int) -> None:
     Raises:
         ValueError: the backbone has fewer blocks.
     """
-    backbone = _backbone(model)
+    backbone = backbone_of(model)
     parts = backbone.freezable_parts()
     if not 0 <= n_frozen < len(parts):
         raise ValueError(f"freeze_blocks: expected 0 to {len(parts) - 1} for this backbone, found {n_frozen}")
@@ -67,7 +67,7 @@ def parameter_groups(model: nn.Module, configuration: TrainingConfiguration) -> 
     Norms, biases, class token and position embeddings do not decay. With ``layer_decay`` below 1 the rate falls by that
     factor per block towards the input.
     """
-    parts = _backbone(model).freezable_parts()
+    parts = backbone_of(model).freezable_parts()
     depth = {id(parameter): index for index, part in enumerate(parts) for parameter in _parameters(part)}
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -96,10 +96,3 @@ def _parameters(part: list[nn.Module | nn.Parameter]) -> Iterator[nn.Parameter]:
             yield member
         else:
             yield from member.parameters()
-
-
-def _backbone(model: nn.Module) -> Backbone:
-    backbone = getattr(model, "backbone", None)
-    if not isinstance(backbone, Backbone):
-        raise TypeError(f"expected a detector made by build_detector, found {type(model).__name__}")
-    return backbone

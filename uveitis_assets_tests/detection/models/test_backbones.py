@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from uveitis_assets.detection.models.backbones import Backbone
 from uveitis_assets.detection.models.freezing import freeze_blocks, n_blocks
 from uveitis_assets_tests.detection.models.test_detector import one_target, small_detector
 
@@ -84,3 +85,11 @@ def test_freezing_all_stages_leaves_the_pyramid_and_the_heads(name: str) -> None
     trained = {key for key, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained
     assert all(key.startswith(("backbone.fpn.", "rpn.", "roi_heads.")) for key in trained)
+
+
+def test_a_backbone_that_does_not_tell_its_parts_cannot_be_made() -> None:
+    class Unfinished(Backbone):
+        pass
+
+    with pytest.raises(TypeError, match="freezable_parts"):
+        Unfinished()
