@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.earlier_checkpoints import configuration_of_earlier
-from uveitis_assets.detection.models.backbones import Backbone
+from uveitis_assets.detection.models.backbones import backbone_of
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.feature_pyramid import PATCH_STRIDE
 from uveitis_assets.detection.models.retfound import resized_position_embedding
 from uveitis_assets.detection.weights_files import WeightsFile, read_weights_file
-from uveitis_assets.detection.weights_report import LoadReport, WeightsMismatchError, load_matching
+from uveitis_assets.detection.weights_report import LoadReport, Part, WeightsMismatchError, load_matching
 
 _LOG = logging.getLogger(__name__)
 _ENCODERS = ("vit", "body")
@@ -37,12 +37,15 @@ def load_detector_weights(
 ) -> LoadReport:
     """Load a detector checkpoint, .safetensors or an earlier .pth, into ``model``; position embeddings are resized.
 
-    ``full`` wants every tensor of the model; ``backbone_only`` loads what stands under ``backbone.`` and counts the
-    encoder (ViT or ResNet), so that a new pyramid may start anew.
+    ``full`` wants every tensor of the model, and ``min_matched`` of encoder, pyramid, proposal head and box head each:
+    a head made for other anchors is refused. Only the predictors, which belong to the categories, may start anew.
+    ``backbone_only`` loads what stands under ``backbone.`` and counts the encoder (ViT or ResNet), so that a new
+    pyramid may start anew.
 
     Raises:
         FileNotFoundError: there is no such file.
-        WeightsMismatchError: the file provides less than ``min_matched``, is of another architecture, or not finite.
+        WeightsMismatchError: the file provides less than ``min_matched`` of the model or of a part, is of another
+            architecture, or not finite.
         ValueError: the file is damaged or holds code.
     """
     file = read_weights_file(path)
@@ -58,9 +61,15 @@ def load_detector_weights(
     ignored = sorted(set(file.tensors).difference(given))
     _check_structure(path, model, given)
     state, adapted = _adapted(model, given, encoder)
-    wanted = None if mode == "full" else _names_below(model, encoder)
     report = load_matching(
-        model, state, file=path, min_matched=min_matched, wanted=wanted, adapted=adapted, ignored=ignored
+        model,
+        state,
+        file=path,
+        min_matched=min_matched,
+        wanted=None if mode == "full" else _names_below(model, encoder),
+        parts=_parts(model, encoder) if mode == "full" else (),
+        adapted=adapted,
+        ignored=ignored,
     )
     _LOG.info("%s", report.summary())
     return report
@@ -144,14 +153,28 @@ def load_trained_detector(
 
 
 def _encoder_of(model: nn.Module) -> str:
-    backbone = getattr(model, "backbone", None)
-    if not isinstance(backbone, Backbone):
-        raise TypeError(f"expected a detector made by build_detector, found {type(model).__name__}")
+    backbone = backbone_of(model)
     return f"backbone.{next(name for name in _ENCODERS if hasattr(backbone, name))}."
 
 
 def _names_below(model: nn.Module, prefix: str) -> list[str]:
     return [name for name in model.state_dict() if name.startswith(prefix) and not name.endswith("num_batches_tracked")]
+
+
+def _parts(model: nn.Module, encoder: str) -> list[Part]:
+    """All but the predictors: other categories, or oriented boxes, are learned by new ones on the same features."""
+    encoder_names = _names_below(model, encoder)
+    pyramid = sorted(set(_names_below(model, "backbone.")).difference(encoder_names))
+    return [
+        Part("encoder", encoder_names, "model.backbone"),
+        Part("pyramid", pyramid, "model.neck, model.finest_stride and model.pyramid_channels"),
+        Part(
+            "proposal head",
+            _names_below(model, "rpn."),
+            "model.anchor_sizes, model.anchor_ratios and model.pyramid_channels",
+        ),
+        Part("box head", _names_below(model, "roi_heads.box_head."), "model.head_width and model.pyramid_channels"),
+    ]
 
 
 def _encoder_tensors(file: WeightsFile, encoder: str) -> tuple[dict[str, Tensor], list[str]]:

@@ -98,7 +98,11 @@ class InitialisationConfiguration(Configuration):
     mode: Literal["full", "backbone_only"] = Field(
         "full", description="`checkpoint` and `experiment`: everything that fits, or the backbone alone"
     )
-    min_matched: Ratio = Field(0.9, description="Least share of the wanted parameters that a file has to provide")
+    min_matched: Ratio = Field(
+        0.9,
+        description="Least share of the wanted parameters, in all and in each part of the network, that a file has to "
+        "provide",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

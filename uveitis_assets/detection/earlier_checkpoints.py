@@ -2,11 +2,13 @@
 
 The earlier scripts stored their YAML beside the weights, but what the network is, its tensors say with more certainty:
 which backbone, how many categories and anchors, which input size. From the YAML come the thresholds, which leave no
-trace in the weights; they are looked up by torchvision's argument names wherever they stand in it.
+trace in the weights; they are looked up by torchvision's argument names wherever they stand in it. What it does not
+name is taken as the earlier scripts had it, and that is said.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,10 +18,14 @@ from torch import Tensor
 
 from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.models import retfound
+from uveitis_assets.detection.models.earlier_neck import EARLIER_ANCHOR_SIZES
 from uveitis_assets.detection.models.feature_pyramid import PATCH_STRIDE
 
-# torchvision's argument name -> (field, the value it had when the YAML did not name it).
-_THRESHOLDS: dict[str, tuple[str, float]] = {
+_LOG = logging.getLogger(__name__)
+# Name in the YAML, for thresholds torchvision's -> (field, the value it had when the YAML did not name it).
+_Settings = dict[str, tuple[str, Any]]
+_SETTINGS: _Settings = {
+    "anchor_ratios": ("anchor_ratios", (0.5, 1.0, 2.0)),
     "rpn_fg_iou_thresh": ("rpn_foreground_iou", 0.7),
     "rpn_bg_iou_thresh": ("rpn_background_iou", 0.3),
     "box_fg_iou_thresh": ("roi_foreground_iou", 0.5),
@@ -32,9 +38,11 @@ _THRESHOLDS: dict[str, tuple[str, float]] = {
     "box_nms_thresh": ("box_nms_iou", 0.5),
     "box_detections_per_img": ("detections_per_tile", 200),
 }
-_RATIOS = (0.5, 1.0, 2.0)
-_RESNET_ANCHOR_SIZES = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
-_INPUT_SIZE = 768
+_TRANSFORMER_SETTINGS: _Settings = {"anchor_sizes": ("anchor_sizes", EARLIER_ANCHOR_SIZES)}
+_RESNET_SETTINGS: _Settings = {
+    "anchor_sizes": ("anchor_sizes", ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))),
+    "resize": ("input_size", 768),
+}
 
 
 def configuration_of_earlier(
@@ -42,32 +50,45 @@ def configuration_of_earlier(
 ) -> ModelConfiguration:
     """The configuration that rebuilds an earlier detector; ``changes`` are fields that the caller knows better.
 
+    Settings that neither the YAML nor the caller names are logged as a warning, with the values taken.
+
     Raises:
         ValueError: it is no earlier Faster R-CNN, or it has other anchors and nothing says which.
     """
-    known = dict(_flat(yaml))
     values: dict[str, Any] = {
         "n_categories": len(_wanted(path, tensors, "roi_heads.box_predictor.cls_score.weight")) - 1,
         "head_width": len(_wanted(path, tensors, "roi_heads.box_head.fc6.weight")),
-        "anchor_ratios": known.get("anchor_ratios", known.get("aspect_ratios", _RATIOS)),
     }
-    for argument, (field, default) in _THRESHOLDS.items():
-        value = known.get(argument)
-        values[field] = default if value is None else value
     if "backbone.vit.pos_embed" in tensors:
         values |= _transformer(path, tensors)
+        settings = _SETTINGS | _TRANSFORMER_SETTINGS
     elif "backbone.body.conv1.weight" in tensors:
-        values |= _resnet(path, tensors, known)
+        values |= _resnet(path, tensors)
+        settings = _SETTINGS | _RESNET_SETTINGS
     else:
         raise ValueError(
             f"{path}: expected a detector with backbone.vit or backbone.body, found {', '.join(sorted(tensors)[:5])}; "
             "files of a backbone alone go to initialise.backbone_weights"
         )
-    if known.get("anchor_sizes"):
-        values["anchor_sizes"] = known["anchor_sizes"]
-    values |= changes
-    _check_anchors(path, tensors, values)
-    return ModelConfiguration(**values)
+    named = _named_settings(yaml, settings)
+    assumed = {field: value for field, value in settings.values() if field not in named and field not in changes}
+    configuration = ModelConfiguration(**{**values, **assumed, **named, **changes})
+    _check_anchors(path, tensors, configuration)
+    if assumed:
+        _LOG.warning(
+            "%s: the configuration in the file does not name %s; they are taken as the earlier scripts had them by "
+            "default: if it was trained with others, pass those as changes",
+            path,
+            ", ".join(f"{field} (taken: {value})" for field, value in assumed.items()),
+        )
+    return configuration
+
+
+def _named_settings(yaml: Mapping[str, Any], settings: _Settings) -> dict[str, Any]:
+    """Values by field; null and empty lists name nothing."""
+    known = dict(_flat(yaml))
+    known.setdefault("anchor_ratios", known.get("aspect_ratios"))
+    return {field: known[name] for name, (field, _) in settings.items() if known.get(name) not in (None, [], ())}
 
 
 def _transformer(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -85,22 +106,19 @@ def _transformer(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     raise ValueError(f"{path}: expected a RETFound ViT-L/16 or ViT-B/16, found {depth} blocks of width {width}")
 
 
-def _resnet(path: Path, tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> dict[str, Any]:
+def _resnet(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     _wanted(path, tensors, "backbone.body.layer3.5.conv3.weight")
     return {
         "backbone": "resnet50_fpn",
         "norm": "batch" if "backbone.body.bn1.num_batches_tracked" in tensors else "frozen_batch",
         "pyramid_channels": len(_wanted(path, tensors, "backbone.fpn.inner_blocks.0.0.weight")),
-        "input_size": known.get("resize") or _INPUT_SIZE,
-        "anchor_sizes": _RESNET_ANCHOR_SIZES,
     }
 
 
-def _check_anchors(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+def _check_anchors(path: Path, tensors: Mapping[str, Tensor], configuration: ModelConfiguration) -> None:
     n_found = len(_wanted(path, tensors, "rpn.head.cls_logits.weight"))
-    # Without sizes the earlier neck has one per level.
-    n_sizes = len(values["anchor_sizes"][0]) if values.get("anchor_sizes") else 1
-    n_expected = n_sizes * len(values["anchor_ratios"])
+    n_sizes = len(configuration.anchor_sizes[0]) if configuration.anchor_sizes else 0
+    n_expected = n_sizes * len(configuration.anchor_ratios)
     if n_found != n_expected:
         raise ValueError(
             f"{path}: its proposal head has {n_found} anchors per place, its configuration says {n_expected}; pass "

@@ -5,9 +5,10 @@ Loading without such a count hides a renamed layer until the results are bad. Re
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,14 @@ _COUNTER = "num_batches_tracked"
 
 class WeightsMismatchError(ValueError):
     """A weights file does not fit the model it was given to."""
+
+
+class Part(NamedTuple):
+    """Tensors of a model that are of use together only; ``settings`` name what decides their shapes."""
+
+    name: str
+    tensors: Collection[str]
+    settings: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +72,18 @@ def load_matching(
     file: Path,
     min_matched: float,
     wanted: Collection[str] | None = None,
+    parts: Sequence[Part] = (),
     adapted: Collection[str] = (),
     ignored: Collection[str] = (),
 ) -> LoadReport:
     """Copy the tensors of ``state`` that have a name and shape of ``model`` into it, or refuse and change nothing.
 
-    ``wanted`` are the names that count for the share; all of the model's when None.
+    ``wanted`` are the names that count for the share; all of the model's when None. Each of the ``parts`` has to match
+    as well as the whole: no head hides behind a large encoder.
 
     Raises:
-        WeightsMismatchError: less than ``min_matched`` of the wanted parameters match, or a matching tensor holds
-            values that are not finite.
+        WeightsMismatchError: less than ``min_matched`` of the wanted parameters, or of those of a part, match, or a
+            matching tensor holds values that are not finite.
     """
     own = {name: value for name, value in model.state_dict().items() if not name.endswith(_COUNTER)}
     given = {name: value for name, value in state.items() if not name.endswith(_COUNTER)}
@@ -83,10 +94,6 @@ def load_matching(
         for name, value in given.items()
         if name in own and own[name].shape != value.shape
     ]
-    n_values = sum(own[name].numel() for name in names)
-    found = names.intersection(matched)
-    share_of_values = sum(own[name].numel() for name in found) / n_values if n_values else 1.0
-    share_of_tensors = len(found) / len(names) if names else 1.0
     report = LoadReport(
         file=file,
         matched=tuple(sorted(matched)),
@@ -95,8 +102,18 @@ def load_matching(
         misshapen=tuple(sorted(misshapen)),
         adapted=tuple(sorted(adapted)),
         ignored=tuple(sorted(ignored)),
-        share=min(share_of_values, share_of_tensors),
+        share=_share(names, matched, own),
     )
+    for part in parts:
+        share = _share(part.tensors, matched, own)
+        if share < min_matched:
+            misfits = [line for line in (*report.misshapen, *report.missing) if line.partition(":")[0] in part.tensors]
+            raise WeightsMismatchError(
+                f"{report.summary()}; expected at least {min_matched:.1%} of the {part.name}, found {share:.1%} "
+                f"({examples(misfits)}): set {part.settings} as the file was trained with, take the file of this "
+                "network, load its backbone alone (initialise.mode: backbone_only), or lower min_matched if the rest "
+                "may start from random weights"
+            )
     if report.share < min_matched:
         raise WeightsMismatchError(
             f"{report.summary()}; expected at least {min_matched:.1%}: take the file of this network, or lower "
@@ -110,3 +127,12 @@ def load_matching(
         )
     model.load_state_dict({name: given[name] for name in matched}, strict=False)
     return report
+
+
+def _share(names: Collection[str], matched: Collection[str], own: Mapping[str, Tensor]) -> float:
+    """The smaller of the shares of tensors and of values that matched; 1 where none are wanted."""
+    found = set(names).intersection(matched)
+    n_values = sum(own[name].numel() for name in names)
+    if not n_values:
+        return 1.0
+    return min(sum(own[name].numel() for name in found) / n_values, len(found) / len(names))

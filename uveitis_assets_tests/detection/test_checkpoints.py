@@ -8,13 +8,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import resnet50
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from uveitis_assets.detection.checkpoints import load_backbone_weights, load_detector_weights, load_trained_detector
 from uveitis_assets.detection.configuration import DetectorConfiguration, ModelConfiguration
@@ -22,197 +20,19 @@ from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.retfound import resized_position_embedding
 from uveitis_assets.detection.weights_files import save_weights
 from uveitis_assets.detection.weights_report import WeightsMismatchError
-from uveitis_assets_tests.detection.models.tiny_transformer import (
-    DEPTH,
-    HEADS,
-    WIDTH,
-    tiny_configuration,
-    use_tiny_shapes,
+from uveitis_assets_tests.detection.earlier_files import (
+    earlier_transformer_state,
+    random_tensors,
+    transformer_shapes,
+    write_earlier,
 )
-
-CHANNELS, HEAD, CLASSES = 16, 32, 4
+from uveitis_assets_tests.detection.models.tiny_transformer import DEPTH, WIDTH, tiny_configuration, use_tiny_shapes
 
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     use_tiny_shapes(monkeypatch)
     torch.manual_seed(0)
-
-
-def transformer_shapes(grid: int = 4, mlp: int = 4 * WIDTH) -> dict[str, tuple[int, ...]]:
-    """The encoder's tensors as the earlier scripts and RETFound name them."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "cls_token": (1, 1, WIDTH),
-        "pos_embed": (1, 1 + grid * grid, WIDTH),
-        "patch_embed.proj.weight": (WIDTH, 3, 16, 16),
-        "patch_embed.proj.bias": (WIDTH,),
-        "norm.weight": (WIDTH,),
-        "norm.bias": (WIDTH,),
-    }
-    for block in range(DEPTH):
-        for name, shape in (
-            ("norm1", (WIDTH,)),
-            ("attn.qkv", (3 * WIDTH, WIDTH)),
-            ("attn.proj", (WIDTH, WIDTH)),
-            ("norm2", (WIDTH,)),
-            ("mlp.fc1", (mlp, WIDTH)),
-            ("mlp.fc2", (WIDTH, mlp)),
-        ):
-            shapes[f"blocks.{block}.{name}.weight"] = shape
-            shapes[f"blocks.{block}.{name}.bias"] = shape[:1]
-    return shapes
-
-
-def random_tensors(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    return {name: torch.randn(shape) * 0.05 for name, shape in shapes.items()}
-
-
-def earlier_transformer_state(n_anchors: int = 3) -> dict[str, Tensor]:
-    shapes = {f"backbone.vit.{name}": shape for name, shape in transformer_shapes().items()}
-    for name, shape in (
-        ("backbone.proj", (CHANNELS, WIDTH, 1, 1)),
-        *((f"backbone.smooth.{level}", (CHANNELS, CHANNELS, 3, 3)) for level in ("p2", "p3", "p4", "p5")),
-        ("rpn.head.conv.0.0", (CHANNELS, CHANNELS, 3, 3)),
-        ("rpn.head.cls_logits", (n_anchors, CHANNELS, 1, 1)),
-        ("rpn.head.bbox_pred", (4 * n_anchors, CHANNELS, 1, 1)),
-        ("roi_heads.box_head.fc6", (HEAD, CHANNELS * 49)),
-        ("roi_heads.box_head.fc7", (HEAD, HEAD)),
-        ("roi_heads.box_predictor.cls_score", (CLASSES, HEAD)),
-        ("roi_heads.box_predictor.bbox_pred", (4 * CLASSES, HEAD)),
-    ):
-        shapes[f"{name}.weight"] = shape
-        shapes[f"{name}.bias"] = shape[:1]
-    return random_tensors(shapes)
-
-
-def write_earlier(path: Path, state: dict[str, Tensor], config: dict[str, Any] | None = None) -> Path:
-    content = {
-        "epoch": 4,
-        "model": state,
-        "config": config or {"data": {"resize": 768}, "model": {"box_score_thresh": 0.2, "rpn_fg_iou_thresh": 0.4}},
-        "metrics": {"epoch": 4, "val_mAP_proxy": np.float64(0.0215), "n": np.int64(3)},
-        "val_metrics": {"mAP_proxy": np.float32(0.5)},
-        "optimizer": {"state": {}, "param_groups": [{"lr": 2e-5}]},
-    }
-    torch.save(content, path)
-    return path
-
-
-def earlier_prediction(state: dict[str, Tensor], image: Tensor) -> dict[str, Tensor]:
-    """The earlier detector by its description, put together from timm and torchvision without this package."""
-    from functools import partial
-
-    from timm.models.vision_transformer import VisionTransformer
-    from torchvision.models.detection import FasterRCNN
-    from torchvision.models.detection.rpn import AnchorGenerator
-    from torchvision.ops import MultiScaleRoIAlign
-
-    class Backbone(nn.Module):
-        out_channels = CHANNELS
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.vit = VisionTransformer(
-                img_size=64,
-                embed_dim=WIDTH,
-                depth=DEPTH,
-                num_heads=HEADS,
-                num_classes=0,
-                norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            )
-            self.proj = nn.Conv2d(WIDTH, CHANNELS, 1)
-            self.smooth = nn.ModuleDict(
-                {name: nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1) for name in ("p2", "p3", "p4", "p5")}
-            )
-
-        def forward(self, images: Tensor) -> dict[str, Tensor]:
-            tokens = self.vit.forward_features(images)[:, 1:]
-            p3 = self.proj(tokens.permute(0, 2, 1).reshape(len(images), WIDTH, 4, 4))
-            p4 = nn.MaxPool2d(2)(p3)
-            p2 = nn.Upsample(scale_factor=2, mode="bilinear")(p3)
-            levels = {"p2": p2, "p3": p3, "p4": p4, "p5": nn.MaxPool2d(2)(p4)}
-            return {name: self.smooth[name](level) for name, level in levels.items()}
-
-    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-
-    model = FasterRCNN(
-        Backbone(),
-        min_size=64,
-        max_size=64,
-        rpn_anchor_generator=AnchorGenerator(((16,), (32,), (64,), (128,)), ((0.5, 1.0, 2.0),) * 4),
-        box_roi_pool=MultiScaleRoIAlign(["p2", "p3", "p4", "p5"], 7, 2),
-        box_head=TwoMLPHead(CHANNELS * 49, HEAD),
-        box_predictor=FastRCNNPredictor(HEAD, CLASSES),
-        box_score_thresh=0.2,
-        box_nms_thresh=0.5,
-        box_detections_per_img=200,
-    )
-    model.load_state_dict(state)
-    with torch.no_grad():
-        found: dict[str, Tensor] = model.eval()([image])[0]
-    return found
-
-
-def test_an_earlier_transformer_checkpoint_is_rebuilt_and_predicts_the_same(tmp_path: Path) -> None:
-    state = earlier_transformer_state()
-    model, configuration = load_trained_detector(write_earlier(tmp_path / "best.pth", state))
-    assert not model.training
-    assert configuration.neck == "earlier_upsampled"
-    assert (configuration.input_size, configuration.n_categories) == (64, 3)
-    assert configuration.box_score_threshold == 0.2
-    assert configuration.rpn_foreground_iou == 0.4
-    image = torch.rand(3, 64, 64)
-    expected = earlier_prediction(state, image)
-    with torch.no_grad():
-        (found,) = model([image])
-    assert len(expected["boxes"]) > 10
-    for name in ("boxes", "scores", "labels"):
-        torch.testing.assert_close(found[name], expected[name])
-
-
-def test_an_earlier_resnet_checkpoint_is_rebuilt_and_predicts_what_torchvision_does(tmp_path: Path) -> None:
-    reference = fasterrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=4, min_size=64, max_size=64, box_detections_per_img=200
-    ).eval()
-    for module in reference.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.running_mean, -0.1, 0.1)
-    state = {name: value for name, value in reference.state_dict().items() if not name.endswith("tracked")}
-    config = {"data": {"resize": 64}, "box_score_thresh": 0.05}
-    model, configuration = load_trained_detector(write_earlier(tmp_path / "last.pth", state, config))
-    assert (configuration.backbone, configuration.norm, configuration.input_size) == (
-        "resnet50_fpn",
-        "frozen_batch",
-        64,
-    )
-    image = torch.rand(3, 64, 64)
-    with torch.no_grad():
-        (found,), (expected,) = model([image]), reference([image])
-    assert len(expected["boxes"]) > 10
-    torch.testing.assert_close(found["boxes"], expected["boxes"], atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(found["scores"], expected["scores"])
-
-
-def test_nine_anchors_per_place_need_their_sizes(tmp_path: Path) -> None:
-    path = write_earlier(tmp_path / "best.pth", earlier_transformer_state(n_anchors=9))
-    with pytest.raises(ValueError, match=r"9 anchors per place.*anchor_sizes"):
-        load_trained_detector(path)
-    sizes = ((4.0, 8.0, 16.0), (16.0, 32.0, 64.0), (64.0, 96.0, 128.0), (128.0, 256.0, 512.0))
-    model, configuration = load_trained_detector(path, changes={"anchor_sizes": sizes})
-    assert configuration.anchor_sizes == sizes
-    with torch.no_grad():
-        assert set(model([torch.rand(3, 64, 64)])[0]) == {"boxes", "scores", "labels"}
-
-
-def test_an_incomplete_earlier_checkpoint_is_not_rebuilt(tmp_path: Path) -> None:
-    state = earlier_transformer_state()
-    del state["backbone.smooth.p3.bias"]
-    with pytest.raises(WeightsMismatchError, match=r"1 missing \(backbone.smooth.p3.bias\)"):
-        load_trained_detector(write_earlier(tmp_path / "best.pth", state))
-    state = earlier_transformer_state() | {"backbone.extra.weight": torch.zeros(2)}
-    with pytest.raises(WeightsMismatchError, match=r"1 unexpected \(backbone.extra.weight\)"):
-        load_trained_detector(write_earlier(tmp_path / "best.pth", state))
 
 
 def test_a_checkpoint_starts_a_detector_of_another_pyramid_by_its_backbone_alone(tmp_path: Path) -> None:
@@ -249,6 +69,48 @@ def test_a_full_load_into_another_number_of_categories_tells_what_did_not_fit(tm
     )
     n_tensors = len(model.state_dict())
     assert report.share == pytest.approx((n_tensors - 4) / n_tensors)
+
+
+def test_a_proposal_head_made_for_other_anchors_is_refused_with_its_shapes(tmp_path: Path) -> None:
+    path = write_earlier(tmp_path / "best.pth", earlier_transformer_state(n_anchors=9))
+    model = build_detector(tiny_configuration(neck="earlier_upsampled"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(
+        WeightsMismatchError,
+        match=r"at least 90\.0% of the proposal head, found 33\.3% \(rpn\.head\.bbox_pred\.bias: \(36,\), expected "
+        r"\(12,\), .*rpn\.head\.cls_logits\.weight: \(9, 16, 1, 1\), expected \(3, 16, 1, 1\)\): set "
+        r"model\.anchor_sizes",
+    ):
+        load_detector_weights(model, path)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    sizes = ((4, 8, 16), (16, 32, 64), (64, 96, 128), (128, 256, 512))
+    fitting = build_detector(tiny_configuration(neck="earlier_upsampled", anchor_sizes=sizes))
+    assert load_detector_weights(fitting, path, min_matched=1.0).misshapen == ()
+
+
+def test_a_proposal_head_of_an_own_checkpoint_is_held_to_its_anchors_too(tmp_path: Path) -> None:
+    configuration = tiny_configuration()
+    lineage = {"configuration": {"model": configuration.model_dump(mode="json")}}
+    save_weights(tmp_path / "best.safetensors", build_detector(configuration).state_dict(), lineage)
+    model = build_detector(tiny_configuration(anchor_ratios=(1.0,)))
+    with pytest.raises(WeightsMismatchError, match=r"of the proposal head, .*model\.anchor_ratios"):
+        load_detector_weights(model, tmp_path / "best.safetensors")
+    report = load_detector_weights(model, tmp_path / "best.safetensors", min_matched=0.3)
+    assert [line.partition(":")[0] for line in report.misshapen] == [
+        f"rpn.head.{layer}.{kind}" for layer in ("bbox_pred", "cls_logits") for kind in ("bias", "weight")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [({"head_width": 48}, "box head"), ({"pyramid_channels": 24}, "pyramid"), ({"neck": None}, "pyramid")],
+)
+def test_no_part_hides_behind_a_large_encoder(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
+    path = write_earlier(tmp_path / "best.pth", earlier_transformer_state())
+    values = {"neck": "earlier_upsampled"} | changes
+    values = {name: value for name, value in values.items() if value is not None}
+    with pytest.raises(WeightsMismatchError, match=rf"at least 50\.0% of the {part}, found "):
+        load_detector_weights(build_detector(tiny_configuration(**values)), path, min_matched=0.5)
 
 
 def test_a_refused_file_changes_nothing_and_names_examples(tmp_path: Path) -> None:
@@ -357,7 +219,9 @@ def test_patches_of_14_px_become_patches_of_16_that_see_the_same(tmp_path: Path)
 def test_torchvisions_resnet50_state_fills_the_body(tmp_path: Path) -> None:
     state = resnet50(weights=None).state_dict()
     torch.save(state, tmp_path / "resnet50-11ad3fa6.pth")
-    model = build_detector(ModelConfiguration(backbone="resnet50_fpn", input_size=64))
+    model = build_detector(
+        ModelConfiguration(backbone="resnet50_fpn", input_size=64, pyramid_channels=16, head_width=32)
+    )
     report = load_backbone_weights(model, tmp_path / "resnet50-11ad3fa6.pth", min_matched=1.0)
     assert report.ignored == ("fc.bias", "fc.weight")
     assert report.missing == report.unexpected == ()
@@ -368,7 +232,9 @@ def test_torchvisions_resnet50_state_fills_the_body(tmp_path: Path) -> None:
 
 def test_batch_norm_weights_are_not_read_into_group_norms(tmp_path: Path) -> None:
     torch.save(resnet50(weights=None).state_dict(), tmp_path / "resnet50.pth")
-    model = build_detector(ModelConfiguration(backbone="resnet50_fpn", norm="group", input_size=64))
+    model = build_detector(
+        ModelConfiguration(backbone="resnet50_fpn", norm="group", input_size=64, pyramid_channels=16, head_width=32)
+    )
     with pytest.raises(WeightsMismatchError, match=r"batch norm.*model\.norm"):
         load_backbone_weights(model, tmp_path / "resnet50.pth", min_matched=0.0)
 
