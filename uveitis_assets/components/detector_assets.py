@@ -12,6 +12,7 @@ import dagster as dg
 from pydantic import Field
 
 from uveitis_assets.components.detector_keys import DetectorKeys, fold_key, fold_number
+from uveitis_assets.components.lane_assets import UPSTREAM_EVENT_METADATA, newest_events
 from uveitis_assets.components.partition_runs import Metadata, materialize_keys
 from uveitis_assets.components.previews import picture
 from uveitis_assets.detection.compute_device import Device
@@ -161,11 +162,12 @@ def _evaluation(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> dg.A
 
 def _predictions(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> dg.AssetsDefinition:
     chosen = [fold_key(fold) for fold in detector.inference.folds]
+    tiles = keys.predicted.stage("tiles")
 
     @dg.asset(
         key=keys.predictions,
         deps=[
-            dg.AssetDep(keys.predicted.stage("tiles"), partition_mapping=dg.IdentityPartitionMapping()),
+            dg.AssetDep(tiles, partition_mapping=dg.IdentityPartitionMapping()),
             dg.AssetDep(keys.checkpoint, partition_mapping=dg.SpecificPartitionsPartitionMapping(chosen)),
         ],
         partitions_def=keys.predicted.batches,
@@ -191,6 +193,8 @@ def _predictions(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> dg.
 
         def work(batch: str) -> dict[dg.AssetKey, Metadata]:
             started = time.perf_counter()
+            # Read before the tiles: what is materialized from now on is newer than these predictions.
+            upstream_event = newest_events(context.instance, tiles, [batch]).get(batch, 0)
             predicted = predictor.predict(batch)
             metadata: dict[str, Any] = {
                 **predicted.numbers,
@@ -199,6 +203,7 @@ def _predictions(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> dg.
                 "device": predicted.device,
                 "duration_s": round(time.perf_counter() - started, 3),
                 "path": dg.MetadataValue.path(str(predicted.index)),
+                UPSTREAM_EVENT_METADATA: upstream_event,
             }
             if predicted.contact_sheet is not None:
                 metadata["preview"] = picture(predicted.contact_sheet, f"{detector.name} {batch}: predictions")

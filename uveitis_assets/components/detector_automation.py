@@ -1,10 +1,12 @@
 """What a detector lane does by itself while a daemon is up: predict batches whose tiles are new.
 
-Training never starts by itself. A new checkpoint leaves the predictions as they are; materialize them again to
-have them by the new one.
+Predictions say which materialization of the tiles they read: tiles that were made again while their batch was being
+predicted are older than the predictions, and unread all the same. Training never starts by itself. A new checkpoint
+leaves the predictions as they are; materialize them again to have them by the new one.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -17,10 +19,12 @@ from uveitis_assets.components.batch_runs import (
     recent_unfinished_runs,
 )
 from uveitis_assets.components.detector_keys import DETECTOR_TAG, DetectorKeys, fold_key
+from uveitis_assets.components.lane_assets import UPSTREAM_EVENT_METADATA, newest_events
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 
 AssetJob = Any
 _KEYS_PER_TICK = 500
+_EVENTS_PER_PAGE = 100
 _SHOWN = 10
 
 
@@ -52,8 +56,8 @@ def predictions_sensor(detector: DetectorLaneConfiguration, keys: DetectorKeys) 
         job_name=keys.predictions_job,
         minimum_interval_seconds=detector.automation.predictions_interval_s,
         default_status=dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED,
-        description=f"Predicts the batches of {keys.predicted.lane} whose tiles are newer than their predictions, once "
-        "the chosen checkpoints are there.",
+        description=f"Predicts the batches of {keys.predicted.lane} whose tiles are newer than those that their "
+        "predictions were made of, once the chosen checkpoints are there.",
     )
     def predictions_refresh(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         instance = context.instance
@@ -65,10 +69,12 @@ def predictions_sensor(detector: DetectorLaneConfiguration, keys: DetectorKeys) 
         runs = recent_unfinished_runs(instance)
         if any(chosen & _of_asset(run, keys.checkpoint, keys.training_job, folds) for run in runs):
             return dg.SkipReason(f"{keys.checkpoint.to_user_string()} is being trained: waiting for its end")
-        tiles = _newest_events(instance, keys.predicted.stage("tiles"))
-        predicted = _newest_events(instance, keys.predictions)
         ordered = sorted(instance.get_dynamic_partitions(keys.predicted.batches_name))
-        stale = [batch for batch in ordered if tiles.get(batch, 0) > predicted.get(batch, 0)]
+        tiles = newest_events(instance, keys.predicted.stage("tiles"))
+        predicted = newest_events(instance, keys.predictions)
+        read = _tiles_read(instance, keys.predictions, predicted, json.loads(context.cursor or "{}"))
+        context.update_cursor(json.dumps(read))
+        stale = [batch for batch in ordered if batch in tiles and tiles[batch] > read.get(batch, [0, 0])[1]]
         if not stale:
             return dg.SkipReason("predictions are as new as the tiles")
         states = {batch: str(tiles[batch]) for batch in stale}
@@ -106,7 +112,24 @@ def _of_asset(run: dg.DagsterRun, asset: dg.AssetKey, job_name: str, partitions:
     return partitions_of(run, partitions)
 
 
-def _newest_events(instance: dg.DagsterInstance, asset_key: dg.AssetKey) -> dict[str, int]:
-    """Storage id of the newest materialization of each partition."""
-    found = instance.get_latest_storage_id_by_partition(asset_key, dg.DagsterEventType.ASSET_MATERIALIZATION)
-    return dict(found)
+def _tiles_read(
+    instance: dg.DagsterInstance,
+    predictions: dg.AssetKey,
+    newest: Mapping[str, int],
+    known: Mapping[str, list[int]],
+) -> dict[str, list[int]]:
+    """Storage ids of each batch's newest predictions and of the tiles that they read; 0 where they do not say.
+
+    ``known`` are those of the last look: events are large, because they bear a picture, and are fetched once.
+    """
+    read = {batch: known[batch] for batch, event in newest.items() if batch in known and known[batch][0] == event}
+    unknown = sorted(set(newest.values()) - {event for event, _ in read.values()})
+    for start in range(0, len(unknown), _EVENTS_PER_PAGE):
+        ids = unknown[start : start + _EVENTS_PER_PAGE]
+        page = instance.fetch_materializations(dg.AssetRecordsFilter(predictions, storage_ids=ids), limit=len(ids))
+        for record in page.records:
+            event = record.asset_materialization
+            value = event.metadata.get(UPSTREAM_EVENT_METADATA) if event else None
+            if record.partition_key is not None:
+                read[record.partition_key] = [record.storage_id, 0 if value is None else int(str(value.value))]
+    return read

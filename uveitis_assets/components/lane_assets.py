@@ -7,7 +7,7 @@ light. The three preprocessing stages are one step that can be subset: selected 
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -311,6 +311,16 @@ def latest_event_id(instance: dg.DagsterInstance, asset_keys: list[dg.AssetKey])
         for record in instance.fetch_materializations(key, limit=1).records:
             newest = max(newest, record.storage_id)
     return newest
+
+
+def newest_events(
+    instance: dg.DagsterInstance, asset_key: dg.AssetKey, partitions: Collection[str] | None = None
+) -> dict[str, int]:
+    """Storage id of the newest materialization of each partition, of all or of the given ones; without those that
+    have none."""
+    wanted = None if partitions is None else set(partitions)
+    materialized = dg.DagsterEventType.ASSET_MATERIALIZATION
+    return dict(instance.get_latest_storage_id_by_partition(asset_key, materialized, wanted))
 
 
 def _stage_metadata(stage: PreprocessStage, outcome: "StageOutcome") -> dict[str, MetadataEntry]:

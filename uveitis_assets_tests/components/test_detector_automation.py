@@ -4,6 +4,7 @@ import importlib
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from unittest.mock import patch
 
 import dagster as dg
@@ -30,22 +31,38 @@ def definitions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.Definit
 
 
 @pytest.fixture
-def instance() -> dg.DagsterInstance:
+def instance(tmp_path: Path) -> dg.DagsterInstance:
     """Fold 0 is trained, five batches are registered, and all have tiles."""
-    instance = dg.DagsterInstance.ephemeral()
+    instance = dg.DagsterInstance.local_temp(str(tmp_path))
     instance.add_dynamic_partitions("uwf700_batches", [f"b0000{number}" for number in range(1, 6)])
     materialize(instance, CHECKPOINT, "fold0")
     materialize(instance, TILES, *(f"b0000{number}" for number in range(1, 6)))
     return instance
 
 
-def materialize(instance: dg.DagsterInstance, asset: dg.AssetKey, *partitions: str) -> None:
+def materialize(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, *partitions: str, metadata: dict[str, int] | None = None
+) -> None:
     for partition in partitions:
-        instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=partition))
+        instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=partition, metadata=metadata))
 
 
-def tick(definitions: dg.Definitions, instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason:
-    context = dg.build_sensor_context(instance=instance, definitions=definitions, sensor_name="refresh")
+def newest_tiles(instance: dg.DagsterInstance, batch: str) -> int:
+    filters = dg.AssetRecordsFilter(TILES, asset_partitions=[batch])
+    return instance.fetch_materializations(filters, limit=1).records[0].storage_id
+
+
+def predict(instance: dg.DagsterInstance, *batches: str, tiles: int | None = None) -> None:
+    """Predictions of batches by a run that read their newest tiles, or those of the given event."""
+    for batch in batches:
+        read = newest_tiles(instance, batch) if tiles is None else tiles
+        materialize(instance, PREDICTIONS, batch, metadata={"upstream_event_id": read})
+
+
+def tick(
+    definitions: dg.Definitions, instance: dg.DagsterInstance, context: dg.SensorEvaluationContext | None = None
+) -> dg.SensorResult | dg.SkipReason:
+    context = context or dg.build_sensor_context(instance=instance, definitions=definitions, sensor_name="refresh")
     (sensor,) = (one for one in definitions.sensors or [] if one.name == "parent_predictions_refresh")
     result = sensor(context)
     assert isinstance(result, dg.SensorResult | dg.SkipReason)
@@ -83,12 +100,50 @@ def test_all_batches_with_newer_tiles_are_asked_for_in_ranges(
     definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> None:
     assert asked(definitions, instance) == [("b00001", "b00003"), ("b00004", "b00005")]
-    materialize(instance, PREDICTIONS, "b00001", "b00002", "b00004")
+    predict(instance, "b00001", "b00002", "b00004")
     assert asked(definitions, instance) == [("b00003", "b00003"), ("b00005", "b00005")]
-    materialize(instance, PREDICTIONS, "b00003", "b00005")
+    predict(instance, "b00003", "b00005")
     assert asked(definitions, instance) == []
     materialize(instance, TILES, "b00002")
     assert asked(definitions, instance) == [("b00002", "b00002")]
+
+
+def test_tiles_that_were_made_again_while_they_were_predicted_are_asked_for_again(
+    definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
+    predict(instance, "b00001", "b00003", "b00004", "b00005")
+    read = newest_tiles(instance, "b00002")
+    materialize(instance, TILES, "b00002")
+    predict(instance, "b00002", tiles=read)
+    assert asked(definitions, instance) == [("b00002", "b00002")]
+    predict(instance, "b00002")
+    assert asked(definitions, instance) == []
+
+
+def test_predictions_that_do_not_say_what_they_read_are_made_again(
+    definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
+    predict(instance, "b00001", "b00003", "b00004", "b00005")
+    materialize(instance, PREDICTIONS, "b00002")
+    assert asked(definitions, instance) == [("b00002", "b00002")]
+
+
+def test_an_event_that_the_cursor_tells_of_is_not_fetched_again(
+    definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> None:
+    predict(instance, *(f"b0000{number}" for number in range(1, 6)))
+    context = dg.build_sensor_context(instance=instance, definitions=definitions)
+    assert isinstance(tick(definitions, instance, context), dg.SkipReason)
+    predict(instance, "b00003", tiles=1)
+    later = dg.build_sensor_context(instance=instance, definitions=definitions, cursor=context.cursor)
+    with patch.object(instance, "fetch_materializations", wraps=instance.fetch_materializations) as fetched:
+        result = tick(definitions, instance, later)
+        assert isinstance(result, dg.SensorResult)
+        assert requested(result.run_requests) == [("b00003", "b00003", ("predictions",))]
+        assert [len(call.args[0].storage_ids) for call in fetched.call_args_list] == [1]
+        last = dg.build_sensor_context(instance=instance, definitions=definitions, cursor=later.cursor)
+        assert isinstance(tick(definitions, instance, last), dg.SensorResult)
+        assert fetched.call_count == 1
 
 
 def test_batches_that_a_run_is_at_work_on_are_not_asked_for_again_and_the_others_do_not_wait(
@@ -139,7 +194,7 @@ def test_attempts_are_counted_per_batch_when_others_of_its_range_succeeded(
     definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> None:
     answer(definitions, instance, dg.DagsterRunStatus.FAILURE)
-    materialize(instance, PREDICTIONS, "b00001", "b00003", "b00004", "b00005")
+    predict(instance, "b00001", "b00003", "b00004", "b00005")
     for _ in range(2):
         answer(definitions, instance, dg.DagsterRunStatus.FAILURE)
     assert asked(definitions, instance) == []

@@ -12,6 +12,7 @@ import pytest
 
 from uveitis_assets.components.fundus_dataset import FundusDataset
 from uveitis_assets.components.partition_runs import range_tags
+from uveitis_assets.detection.batch_predictor import BatchPredictor, PredictedBatch
 from uveitis_assets.detection.weights_files import read_weights_file, save_weights
 from uveitis_assets.storage import ArtefactStore, read_json
 from uveitis_assets_tests.components.running_platform import QUIET, Platform, requested, use
@@ -231,6 +232,27 @@ def test_what_lands_is_predicted_and_nothing_else_is_touched(trained: Platform) 
     broken = trained.check("parent/predictions", "prediction_sanity", "b00001")
     assert not broken.passed
     assert "no prediction file" in str(broken.metadata["findings"].value)
+
+
+def test_tiles_made_again_while_their_batch_is_predicted_are_predicted_again(
+    trained: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = BatchPredictor.predict
+
+    def with_newer_tiles(self: BatchPredictor, batch: str) -> PredictedBatch:
+        predicted = predict(self, batch)
+        tiles = dg.AssetMaterialization(["uwf700", "tiles"], partition=batch)
+        trained.instance.report_runless_asset_event(tiles)
+        return predicted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchPredictor, "predict", with_newer_tiles)
+        assert run(trained, "parent_predictions", "b00001", "b00001").success
+    tick = trained.tick("parent_predictions_refresh")
+    assert isinstance(tick, dg.SensorResult)
+    assert requested(tick.run_requests) == [("b00001", "b00001", ("predictions",))]
+    assert run(trained, "parent_predictions", "b00001", "b00001").success
+    assert isinstance(trained.tick("parent_predictions_refresh"), dg.SkipReason)
 
 
 def test_a_launchpad_override_is_validated_and_trains_another_run(trained: Platform) -> None:
