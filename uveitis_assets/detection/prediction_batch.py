@@ -2,7 +2,8 @@
 
 An image is done when its prediction file bears the present fingerprint (weights, tiles, merging). Its pictures are
 written before that file, so that the file says that all of it is there; a missing picture is drawn again without the
-network. The index of the batch is written at the end. It decides nothing about detections.
+network. The index of the batch is written at the end. Which images have left the batch is the word of the ledger and of
+the tiles' index too, because a killed run wrote no index. It decides nothing about detections.
 """
 
 from __future__ import annotations
@@ -28,12 +29,11 @@ from uveitis_assets.detection.heat_map import draw_heat_map, heat_map
 from uveitis_assets.detection.predict_images import predict_images
 from uveitis_assets.detection.prediction_file import prediction_fingerprint, read_prediction, write_prediction
 from uveitis_assets.detection.prediction_overlays import draw_detections, prediction_sheet
-from uveitis_assets.detection.preprocessed_images import (
-    PreprocessedImage,
-    read_preprocessed_images,
-)
+from uveitis_assets.detection.preprocessed_images import PreprocessedImage, read_preprocessed_images
 from uveitis_assets.detection.tile_files import UnreadableTilesError, read_global_image, read_tile_pixels
+from uveitis_assets.fundus.batch_ownership import borne_elsewhere, hold_batch
 from uveitis_assets.fundus.png import encode_png
+from uveitis_assets.fundus.stage_index import read_stage_index
 from uveitis_assets.storage import ArtefactStore, artefact_key, write_bytes
 
 INDEX_SCHEMA = pl.Schema(
@@ -55,9 +55,9 @@ _FAILURES_SHOWN = 20
 class BatchPrediction:
     """What a run over one batch did.
 
-    ``n_images`` = ``n_predicted`` (now) + ``n_skipped`` (were done). ``n_removed`` are images whose predictions were
-    removed because they are not usable any more. ``detections_per_class`` maps category ids to detections of all
-    images; categories without any are left out.
+    ``n_images`` = ``n_predicted`` (now) + ``n_skipped`` (were done). ``n_removed`` are images whose predictions or
+    pictures were removed because they are not usable any more or have left the batch. ``detections_per_class`` maps
+    category ids to detections of all images; categories without any are left out.
     """
 
     n_images: int
@@ -105,9 +105,11 @@ def predict_batch(
     """
     started = time.perf_counter()
     index = store.prediction_index(experiment, lane, batch)
-    with store.lock(f"{experiment}.{lane}.{batch}.predict"):
+    with hold_batch(store, lane, batch, lambda name: f"{experiment}.{lane}.{name}.predict") as ownership:
         images = read_preprocessed_images(store, lane, batch)
-        removed = _remove_unusable(store, experiment, index, {image.image_id for image in images})
+        own = _own_keys(store, lane, batch, index).union(ownership.released_keys)
+        unusable = own.difference(image.key for image in images)
+        removed = sum(_remove_prediction(store, experiment, key) for key in sorted(unusable))
         fingerprints = {
             image.image_id: prediction_fingerprint(image.fingerprint, checkpoints, configuration, code_version)
             for image in images
@@ -119,6 +121,12 @@ def predict_batch(
         }
         todo = [image for image in images if image.image_id not in done]
         unreadable: list[str] = []
+
+        def set_aside(image: PreprocessedImage, error: UnreadableTilesError) -> None:
+            # What is there was made by other weights or of other tiles.
+            _remove_prediction(store, experiment, image.key)
+            unreadable.append(str(error))
+
         with _drawing(store, experiment, configuration, names) as draw:
             for image in images:
                 if image.image_id in done:
@@ -130,7 +138,7 @@ def predict_batch(
                     configuration,
                     device=device,
                     read_tiles=partial(read_tile_pixels, store),
-                    on_unreadable=lambda _, error: unreadable.append(str(error)),
+                    on_unreadable=set_aside,
                 )
                 for number, (image, detections) in enumerate(predicted, start=1):
                     finish = partial(
@@ -198,21 +206,26 @@ def _done(store: ArtefactStore, experiment: str, image: PreprocessedImage, finge
     return prediction.detections if prediction.fingerprint == fingerprint else None
 
 
-def _remove_unusable(store: ArtefactStore, experiment: str, index: Path, usable: set[str]) -> int:
-    """Remove predictions of images that the batch no longer has; returns how many images that were."""
-    if not index.exists():
-        return 0
-    gone = sorted(set(pl.read_parquet(index, memory_map=False)["image_id"]) - usable)
-    for image_id in gone:
-        key = artefact_key(image_id)
-        store.prediction_file(experiment, key).unlink(missing_ok=True)
-        _remove_pictures(store, experiment, key)
-    return len(gone)
+def _own_keys(store: ArtefactStore, lane: str, batch: str, index: Path) -> set[str]:
+    """Artefact names of the images that the batch's predictions or tiles list and that no other batch has now."""
+    listed = set(read_stage_index(store.stage_index(lane, "tiles", batch)))
+    if index.exists():
+        listed.update(pl.read_parquet(index, columns=["image_id"], memory_map=False)["image_id"])
+    return {artefact_key(image_id) for image_id in listed - borne_elsewhere(store, lane, batch, listed)}
 
 
-def _remove_pictures(store: ArtefactStore, experiment: str, key: str) -> None:
-    store.prediction_overlay(experiment, key).unlink(missing_ok=True)
-    store.prediction_heat_map(experiment, key).unlink(missing_ok=True)
+def _remove_prediction(store: ArtefactStore, experiment: str, key: str) -> bool:
+    """Remove an image's prediction and pictures; says whether there was any."""
+    paths = (store.prediction_file(experiment, key), *_pictures(store, experiment, key))
+    there = [path for path in paths if path.exists()]
+    for path in there:
+        path.unlink(missing_ok=True)
+    return bool(there)
+
+
+def _pictures(store: ArtefactStore, experiment: str, key: str) -> tuple[Path, Path]:
+    """Where the image's overlay and heat map go."""
+    return store.prediction_overlay(experiment, key), store.prediction_heat_map(experiment, key)
 
 
 Draw = Callable[[PreprocessedImage, Detections, Callable[[], Path] | None], None]
@@ -239,7 +252,8 @@ def _drawing(
             image: PreprocessedImage, detections: Detections, fresh: bool, finish: Callable[[], Path] | None
         ) -> None:
             if not (configuration.overlays and len(detections)):
-                _remove_pictures(store, experiment, image.key)
+                for path in _pictures(store, experiment, image.key):
+                    path.unlink(missing_ok=True)
             else:
                 _write_pictures(store, experiment, image, detections, names, fresh=fresh)
             if finish is not None:
@@ -263,7 +277,7 @@ def _write_pictures(
     fresh: bool,
 ) -> None:
     """Write overlay and heat map; those of a finished image only when they are missing."""
-    overlay, heat = store.prediction_overlay(experiment, image.key), store.prediction_heat_map(experiment, image.key)
+    overlay, heat = _pictures(store, experiment, image.key)
     if not fresh and overlay.exists() and heat.exists():
         return
     picture = read_global_image(store, image)

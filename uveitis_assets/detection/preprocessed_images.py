@@ -1,6 +1,7 @@
 """The preprocessed images of a batch, as inference sees them: their frames, and where their tiles lie.
 
-Which images are usable is the tiles' index's word. Labels play no role here: lanes without labels are predicted too.
+Which images are usable is the tiles' index's word; an image whose id has passed on to another batch since, because its
+file was replaced, is that batch's. Labels play no role here: lanes without labels are predicted too.
 Pixels are read by ``tile_files``.
 """
 
@@ -10,6 +11,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from uveitis_assets.fundus.batch_ownership import borne_elsewhere
 from uveitis_assets.fundus.geometry import ImageFrames
 from uveitis_assets.fundus.stage_index import read_stage_index
 from uveitis_assets.storage import ArtefactStore, artefact_key, read_json
@@ -34,7 +36,7 @@ class PreprocessedImage:
 
 
 def read_preprocessed_images(store: ArtefactStore, lane: str, batch: str) -> list[PreprocessedImage]:
-    """Usable images of a batch, sorted by id; those set aside (quarantined) are left out.
+    """Usable images of a batch, sorted by id; those set aside (quarantined) or passed on are left out.
 
     Raises:
         FileNotFoundError: the batch's tiles have not been materialized, or an image's metadata is gone.
@@ -42,9 +44,11 @@ def read_preprocessed_images(store: ArtefactStore, lane: str, batch: str) -> lis
     path = store.stage_index(lane, "tiles", batch)
     if not path.exists():
         raise FileNotFoundError(f"{lane}/tiles[{batch}]: expected {path}, found none; materialize the tiles first")
+    rows = read_stage_index(path)
+    passed_on = borne_elsewhere(store, lane, batch, rows)
     images = []
-    for image_id, row in sorted(read_stage_index(path).items()):
-        if row["quarantine_reason"] is not None:
+    for image_id, row in sorted(rows.items()):
+        if row["quarantine_reason"] is not None or image_id in passed_on:
             continue
         key = artefact_key(image_id)
         frames = ImageFrames.from_metadata(read_json(store.crop_metadata(key)), read_json(store.tiles_metadata(key)))

@@ -6,7 +6,11 @@ superseded and an entry with the same id stands in a new one. It knows no pixels
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from unicodedata import normalize
 
 import polars as pl
@@ -54,6 +58,51 @@ def batch_ownership(store: ArtefactStore, lane: str, batch: str) -> BatchOwnersh
             )
         ),
     )
+
+
+@contextmanager
+def hold_batch(
+    store: ArtefactStore, lane: str, batch: str, lock_name: Callable[[str], str]
+) -> Iterator[BatchOwnership]:
+    """Hold a batch's lock and those of the batches that held an id of its images before; gives what then holds.
+
+    A run that began before an image was replaced must not write what the former content gives over what the new one
+    does.
+
+    Args:
+        store: where ledger and locks are.
+        lane: name of the lane.
+        batch: its batch.
+        lock_name: name of the lock of a batch.
+    """
+    held: set[str] = set()
+    while True:
+        with ExitStack() as locks:
+            # In one order everywhere, so that two runs never wait for each other.
+            for name in sorted({batch, *held}):
+                locks.enter_context(store.lock(lock_name(name)))
+            ownership = batch_ownership(store, lane, batch)
+            if held.issuperset(ownership.former_batches):
+                yield ownership
+                return
+        held.update(ownership.former_batches)
+
+
+def borne_elsewhere(store: ArtefactStore, lane: str, batch: str, image_ids: Iterable[str]) -> frozenset[str]:
+    """Which of the ids live images of other batches bear: their artefacts are not this batch's any more."""
+    path = store.ledger_file(lane)
+    if not path.exists():
+        return frozenset()
+    stamp = path.stat()
+    batches = _batches_of_live_images(path, (stamp.st_ino, stamp.st_size, stamp.st_mtime_ns))
+    return frozenset(image_id for image_id in image_ids if batches.get(_file_identity(image_id), batch) != batch)
+
+
+@functools.lru_cache(maxsize=2)
+def _batches_of_live_images(ledger: Path, stamp: tuple[int, int, int]) -> dict[str, str]:
+    """Batch of every live image; kept, because all batches of a lane are asked about one after the other."""
+    columns = pl.read_parquet(ledger, columns=["image_id", "batch", "state"]).filter(pl.col("state") == "live")
+    return {_file_identity(image_id): batch for image_id, batch, _ in columns.iter_rows()}
 
 
 def _file_identity(image_id: str) -> str:

@@ -7,6 +7,7 @@ an image is computed is image_stages.py's business.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -22,7 +23,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from uveitis_assets.fundus.batch_ownership import batch_ownership
+from uveitis_assets.fundus.batch_ownership import hold_batch
 from uveitis_assets.fundus.color import ReferenceColor
 from uveitis_assets.fundus.configuration import (
     DatasetConfiguration,
@@ -165,20 +166,12 @@ def preprocess_registered_batch(
     Args and raises as preprocess_batch.
     """
     lane = dataset.name
-    held: set[str] = set()
-    while True:
-        with ExitStack() as locks:
-            # In one order everywhere, so that two runs never wait for each other.
-            for name in sorted({batch, *held}):
-                locks.enter_context(store.lock(_batch_lock(lane, name)))
-            ownership = batch_ownership(store, lane, batch)
-            if held.issuperset(ownership.former_batches):
-                images = registered_images(store, dataset, batch)
-                return _preprocess_locked(
-                    store, lane, batch, images, ownership.released_keys, configuration, stages,
-                    workers=workers, code_version=code_version, progress=progress,
-                )  # fmt: skip
-        held.update(ownership.former_batches)
+    with hold_batch(store, lane, batch, functools.partial(_batch_lock, lane)) as ownership:
+        images = registered_images(store, dataset, batch)
+        return _preprocess_locked(
+            store, lane, batch, images, ownership.released_keys, configuration, stages,
+            workers=workers, code_version=code_version, progress=progress,
+        )  # fmt: skip
 
 
 def _batch_lock(lane: str, batch: str) -> str:

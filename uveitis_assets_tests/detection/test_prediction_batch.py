@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -129,6 +130,64 @@ def test_images_set_aside_later_lose_their_predictions(store: ArtefactStore) -> 
     assert not any("clinic__b" in name for name in files_of(store))
 
 
+def write_ledger(store: ArtefactStore, *entries: tuple[str, str, str]) -> None:
+    """Image, batch and state of each entry."""
+    path = store.ledger_file(LANE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [(f"{LANE}::{stem}", batch, state) for stem, batch, state in entries]
+    pl.DataFrame(rows, schema=["image_id", "batch", "state"], orient="row").write_parquet(path)
+
+
+def without(*stems: str) -> dict[str, dict[int, tuple[int, int, int, int]]]:
+    return {stem: boxes for stem, boxes in IMAGES.items() if stem not in stems}
+
+
+def test_images_that_left_the_batch_before_a_killed_run_wrote_its_index_lose_their_predictions(
+    store: ArtefactStore,
+) -> None:
+    write_preprocessed_batch(store, IMAGES)
+    run(store)
+    store.prediction_index("exp", LANE, BATCH).unlink()
+    # Killed between the pictures of `a` and its file.
+    store.prediction_file("exp", "clinic__a").unlink()
+    write_preprocessed_batch(store, without("a"), quarantined=("b",))
+    write_ledger(store, ("a", BATCH, "gone"), ("b", BATCH, "live"), ("c", BATCH, "live"))
+    assert run(store, load_models=no_models).n_removed == 2
+    assert {name.split("/")[-1] for name in files_of(store)} == {f"{BATCH}.parquet", "clinic__c.json"}
+
+
+def test_an_image_that_passed_on_to_another_batch_is_left_to_that_one(store: ArtefactStore) -> None:
+    write_preprocessed_batch(store, IMAGES)
+    write_ledger(store, *((stem, BATCH, "live") for stem in IMAGES))
+    run(store)
+    by_the_other = read_prediction(store.prediction_file("exp", "clinic__a")).fingerprint
+    before = files_of(store)
+    write_ledger(store, ("a", BATCH, "superseded"), ("a", "b00002", "live"), ("b", BATCH, "live"), ("c", BATCH, "live"))
+    # As long as the tiles of the batch have not been made again, they list it too.
+    outcome = run(store, checkpoints=("weights-2",))
+    assert (outcome.n_images, outcome.n_predicted, outcome.n_removed) == (2, 2, 0)
+    assert read_prediction(store.prediction_file("exp", "clinic__a")).fingerprint == by_the_other
+    write_preprocessed_batch(store, without("a"))
+    assert run(store).n_removed == 0
+    after = files_of(store)
+    assert {name: after[name] for name in before if "clinic__a" in name} == {
+        name: content for name, content in before.items() if "clinic__a" in name
+    }
+    assert batch_prediction_sheet(store, "exp", LANE, BATCH, NAMES)[:2] == b"\xff\xd8"
+
+
+def test_a_run_waits_for_one_of_the_batch_that_held_its_images_before(store: ArtefactStore) -> None:
+    write_preprocessed_batch(store, IMAGES)
+    write_ledger(store, ("a", "b00000", "superseded"), *((stem, BATCH, "live") for stem in IMAGES))
+    later = threading.Thread(target=run, args=(store,))
+    with store.lock(f"exp.{LANE}.b00000.predict"):
+        later.start()
+        later.join(0.5)
+        assert not list((store.root / "preds").rglob("*.json"))
+    later.join(30)
+    assert len(list((store.root / "preds").rglob("*.json"))) == 3
+
+
 def test_missing_pictures_are_drawn_again_without_the_network(store: ArtefactStore) -> None:
     write_preprocessed_batch(store, IMAGES)
     run(store)
@@ -181,6 +240,16 @@ def test_unreadable_images_are_named_after_all_others_are_predicted(store: Artef
     assert (outcome.n_predicted, outcome.n_skipped) == (2, 1)
 
 
+def test_an_image_that_cannot_be_read_keeps_no_prediction_by_other_weights(store: ArtefactStore) -> None:
+    write_preprocessed_batch(store, IMAGES, persist=("tiles",))
+    run(store, overlays=False)
+    tile = store.tile("clinic__b", "tile_000")
+    tile.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="1 of 3 images"):
+        run(store, overlays=False, checkpoints=("weights-2",))
+    assert sorted(path.name for path in (store.root / "preds").rglob("*.json")) == ["clinic__a.json", "clinic__c.json"]
+
+
 def test_the_contact_sheet_is_a_small_jpeg_also_without_detections(store: ArtefactStore) -> None:
     write_preprocessed_batch(store, IMAGES)
     run(store)
@@ -225,9 +294,12 @@ def test_a_killed_run_leaves_whole_files_and_is_continued(store: ArtefactStore) 
     store.remove_dead_partial_files()
     assert not list(store.root.rglob("*.partial"))
 
+    set_aside = next(path.stem for path in (store.root / "preds").rglob("clinic__*.json"))
+    write_preprocessed_batch(store, images, quarantined=(set_aside.removeprefix("clinic__"),))
     outcome = run(store)
-    assert (outcome.n_predicted, outcome.n_skipped) == (12 - n_done, n_done)
+    assert (outcome.n_predicted, outcome.n_skipped, outcome.n_removed) == (12 - n_done, n_done - 1, 1)
     continued = files_of(store)
+    assert not any(set_aside in name for name in continued)
     for path in (store.root / "preds").rglob("*.json"):
         path.unlink()
     run(store)

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from uveitis_assets.fundus import preprocess as preprocess_module
-from uveitis_assets.fundus.batch_ownership import BatchOwnership, batch_ownership
+from uveitis_assets.fundus import batch_ownership as ownership_module
+from uveitis_assets.fundus.batch_ownership import BatchOwnership, batch_ownership, borne_elsewhere
 from uveitis_assets.fundus.configuration import DatasetConfiguration, ImageFolderConfiguration
 from uveitis_assets.fundus.image_stages import ImageStages
 from uveitis_assets.fundus.ledger import register
@@ -79,9 +79,12 @@ def test_artefacts_made_at_another_size_before_the_image_was_removed_go_too(made
 
 def test_the_batch_that_a_replaced_image_left_leaves_its_successor_alone(made):
     land_picture(made, "a.png", fundus_picture(7))
+    assert borne_elsewhere(made, "lane", "b00001", ["lane::a", "lane::b", "lane::c"]) == frozenset()
     register(made, DATASET)
     assert batch_ownership(made, "lane", "b00002") == BatchOwnership(("b00001",), ())
     assert batch_ownership(made, "lane", "b00001") == BatchOwnership((), ())
+    assert borne_elsewhere(made, "lane", "b00001", ["lane::a", "lane::b"]) == {"lane::a"}
+    assert borne_elsewhere(made, "lane", "b00002", ["lane::a", "lane::b"]) == {"lane::b"}
     run(made, "b00002")
     after = artefacts_of(made, "a")
     run(made, "b00001")
@@ -138,11 +141,11 @@ def test_a_run_that_began_before_an_image_was_replaced_cannot_mix_with_the_succe
 
 def test_images_are_those_registered_when_the_lock_is_there_and_not_when_the_run_began_to_wait(made, monkeypatch):
     waiting = threading.Event()
-    original = preprocess_module.batch_ownership
+    original = ownership_module.batch_ownership
 
     with made.lock("lane.b00001.preprocess"):
         monkeypatch.setattr(
-            preprocess_module, "batch_ownership", lambda *arguments: waiting.set() or original(*arguments)
+            ownership_module, "batch_ownership", lambda *arguments: waiting.set() or original(*arguments)
         )
         blocked = threading.Thread(target=run, args=(made, "b00001"))
         blocked.start()
