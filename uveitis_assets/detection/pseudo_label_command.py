@@ -3,7 +3,8 @@
     python -m uveitis_assets.detection.pseudo_label_command --base-coco labels_coco/uwf700_train_tiles.json \\
         --pred-dir preds/uveitis_ft --out-coco labels_coco/uwf700_train_tiles_pseudo.json
 
-Which detections become labels, and where, is said in ``pseudo_labels``.
+Which detections become labels, and where, is said in ``pseudo_labels``. Without split files the fold is the one that
+the base file trains: no image of it is val or test there.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def expand_coco_file(
         pred_dir: folder of prediction files.
         out_coco: where the result goes.
         unlabeled_coco: images that nobody has labelled, in the same frame as the base.
-        split_files: splits of everything that is evaluated; None: all of the installation.
+        split_files: splits of everything that is evaluated; None: those of the installation for the fold that the base
+            file trains.
         configuration: which detections become labels.
 
     Returns:
@@ -50,18 +52,20 @@ def expand_coco_file(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: there are no split files, or the files contradict each other.
+        ValueError: there are no split files, the base file fits none of the folds or several, or the files contradict
+            each other.
     """
     base = read_json(base_coco)
     unlabelled = [read_json(unlabeled_coco)] if unlabeled_coco else []
     image_ids = {entry["image_id"] for file in (base, *unlabelled) for entry in file["images"]}
-    every_split = sorted((store.root / "splits").glob("*.json"))
+    if split_files is None:
+        split_files = _splits_of_the_fold_trained_by(store, base_coco, {entry["image_id"] for entry in base["images"]})
     (expanded,), _ = expand_coco(
         [base],
         unlabelled,
         read_confident_predictions(pred_dir, image_ids),
         frames_of=frames_reader(store),
-        held_out=held_out_images(every_split if split_files is None else split_files),
+        held_out=held_out_images(split_files),
         configuration=configuration or PseudoLabelConfiguration(),
     )
     write_json(out_coco, expanded, indent=None)
@@ -73,6 +77,29 @@ def expand_coco_file(
     }
 
 
+def _splits_of_the_fold_trained_by(store: ArtefactStore, base_coco: Path, image_ids: set[str]) -> list[Path]:
+    """Split files of the one fold that evaluates none of the images, and of the splits that have no such fold.
+
+    With the files of all folds every image would be held out, for each is validated in one of them.
+    """
+    every = sorted((store.root / "splits").glob("*.json"))
+    splits = [store.splits_files(name) for name in sorted({path.stem.rpartition("_")[0] for path in every})]
+    of_fold: dict[int, list[Path]] = {}
+    for fold in sorted({fold for files in splits for fold in files}):
+        others = {path for files in splits if fold in files for other, path in files.items() if other != fold}
+        of_fold[fold] = [path for path in every if path not in others]
+    if len(of_fold) < 2:
+        return every
+    fitting = [fold for fold, files in of_fold.items() if held_out_images(files).isdisjoint(image_ids)]
+    if len(fitting) != 1:
+        raise ValueError(
+            f"{base_coco}: expected one fold in which none of its {len(image_ids)} images is val or test, found "
+            f"{', '.join(map(str, fitting)) or 'none'} of {', '.join(map(str, of_fold))}; pass --split-file with the "
+            f"split file of the fold that you will train, e.g. --split-file {of_fold[min(fitting or of_fold)][0]}"
+        )
+    return of_fold[fitting[0]]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,7 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--min-score", type=float, default=PseudoLabelConfiguration().min_score)
     parser.add_argument("--out-coco", type=Path, required=True)
     parser.add_argument(
-        "--split-file", type=Path, action="append", help="splits/<name>_<fold>.json whose val and test stay untouched"
+        "--split-file",
+        type=Path,
+        action="append",
+        help="splits/<name>_<fold>.json whose val and test stay untouched; default: those of the fold that the base "
+        "file trains",
     )
     given = parser.parse_args(arguments)
     result = expand_coco_file(

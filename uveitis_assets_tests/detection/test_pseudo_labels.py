@@ -321,6 +321,50 @@ def test_the_command_prints_the_earlier_numbers_and_writes_a_coco_file(
     }
 
 
+def deal(store: ArtefactStore, name: str, folds: list[tuple[str, str]], test: str = "") -> None:
+    """Splits of images named by letters: train and val of each fold."""
+    for fold, (train, val) in enumerate(folds):
+        sides = {"train": train, "val": val, "test": test}
+        content = {side: [f"uwf700::{letter}" for letter in letters] for side, letters in sides.items()}
+        write_json(store.splits_file(name, fold), content)
+
+
+def expand_the_base(store: ArtefactStore, **options: Any) -> set[str]:
+    """Expand; returns the images that got pseudo-labels."""
+    out = store.root / "out.json"
+    base, predictions = store.root / "base.json", store.root / "preds" / "exp"
+    expand_coco_file(store, base, predictions, out, unlabeled_coco=store.root / "unlabelled.json", **options)
+    return {image for image, *_ in pseudo_of(read_json(out))}
+
+
+def test_without_a_split_file_the_fold_is_the_one_that_the_base_file_trains(store: ArtefactStore) -> None:
+    # Each image is validated in one fold; all but fold 1 hold an image of the base out.
+    deal(store, "stage0", [("bu", "a"), ("ab", "u"), ("au", "b")])
+    assert expand_the_base(store) == {"uwf700::a", "uwf700::b"}
+    deal(store, "stage0", [("buc", "a"), ("abu", "c"), ("auc", "b")])
+    assert expand_the_base(store) == {"uwf700::a", "uwf700::b", "uwf700::u"}
+
+
+def test_a_split_without_the_fold_holds_all_of_its_evaluated_images_out(store: ArtefactStore) -> None:
+    deal(store, "stage0", [("buc", "a"), ("abu", "c"), ("auc", "b")])
+    deal(store, "other", [("", "u")])
+    assert expand_the_base(store) == {"uwf700::a", "uwf700::b"}
+
+
+@pytest.mark.parametrize(
+    ("folds", "found"),
+    [([("b", "a"), ("a", "b")], "found none of 0, 1"), ([("abc", "d"), ("abd", "c"), ("cd", "ab")], "found 0, 1 of")],
+)
+def test_a_base_file_of_no_fold_or_of_several_asks_for_the_split_file(
+    store: ArtefactStore, folds: list[tuple[str, str]], found: str
+) -> None:
+    deal(store, "stage0", folds)
+    with pytest.raises(ValueError, match=rf"base\.json: expected one fold .* {found}.*--split-file \S+stage0_0\.json"):
+        expand_the_base(store)
+    assert not (store.root / "out.json").exists()
+    assert expand_the_base(store, split_files=[store.splits_file("stage0", 0)]) >= {"uwf700::b", "uwf700::u"}
+
+
 def test_the_command_refuses_to_expand_without_splits(store: ArtefactStore) -> None:
     (store.root / "splits" / "stage0_0.json").unlink()
     with pytest.raises(ValueError, match="expected the split files"):
