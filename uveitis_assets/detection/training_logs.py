@@ -7,7 +7,7 @@ Both are imported when they are wanted: they take seconds. The W&B key is read f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,57 +46,43 @@ def training_logs(
         yield logs
 
 
-class _Scalars(SilentProgress):
-    """Collects scalars by name; what becomes of them is the business of ``write``."""
+class _ScalarLog(SilentProgress):
+    """Hands numbers by name, with their step, to ``write``."""
 
-    def write(self, scalars: Mapping[str, float], step: int) -> None:
-        raise NotImplementedError
+    def __init__(self, write: Callable[[dict[str, float], int], None]) -> None:
+        self._write = write
 
     def stepped(self, *, step: int, losses: Mapping[str, float], learning_rate: float) -> None:
         """Every tenth step: a number per step makes logs of gigabytes."""
         if step % _EVERY_STEPS == 0:
             scalars = {f"step/{name}": loss for name, loss in losses.items()}
-            self.write({**scalars, "step/loss": sum(losses.values()), "step/learning_rate": learning_rate}, step)
+            self._write({**scalars, "step/loss": sum(losses.values()), "step/learning_rate": learning_rate}, step)
 
     def epoch_ended(self, row: Mapping[str, Any]) -> None:
         """All numbers of the epoch's row."""
         numbers = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
         step = int(numbers.pop("step"))
-        self.write({f"epoch/{name}": value for name, value in numbers.items()}, step)
-
-
-class _TensorBoard(_Scalars):
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
-
-    def write(self, scalars: Mapping[str, float], step: int) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
-
-
-class _WeightsAndBiases(_Scalars):
-    def __init__(self, run: Any) -> None:
-        self._run = run
-
-    def write(self, scalars: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(scalars), step=step)
+        self._write({f"epoch/{name}": value for name, value in numbers.items()}, step)
 
 
 @contextmanager
-def _tensorboard(folder: Path, step: int) -> Iterator[_TensorBoard]:
+def _tensorboard(folder: Path, step: int) -> Iterator[_ScalarLog]:
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def write(scalars: dict[str, float], step: int) -> None:
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, step)
+
     try:
-        yield _TensorBoard(writer)
+        yield _ScalarLog(write)
     finally:
         writer.close()
 
 
 @contextmanager
-def _wandb(
-    folder: RunFolder, configuration: DetectorConfiguration, project: str, run_id: str
-) -> Iterator[_WeightsAndBiases]:
+def _wandb(folder: RunFolder, configuration: DetectorConfiguration, project: str, run_id: str) -> Iterator[_ScalarLog]:
     key = _wandb_key()
     import wandb
 
@@ -110,7 +96,7 @@ def _wandb(
         settings=wandb.Settings(api_key=key, console="off", disable_git=True, save_code=False, x_disable_meta=True),
     )
     try:
-        yield _WeightsAndBiases(run)
+        yield _ScalarLog(lambda scalars, step: run.log(scalars, step=step))
     finally:
         run.finish()
 
