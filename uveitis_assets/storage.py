@@ -290,6 +290,12 @@ def _process_table() -> str:
     return hashlib.blake2b(f"{boot}{table}".encode(), digest_size=4).hexdigest()
 
 
+def remove_half_files(folder: Path) -> None:
+    """Remove what killed processes left of files in a folder that only the caller writes to."""
+    for half_file in sorted(folder.glob(f".*{TEMPORARY_SUFFIX}")):
+        half_file.unlink(missing_ok=True)
+
+
 def _is_abandoned(temporary: Path) -> bool:
     """Say whether nobody writes a temporary file any more."""
     try:

@@ -27,6 +27,7 @@ from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguratio
 from uveitis_assets.detection.predict_images import predict_images
 from uveitis_assets.detection.prediction_overlays import prediction_sheet
 from uveitis_assets.detection.run_folder import RunFolder
+from uveitis_assets.detection.run_succession import usable_run
 from uveitis_assets.detection.sampling import overfit_split
 from uveitis_assets.detection.tile_files import read_global_image, read_tile_pixels
 from uveitis_assets.detection.weights_files import read_lineage
@@ -63,10 +64,10 @@ def evaluate_fold(
 
     Raises:
         FileNotFoundError: there is no checkpoint, or no labels; names what to materialize.
-        TrainingNotUsableError: the checkpoint is unfinished, was trained on images that it is to be judged by, or
-            learned other classes.
+        TrainingNotUsableError: the checkpoint is unfinished, was replaced meanwhile, was trained on images that it is
+            to be judged by, or learned other classes.
     """
-    folder = RunFolder(store.run_folder(lane.name, fold))
+    folder = usable_run(RunFolder(store.run_folder(lane.name, fold)))
     weights = fold_weights(store, lane.name, fold)
     device_name = chosen_device(device)
     judged = _judged_images(store, lane, fold, split)
@@ -89,6 +90,8 @@ def evaluate_fold(
     report = folder.report_file if split == "val" else folder.test_report_file
     epoch = int(read_lineage(weights.path)["metrics"]["epoch"])
     content = validation_report(evaluation, best_epoch=epoch, fingerprint=judged.fingerprint)
+    # A training that finished meanwhile has put its own report there.
+    weights.check_unchanged()
     write_json(report, {**content, "checkpoint": weights.digest, "split": judged.split})
     figures = {
         "FROC": froc_figure(evaluation),
@@ -104,7 +107,7 @@ def evaluate_fold(
 
 def reported_map_50(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> float | None:
     """AP at IoU 0.5 of the fold's newest report on validation images; None when there is none."""
-    path = RunFolder(store.run_folder(lane.name, fold)).report_file
+    path = usable_run(RunFolder(store.run_folder(lane.name, fold))).report_file
     if not path.exists():
         return None
     value: float | None = read_json(path)["ap"]["0.5"]

@@ -20,6 +20,7 @@ from uveitis_assets.detection.label_policy import with_classes
 from uveitis_assets.detection.labelled_split import LabelledSplit
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.detection.run_folder import RunFolder, is_unfinished
+from uveitis_assets.detection.run_succession import usable_run
 from uveitis_assets.detection.sampling import overfit_split
 from uveitis_assets.detection.train_process import train_in_processes
 from uveitis_assets.detection.training import train_detector
@@ -122,7 +123,7 @@ def _with_named_files(store: ArtefactStore, lane: DetectorLaneConfiguration, fol
 
 def inspect_checkpoint(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> CheckpointFindings:
     """Read a fold's best weights and hold them against their lineage and against the labels of now."""
-    folder = RunFolder(store.run_folder(lane.name, fold))
+    folder = usable_run(RunFolder(store.run_folder(lane.name, fold)))
     path = folder.best_weights
     try:
         file = read_weights_file(path)

@@ -1,8 +1,8 @@
 """A fold's finished weights for everything that uses them: where they lie, what they learned, and that it is they.
 
-A training replaces its best weights while it goes on, so weights are used only once it is finished, and what is written
-about them (digest, classes, images) is held against the very file that is loaded. Trainings are the business of
-``training``, files of ``weights_files``.
+A training replaces its best weights while it goes on, so weights are used only once it is finished: while a fold is
+trained again, those of the run before. What is written about them (digest, classes, images) is held against the very
+file that is loaded. Trainings are the business of ``training``, files of ``weights_files``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 
 from uveitis_assets.detection.checkpoints import load_trained_detector
 from uveitis_assets.detection.run_folder import RunFolder, is_unfinished
+from uveitis_assets.detection.run_succession import usable_run
 from uveitis_assets.detection.weights_files import file_digest, read_lineage
 from uveitis_assets.storage import ArtefactStore
 
@@ -46,12 +47,28 @@ class FoldWeights:
         Raises:
             TrainingNotUsableError: the file was replaced since its digest was taken.
         """
-        model, _ = load_trained_detector(self.path)
-        if file_digest(self.path) != self.digest:
-            raise TrainingNotUsableError(
-                f"{self.path}: {self.name} was replaced while it was about to be used; run this again"
-            )
+        try:
+            model, _ = load_trained_detector(self.path)
+        except FileNotFoundError as error:
+            raise self._replaced() from error
+        self.check_unchanged()
         return model
+
+    def check_unchanged(self) -> None:
+        """Refuse what was computed with the weights before they were replaced.
+
+        Raises:
+            TrainingNotUsableError: the file was replaced since its digest was taken.
+        """
+        try:
+            unchanged = file_digest(self.path) == self.digest
+        except FileNotFoundError as error:
+            raise self._replaced() from error
+        if not unchanged:
+            raise self._replaced()
+
+    def _replaced(self) -> TrainingNotUsableError:
+        return TrainingNotUsableError(f"{self.path}: {self.name} was replaced while it was in use; run this again")
 
     def check_categories(self, names: Mapping[int, str]) -> None:
         """Refuse weights whose ids mean something else now.
@@ -95,7 +112,7 @@ def fold_weights(store: ArtefactStore, experiment: str, fold: int) -> FoldWeight
         TrainingNotUsableError: the training is not finished.
     """
     name = f"{experiment}/checkpoint of fold{fold}"
-    folder = RunFolder(store.run_folder(experiment, fold))
+    folder = usable_run(RunFolder(store.run_folder(experiment, fold)))
     if is_unfinished(folder):
         raise TrainingNotUsableError(
             f"{folder.path}: {name} is being trained or was stopped on the way; materialize {name} to its end first"

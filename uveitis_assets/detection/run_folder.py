@@ -1,12 +1,13 @@
 """The folder of one training: names, content and state of its files. The only module that knows them.
 
 ``config.yaml``, ``metrics.jsonl``, ``checkpoints/`` and ``val_report.json`` are those of the earlier scripts;
-``run.json`` says what the folder is of and whether it is finished. A folder of another configuration or other labels is
-never continued: its files are moved below ``replaced/``, so that no metrics of two trainings mix.
+``run.json`` says what the folder is of and whether it is finished. How one run follows another in the same folder is
+the business of ``run_succession``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -19,19 +20,19 @@ import torch
 import yaml
 
 from uveitis_assets.detection.weights_files import read_lineage
-from uveitis_assets.storage import TEMPORARY_SUFFIX, read_json, write_bytes, write_json
+from uveitis_assets.storage import read_json, write_bytes, write_json
 
-_REPLACED = "replaced"
-_OWN_FILES = (
+# run.json comes last: what has lost it is of no training, and its weights count as put there by hand.
+OWN_FILES = (
     "config.yaml",
     "metrics.jsonl",
-    "checkpoints",
     "val_report.json",
     "test_report.json",
     "figures",
     "curves.png",
     "tb",
     "wandb",
+    "checkpoints",
     "run.json",
 )
 
@@ -41,6 +42,21 @@ class RunFolder:
     """Places of a run's files below ``path``."""
 
     path: Path
+
+    @property
+    def lock_name(self) -> str:
+        """What locks of this folder are called by, whatever path leads to it."""
+        return hashlib.blake2b(str(self.path.resolve()).encode(), digest_size=8).hexdigest()
+
+    @property
+    def successor(self) -> RunFolder:
+        """Where a training goes on that will replace the usable run of this folder."""
+        return RunFolder(self.path / "retraining")
+
+    @property
+    def replaced_folder(self) -> Path:
+        """Former runs, each in a folder of its own."""
+        return self.path / "replaced"
 
     @property
     def run_file(self) -> Path:
@@ -88,45 +104,9 @@ class RunFolder:
         return self.path / "checkpoints" / f"epoch_{epoch:03d}.safetensors"
 
 
-def open_run_folder(folder: RunFolder, identity: Mapping[str, Any]) -> str | None:
-    """Make the folder the one of ``identity``; what it held of another run is moved below ``replaced/``.
-
-    So is a finished run whose best weights are gone or damaged: nothing in the folder can bring them back.
-
-    Half-files of killed processes are removed: nobody else may be writing here.
-
-    Returns:
-        A message when files were moved, else None.
-    """
-    for half_file in sorted(folder.path.glob(f".*{TEMPORARY_SUFFIX}")):
-        half_file.unlink()
-    for half_file in sorted(folder.last_state.parent.glob(f".*{TEMPORARY_SUFFIX}")):
-        half_file.unlink()
-    found = _identity_of(folder)
-    lost = found is not None and not is_unfinished(folder) and not _has_best_weights(folder)
-    if found == identity and not lost:
-        return None
-    message = None
-    held = [name for name in _OWN_FILES if (folder.path / name).exists()]
-    if held:
-        target = _unused(folder.path / _REPLACED)
-        target.mkdir(parents=True)
-        for name in held:
-            (folder.path / name).rename(target / name)
-        different = sorted(key for key in identity if found is None or found.get(key) != identity[key])
-        what = f"with another {', '.join(different)}" if different else "that has lost its best weights"
-        message = (
-            f"{folder.path}: held a run {what}; it was moved to "
-            f"{target.relative_to(folder.path)} and the training begins anew"
-        )
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(folder.run_file, {"identity": dict(identity), "created_at": now, "outcome": None})
-    return message
-
-
 def finished_outcome(folder: RunFolder, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """The outcome of a finished run of this identity whose best weights are there and whole, else None."""
-    if _identity_of(folder) != identity or not _has_best_weights(folder):
+    if run_identity(folder) != identity or not has_best_weights(folder):
         return None
     outcome: dict[str, Any] | None = read_json(folder.run_file)["outcome"]
     return outcome
@@ -134,10 +114,21 @@ def finished_outcome(folder: RunFolder, identity: Mapping[str, Any]) -> dict[str
 
 def is_unfinished(folder: RunFolder) -> bool:
     """Whether the folder is of a training that goes on or was stopped on the way; one put there by hand is not."""
+    return folder.run_file.exists() and not is_finished(folder)
+
+
+def is_finished(folder: RunFolder) -> bool:
+    """Whether the folder is of a training that came to its end; one put there by hand is not."""
     try:
-        return read_json(folder.run_file)["outcome"] is None
+        return read_json(folder.run_file)["outcome"] is not None
     except FileNotFoundError:
         return False
+
+
+def begin_run(folder: RunFolder, identity: Mapping[str, Any]) -> None:
+    """Make the folder that of an unfinished run; the first thing a training writes."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(folder.run_file, {"identity": dict(identity), "created_at": now, "outcome": None})
 
 
 def finish_run(folder: RunFolder, identity: Mapping[str, Any], outcome: Mapping[str, Any]) -> None:
@@ -179,7 +170,7 @@ def run_created_at(folder: RunFolder) -> str:
     return str(read_json(folder.run_file)["created_at"])
 
 
-def _has_best_weights(folder: RunFolder) -> bool:
+def has_best_weights(folder: RunFolder) -> bool:
     """Whether the best weights are there and not cut short; their values are not read."""
     try:
         read_lineage(folder.best_weights)
@@ -188,16 +179,10 @@ def _has_best_weights(folder: RunFolder) -> bool:
     return True
 
 
-def _identity_of(folder: RunFolder) -> dict[str, Any] | None:
+def run_identity(folder: RunFolder) -> dict[str, Any] | None:
+    """What the folder is of; None when nothing says so."""
     try:
         identity: dict[str, Any] = read_json(folder.run_file)["identity"]
     except FileNotFoundError:
         return None
     return identity
-
-
-def _unused(parent: Path) -> Path:
-    number = 1
-    while (parent / f"run_{number:03d}").exists():
-        number += 1
-    return parent / f"run_{number:03d}"

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from uveitis_assets.detection.labelled_split import LabelledImage
 from uveitis_assets.detection.tile_dataset import TileFiles, TilePixels, read_labelled_tiles
-from uveitis_assets.storage import TEMPORARY_SUFFIX, ArtefactStore, write_bytes
+from uveitis_assets.storage import ArtefactStore, remove_half_files, write_bytes
 
 _UNUSED_AFTER_S = 86400
 _RENEW_USE_AFTER_S = 3600
@@ -111,9 +111,7 @@ def open_tile_store(
     folder = store.tile_cache_folder()
     with store.lock("tile_cache"):
         folder.mkdir(parents=True, exist_ok=True)
-        # Only who holds the lock writes: what is still unfinished now was left by killed processes.
-        for left in sorted(folder.glob(f".*{TEMPORARY_SUFFIX}")):
-            left.unlink(missing_ok=True)
+        remove_half_files(folder)
         wanted = {cached_file(folder, image): image for image in images}
         missing = [image for path, image in sorted(wanted.items()) if not _is_whole(path, image)]
         for path in sorted(wanted.keys() - {cached_file(folder, image) for image in missing}):

@@ -10,7 +10,6 @@ wants. Started without torchrun it is one process. How they train together is th
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -55,11 +54,11 @@ def train_in_processes(
     Raises:
         RuntimeError: a process failed; with its error, or the last lines it wrote when it was killed.
     """
+    from uveitis_assets.detection.run_folder import RunFolder
     from uveitis_assets.detection.training import TrainingOutcome
 
     # The folder has one job.json: a second call waits until the processes of the first have read theirs and ended.
-    name = hashlib.blake2b(str(run_folder.resolve()).encode(), digest_size=8).hexdigest()
-    with store.lock(f"processes_{name}"):
+    with store.lock(f"processes_{RunFolder(run_folder).lock_name}"):
         errors = run_folder / "process_errors"
         shutil.rmtree(errors, ignore_errors=True)
         job = {

@@ -8,10 +8,9 @@ draws no figures and knows no Dagster.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,13 +36,13 @@ from uveitis_assets.detection.run_folder import (
     RunFolder,
     finish_run,
     finished_outcome,
-    open_run_folder,
     read_state,
     run_created_at,
     write_configuration,
     write_metrics,
     write_state,
 )
+from uveitis_assets.detection.run_succession import complete_succession, open_run_folder
 from uveitis_assets.detection.tile_seeds import TileSeeds
 from uveitis_assets.detection.tile_store import tile_pixels
 from uveitis_assets.detection.training_curves import training_curves
@@ -96,7 +95,8 @@ def train_detector(
     Args:
         store: where initial weights lie.
         configuration: model, data, optimization, evaluation.
-        run_folder: where everything is written; files of another run in it are moved below ``replaced/``.
+        run_folder: where everything is written. A finished run of another identity in it stays usable until this one
+            is finished and takes its place; it is then moved below ``replaced/``.
         train: images to learn from.
         val: images that choose the best checkpoint; not read with ``overfit_images``.
         device: ``cpu``, ``cuda`` or ``cuda:<n>``.
@@ -109,12 +109,12 @@ def train_detector(
         RuntimeError: one tile alone does not fit into the GPU's memory.
     """
     # A second training of the same folder waits, and then finds it finished.
-    name = hashlib.blake2b(str(run_folder.resolve()).encode(), digest_size=8).hexdigest()
-    with store.lock(f"training_{name}") if process_rank() == 0 else nullcontext():
+    folder = RunFolder(run_folder)
+    with store.lock(f"training_{folder.lock_name}") if process_rank() == 0 else nullcontext():
         return _train_or_recognise(
             store,
             configuration,
-            RunFolder(run_folder),
+            folder,
             train,
             val,
             device=device,
@@ -136,28 +136,32 @@ def _train_or_recognise(
     train, val = chosen_splits(configuration, train, val)
     parent = parent_weights(store, configuration.initialise)
     identity = training_identity(configuration, train, val, parent)
-    outcome = from_rank_0(finished_outcome(folder, identity))
+    writes = process_rank() == 0
+    if writes and (message := complete_succession(folder)):
+        listener.said(message)
+    outcome = from_rank_0(finished_outcome(folder, identity) if writes else None)
     if outcome is not None:
         listener.said(f"{folder.path}: this training is finished; nothing to do")
         return _outcome(folder, outcome, was_finished=True)
     learned_before = images_learned_before(store, configuration.initialise)
     if not configuration.overfit_images:
         check_never_learned(learned_before, val)
-    if process_rank() == 0:
-        message = open_run_folder(folder, identity)
-        write_configuration(folder, configuration.model_dump(mode="json"))
+    place = folder
+    if writes:
+        place, message = open_run_folder(folder, identity)
+        write_configuration(place, configuration.model_dump(mode="json"))
         if message:
             listener.said(message)
-    gathered(None)  # Nobody looks for a state before the folder is this run's.
+    place = from_rank_0(place)  # Nobody looks for a state before the place is this run's.
     pixels = tile_pixels(store, images_shown(configuration, train, val), limit_gb=configuration.training.tile_cache_gb)
-    state = read_state(folder)
+    state = read_state(place)
     learner = _new_learner(store, configuration, torch.device(device), listener, from_start=state is None)
     if state is not None:
         restore_learner(learner, state)
         position = learner.position
         listener.said(f"continuing after {position.step} steps, in epoch {position.epoch + 1}")
     run = TrainingRun(
-        folder=folder,
+        folder=place,
         identity=identity,
         parent=parent,
         learned_before=learned_before,
@@ -172,13 +176,19 @@ def _train_or_recognise(
         listener=listener,
         began=began - learner.position.elapsed_s,
     )
-    if process_rank() != 0:
-        _train(run)
-        return _finish(run)
-    with training_logs(folder, configuration, run_id=identity["configuration"], step=learner.position.step) as logs:
+    step = learner.position.step
+    opened: AbstractContextManager[list[TrainingProgress]] = nullcontext([])
+    if writes:
+        opened = training_logs(place, configuration, run_id=identity["configuration"], step=step)
+    with opened as logs:
         run = replace(run, listener=SeveralListeners([listener, *logs]))
         _train(run)
-        return _finish(run)
+        outcome = _finish(run)
+    # The logs' files are closed: the run can move.
+    if writes and (message := complete_succession(folder)):
+        listener.said(message)
+    gathered(None)
+    return _outcome(folder, outcome, was_finished=False)
 
 
 def _new_learner(
@@ -301,8 +311,12 @@ def _save_weights(run: TrainingRun, path: Path, row: Mapping[str, Any]) -> None:
     save_weights(path, run.learner.average.state_dict(), lineage)
 
 
-def _finish(run: TrainingRun) -> TrainingOutcome:
-    """Judge the best weights once more, with intervals, and write the report; the last file says finished."""
+def _finish(run: TrainingRun) -> dict[str, Any]:
+    """Judge the best weights once more, with intervals, and write the report; the last file says finished.
+
+    Returns:
+        What ``finished_outcome`` reads later.
+    """
     position = run.learner.position
     best = position.best_row
     if best is None:
@@ -329,8 +343,7 @@ def _finish(run: TrainingRun) -> TrainingOutcome:
         )
         write_bytes(run.folder.curves_file, training_curves(position.rows))
         finish_run(run.folder, run.identity, outcome)
-    gathered(None)
-    return _outcome(run.folder, outcome, was_finished=False)
+    return outcome
 
 
 def _outcome(folder: RunFolder, values: Mapping[str, Any], *, was_finished: bool) -> TrainingOutcome:

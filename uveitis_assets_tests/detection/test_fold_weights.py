@@ -9,22 +9,7 @@ from uveitis_assets.detection.labelled_split import LabelledSplit
 from uveitis_assets.detection.training import train_detector
 from uveitis_assets.detection.weights_files import file_digest
 from uveitis_assets.storage import ArtefactStore, read_json, write_json
-from uveitis_assets_tests.detection.squares import CATEGORIES, squares_split, store_at, tiny
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ArtefactStore:
-    return store_at(tmp_path)
-
-
-@pytest.fixture
-def train(store: ArtefactStore) -> LabelledSplit:
-    return squares_split(store, 4)
-
-
-@pytest.fixture
-def val(store: ArtefactStore) -> LabelledSplit:
-    return squares_split(store, 2, split="val", seed=1)
+from uveitis_assets_tests.detection.squares import CATEGORIES, squares_split, tiny
 
 
 @pytest.fixture
@@ -61,7 +46,7 @@ def test_weights_that_are_replaced_between_digest_and_loading_are_refused(
 ) -> None:
     weights = fold_weights(store, "squares", 0)
     train_detector(store, tiny(training={"epochs": 1, "seed": 1}), trained, train, val, device="cpu")
-    with pytest.raises(TrainingNotUsableError, match="was replaced while it was about to be used"):
+    with pytest.raises(TrainingNotUsableError, match="was replaced while it was in use"):
         weights.load()
 
 

@@ -21,7 +21,7 @@ from uveitis_assets.detection.training import train_detector
 from uveitis_assets.detection.training_data import chosen_splits
 from uveitis_assets.detection.training_identity import training_identity
 from uveitis_assets.storage import ArtefactStore, read_json
-from uveitis_assets_tests.detection.squares import squares_split, store_at, tiny
+from uveitis_assets_tests.detection.squares import squares_split, tiny
 
 
 def with_corners(split: LabelledSplit) -> LabelledSplit:
@@ -39,11 +39,6 @@ def with_corners(split: LabelledSplit) -> LabelledSplit:
 
 def oriented(**model: Any) -> DetectorConfiguration:
     return tiny(model={"head": "oriented", **model})
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ArtefactStore:
-    return store_at(tmp_path)
 
 
 def test_training_on_oriented_labels_reports_oriented_ap_and_leaves_a_detector_that_answers_corners(

@@ -12,11 +12,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from uveitis_assets.detection.fold_weights import fold_weights
 from uveitis_assets.detection.labelled_split import LabelledSplit
 from uveitis_assets.detection.training import TrainingOutcome, train_detector
 from uveitis_assets.detection.training_progress import SilentProgress
 from uveitis_assets.storage import ArtefactStore, read_json
-from uveitis_assets_tests.detection.squares import squares_split, store_at, tiny
+from uveitis_assets_tests.detection.squares import squares_split, tiny
 
 
 class Recorder(SilentProgress):
@@ -38,11 +39,6 @@ class Recorder(SilentProgress):
 
     def said(self, message: str) -> None:
         self.messages.append(message)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ArtefactStore:
-    return store_at(tmp_path)
 
 
 @pytest.fixture
@@ -77,6 +73,9 @@ def test_a_training_leaves_the_earlier_scripts_files_and_keys(store, train, val,
     assert report["best_epoch"] == outcome.best_epoch
     state = torch.load(folder / "checkpoints" / "last.pth", weights_only=True)
     assert {"epoch", "model", "config", "metrics", "optimizer"} <= state.keys()
+    saved = load_file(folder / "checkpoints" / "epoch_002.safetensors")
+    assert same(saved, state["average"])
+    assert not same(saved, state["model"])
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
         "best.json",
         "best.safetensors",
@@ -138,6 +137,33 @@ def _fields(outcome: TrainingOutcome) -> dict[str, Any]:
     return {name: getattr(outcome, name) for name in outcome.__dataclass_fields__}
 
 
+def test_a_killed_retraining_leaves_the_finished_weights_usable_and_continues_to_the_bits_of_a_training_of_its_own(
+    store, train, val, tmp_path: Path
+) -> None:
+    changed = tiny(training={"checkpoint_every_steps": 2, "seed": 1})
+    train_detector(store, changed, tmp_path / "alone", train, val, device="cpu")
+    folder = store.run_folder("squares", 0)
+    train_detector(store, tiny(training={"epochs": 1}), folder, train, val, device="cpu")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    former = fold_weights(store, "squares", 0)
+    with pytest.raises(KeyboardInterrupt):
+        # Within the second of two epochs: the retraining has best weights of its own.
+        train_detector(store, changed, folder, train, val, device="cpu", progress=Recorder(5))
+    assert (folder / "retraining" / "checkpoints" / "best.safetensors").is_file()
+    assert {path: path.read_bytes() for path in before} == before
+    assert fold_weights(store, "squares", 0).digest == former.digest
+    assert same(former.load().state_dict(), load_file(former.path))
+    continued = Recorder()
+    outcome = train_detector(store, changed, folder, train, val, device="cpu", progress=continued)
+    assert continued.steps == [5, 6]
+    assert outcome.best_weights == folder / "checkpoints" / "best.safetensors"
+    assert same(weights(folder), weights(tmp_path / "alone"))
+    alone = load_file(tmp_path / "alone" / "checkpoints" / "best.safetensors")
+    assert same(fold_weights(store, "squares", 0).load().state_dict(), alone)
+    assert fold_weights(store, "squares", 0).digest != former.digest
+    assert train_detector(store, changed, folder, train, val, device="cpu").was_finished
+
+
 @pytest.mark.parametrize("change", ["configuration", "labels"])
 def test_metrics_of_another_configuration_or_other_labels_are_moved_aside_not_mixed(
     store, train, val, tmp_path: Path, change: str
@@ -153,7 +179,9 @@ def test_metrics_of_another_configuration_or_other_labels_are_moved_aside_not_mi
     train_detector(store, configuration, folder, labels, val, device="cpu", progress=listener)
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
     assert (folder / "replaced" / "run_001" / "metrics.jsonl").read_bytes() == former
-    assert any("moved to replaced/run_001" in message and change in message for message in listener.messages)
+    assert any("a finished run" in message and change in message for message in listener.messages)
+    assert any("the former run was moved to replaced/run_001" in message for message in listener.messages)
+    assert not (folder / "retraining").exists()
 
 
 def test_settings_that_only_show_or_save_do_not_start_a_training_anew(store, train, val, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""A training process that is really killed, between steps and while it writes its state, goes on to the same bits."""
+"""A training process that is really killed, between steps and while it writes its state, goes on to the same bits.
+
+One that trains a finished run anew leaves that run usable.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from uveitis_assets.detection.fold_weights import fold_weights
 from uveitis_assets.detection.split_file import split_to_plain
 from uveitis_assets.detection.training import train_detector
 from uveitis_assets.storage import read_json, write_json
@@ -49,18 +53,23 @@ def start(run: Path, *, slow: bool = False) -> subprocess.Popen[str]:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("moment", ["at a random step", "while the state is written"])
+@pytest.mark.parametrize("moment", ["at a random step of a retraining", "while the state is written"])
 def test_a_killed_process_is_continued_to_the_bits_of_one_that_lived(tmp_path: Path, moment: str) -> None:
     store = store_at(tmp_path)
     train, val = squares_split(store, 6), squares_split(store, 2, split="val", seed=1)
     configuration = tiny(training={"checkpoint_every_steps": 2, "epochs": 3})
+    while_writing = moment == "while the state is written"
+    run = store.run_folder("killed", 0)
+    former = tiny(training={"epochs": 1})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        train_detector(store, configuration, tmp_path / "whole", train, val, device="cpu")
+        train_detector(store, configuration, store.run_folder("whole", 0), train, val, device="cpu")
+        if not while_writing:
+            train_detector(store, former, run, train, val, device="cpu")
     finally:
         torch.set_num_threads(threads)
-    run = tmp_path / "killed"
+    usable = None if while_writing else fold_weights(store, "killed", 0)
     job = {
         "root": str(store.root),
         "raw": str(store.raw),
@@ -70,7 +79,6 @@ def test_a_killed_process_is_continued_to_the_bits_of_one_that_lived(tmp_path: P
         "val": split_to_plain(val),
     }
     write_json(run / "job.json", job)
-    while_writing = moment == "while the state is written"
     process = start(run, slow=while_writing)
     assert process.stdout is not None
     last_step = random.Random(time.time_ns()).randint(3, 8)
@@ -85,7 +93,12 @@ def test_a_killed_process_is_continued_to_the_bits_of_one_that_lived(tmp_path: P
         assert unfinished
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert read_json(run / "run.json")["outcome"] is None, f"step {last_step}"
+    if usable is None:
+        assert read_json(run / "run.json")["outcome"] is None, f"step {last_step}"
+    else:
+        assert read_json(run / "retraining" / "run.json")["outcome"] is None, f"step {last_step}"
+        assert fold_weights(store, "killed", 0) == usable
+        usable.load()
     continued = start(run)
     events, _ = continued.communicate(timeout=300)
     assert continued.returncode == 0
@@ -93,8 +106,10 @@ def test_a_killed_process_is_continued_to_the_bits_of_one_that_lived(tmp_path: P
     steps = [event["values"]["step"] for event in told if event["kind"] == "stepped"]
     assert steps[0] > 1, f"step {last_step}"
     whole, killed = (
-        torch.load(tmp_path / name / "checkpoints" / "last.pth", weights_only=True) for name in ("whole", "killed")
+        torch.load(store.run_folder(name, 0) / "checkpoints" / "last.pth", weights_only=True)
+        for name in ("whole", "killed")
     )
     assert same(whole["model"], killed["model"]), f"step {last_step}"
     assert same(whole["average"], killed["average"]), f"step {last_step}"
     assert not list((run / "checkpoints").glob(".last.pth.*"))
+    assert fold_weights(store, "killed", 0) != usable

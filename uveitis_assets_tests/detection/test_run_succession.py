@@ -1,0 +1,161 @@
+"""A finished run stays usable while its successor is trained and moves in, wherever the process is killed."""
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from uveitis_assets.detection.fold_weights import TrainingNotUsableError, fold_weights
+from uveitis_assets.detection.run_folder import OWN_FILES, RunFolder, begin_run, finish_run, finished_outcome
+from uveitis_assets.detection.run_succession import complete_succession, open_run_folder
+from uveitis_assets.detection.weights_files import file_digest, save_weights
+from uveitis_assets.storage import ArtefactStore, write_bytes
+
+FORMER, NEW = {"configuration": "former"}, {"configuration": "new"}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+@pytest.fixture
+def folder(store: ArtefactStore) -> RunFolder:
+    """A finished former run."""
+    folder = RunFolder(store.run_folder("lane", 0))
+    train(folder, FORMER, 1.0)
+    return folder
+
+
+def train(folder: RunFolder, identity: dict[str, Any], value: float) -> RunFolder:
+    """Write all files of a run, each with a content of its own; returns where."""
+    place, _ = open_run_folder(folder, identity)
+    text = str(identity).encode()
+    for path in (place.configuration_file, place.metrics_file, place.report_file, place.curves_file, place.last_state):
+        write_bytes(path, text)
+    write_bytes(place.tensorboard_folder / "events", text)
+    save_weights(place.best_weights, {"w": torch.tensor([value])}, {"configuration": {"model": {}}})
+    finish_run(place, identity, {"best_epoch": 1})
+    return place
+
+
+def contents(folder: RunFolder) -> dict[str, bytes]:
+    """All files of the run in the folder itself."""
+    files = (path for name in OWN_FILES for path in [folder.path / name, *(folder.path / name).rglob("*")])
+    return {path.relative_to(folder.path).as_posix(): path.read_bytes() for path in files if path.is_file()}
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, n_changes: int) -> list[str]:
+    """Let the process be killed before its change ``n_changes`` (from 0) of the folders; returns what it did."""
+    done: list[str] = []
+
+    def limited(change: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            if len(done) == n_changes:
+                raise Killed
+            done.append(str(arguments[0]))
+            return change(*arguments, **options)
+
+        return wrapped
+
+    monkeypatch.setattr(Path, "rename", limited(Path.rename))
+    monkeypatch.setattr(shutil, "rmtree", limited(shutil.rmtree))
+    return done
+
+
+def test_a_usable_run_is_left_alone_while_its_successor_is_trained_beside_it(
+    store: ArtefactStore, folder: RunFolder
+) -> None:
+    before = contents(folder)
+    place, message = open_run_folder(folder, NEW)
+    assert place.path == folder.path / "retraining"
+    assert message is not None
+    assert "a finished run with another configuration; it stays in use until this training is finished" in message
+    write_bytes(place.metrics_file, b"{}\n")
+    assert open_run_folder(folder, NEW)[0] == place
+    assert place.metrics_file.read_bytes() == b"{}\n", "a killed retraining is continued"
+    assert complete_succession(folder) is None, "it is not finished"
+    assert contents(folder) == before
+    assert fold_weights(store, "lane", 0).path == folder.best_weights
+
+
+def test_a_retraining_of_yet_another_identity_does_not_mix_with_a_killed_one(folder: RunFolder) -> None:
+    place, _ = open_run_folder(folder, NEW)
+    write_bytes(place.metrics_file, b"{}\n")
+    again, message = open_run_folder(folder, {"configuration": "newer"})
+    assert again == place
+    assert not place.metrics_file.exists()
+    assert message is not None
+    assert message.endswith("it was moved to replaced/run_001 and the training begins anew")
+    assert (folder.replaced_folder / "run_001" / "metrics.jsonl").read_bytes() == b"{}\n"
+
+
+def test_weights_that_were_put_there_by_hand_stay_until_the_training_is_finished(
+    store: ArtefactStore, folder: RunFolder
+) -> None:
+    folder.run_file.unlink()
+    digest = fold_weights(store, "lane", 0).digest
+    place, _ = open_run_folder(folder, NEW)
+    assert place != folder
+    assert fold_weights(store, "lane", 0).digest == digest
+
+
+def test_a_first_training_and_one_after_an_unfinished_one_write_into_the_folder_itself(store: ArtefactStore) -> None:
+    folder = RunFolder(store.run_folder("lane", 0))
+    assert open_run_folder(folder, FORMER) == (folder, None)
+    save_weights(folder.best_weights, {"w": torch.ones(1)}, {"configuration": {"model": {}}})
+    place, message = open_run_folder(folder, NEW)
+    assert place == folder
+    assert message is not None
+    assert "with another configuration; it was moved to replaced/run_001" in message
+    with pytest.raises(TrainingNotUsableError, match="is being trained"):
+        fold_weights(store, "lane", 0)
+
+
+@pytest.mark.parametrize("n_changes", range(16))
+def test_a_process_killed_while_runs_change_places_leaves_the_new_one_usable_and_a_later_one_completes_it(
+    store: ArtefactStore, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, n_changes: int
+) -> None:
+    former = contents(folder)
+    place = train(folder, NEW, 2.0)
+    new, digest = contents(place), file_digest(place.best_weights)
+    with monkeypatch.context() as patched:
+        done = kill_at(patched, n_changes)
+        try:
+            complete_succession(folder)
+        except Killed:
+            assert len(done) == n_changes
+        else:
+            # Seven parts move out, seven move in, and their empty place is removed.
+            assert len(done) == n_changes == 15
+    weights = fold_weights(store, "lane", 0)
+    weights.check_unchanged()
+    assert weights.digest == digest
+    complete_succession(folder)
+    assert contents(folder) == new
+    assert finished_outcome(folder, NEW) == {"best_epoch": 1}
+    assert contents(RunFolder(folder.replaced_folder / "run_001")) == former
+    assert [path.name for path in folder.replaced_folder.iterdir()] == ["run_001"]
+    assert not folder.successor.run_file.exists()
+    assert complete_succession(folder) is None
+    assert fold_weights(store, "lane", 0).digest == digest
+
+
+@pytest.mark.parametrize("n_changes", range(8))
+def test_a_process_killed_while_it_moves_an_unfinished_run_leaves_nothing_that_counts_as_usable(
+    store: ArtefactStore, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, n_changes: int
+) -> None:
+    begin_run(folder, FORMER)
+    former = contents(folder)
+    with monkeypatch.context() as patched:
+        kill_at(patched, n_changes)
+        with suppress(Killed):
+            open_run_folder(folder, NEW)
+    with pytest.raises((TrainingNotUsableError, FileNotFoundError)):
+        fold_weights(store, "lane", 0)
+    assert open_run_folder(folder, NEW)[0] == folder
+    assert list(contents(folder)) == ["run.json"]
+    assert contents(RunFolder(folder.replaced_folder / "run_001")) == former
