@@ -25,6 +25,7 @@ from safetensors.torch import save
 
 from uveitis_assets.detection.compute_device import uses_bfloat16
 from uveitis_assets.detection.encoder_configuration import EncoderPretrainingConfiguration
+from uveitis_assets.detection.learning_rate import learning_rate
 from uveitis_assets.detection.masked_autoencoder import CHANNEL_MEAN, CHANNEL_STD, SHAPES, MaskedAutoencoder
 from uveitis_assets.detection.preprocessed_images import (
     PreprocessedImage,
@@ -34,7 +35,7 @@ from uveitis_assets.detection.tile_files import read_global_image
 from uveitis_assets.detection.weights_files import file_digest, read_weights_file
 from uveitis_assets.detection.weights_report import load_matching
 from uveitis_assets.fundus.manifest import read_manifest
-from uveitis_assets.storage import ArtefactStore, write_bytes, write_json
+from uveitis_assets.storage import ArtefactStore, remove_half_files, write_bytes, write_json
 
 _LEAST_MATCHED = 0.9
 _PREFETCHED_BATCHES = 2
@@ -83,6 +84,20 @@ def pretrain_encoder(
         FileNotFoundError: the file to start from is not there.
         ValueError: no usable image, or the file to start from does not fit.
     """
+    # A second pretraining of the same folder waits, and then finds it finished.
+    with store.lock(f"pretraining_{configuration.name}"):
+        remove_half_files(store.pretraining_folder(configuration.name))
+        return _pretrain(store, configuration, device=device, log=log, threads=threads)
+
+
+def _pretrain(
+    store: ArtefactStore,
+    configuration: EncoderPretrainingConfiguration,
+    *,
+    device: str,
+    log: Callable[[str], None],
+    threads: int,
+) -> PretrainingOutcome:
     images, n_held_out = _images(store, configuration)
     folder = store.pretraining_folder(configuration.name)
     fingerprint = _fingerprint(configuration, images)
@@ -97,12 +112,16 @@ def pretrain_encoder(
     position = _resume(folder, fingerprint, model, optimizer, device) or _Position(0, 0, (), 0.0)
     if position.step or position.epoch:
         log(f"continuing at epoch {position.epoch + 1}, step {position.step + 1} of {steps_per_epoch}")
+    n_steps = configuration.epochs * steps_per_epoch
+    warmup_steps = round(configuration.warmup_epochs * steps_per_epoch)
+    peak = configuration.learning_rate * configuration.batch_size / 256
     half = uses_bfloat16(configuration.amp, device)
     while position.epoch < configuration.epochs:
         for pixels, noise in _batches(store, images, configuration, position, model=model, threads=threads):
             done = position.epoch * steps_per_epoch + position.step
+            rate = learning_rate(done, n_steps=n_steps, warmup_steps=warmup_steps, peak=peak, lowest=0.0)
             for group in optimizer.param_groups:
-                group["lr"] = _learning_rate(configuration, done / steps_per_epoch)
+                group["lr"] = rate
             with torch.autocast(device.split(":", maxsplit=1)[0], dtype=torch.bfloat16, enabled=half):
                 loss = model(pixels.to(device), noise.to(device), configuration.masked_share)
             if not torch.isfinite(loss):
@@ -130,9 +149,7 @@ def pretrain_encoder(
     }
     write_bytes(encoder, save(model.encoder_state()))
     write_json(encoder.with_suffix(".json"), lineage)
-    return PretrainingOutcome(
-        encoder, len(images), n_held_out, configuration.epochs * steps_per_epoch, position.losses, started_from
-    )
+    return PretrainingOutcome(encoder, len(images), n_held_out, n_steps, position.losses, started_from)
 
 
 def _images(
@@ -194,15 +211,6 @@ def _parameter_groups(model: MaskedAutoencoder, weight_decay: float) -> list[dic
         {"params": [parameter for parameter in trained if id(parameter) not in held], "weight_decay": weight_decay},
         {"params": flat, "weight_decay": 0.0},
     ]
-
-
-def _learning_rate(configuration: EncoderPretrainingConfiguration, epochs_done: float) -> float:
-    """Linear warm-up, then a half cosine to zero."""
-    peak = configuration.learning_rate * configuration.batch_size / 256
-    if epochs_done < configuration.warmup_epochs:
-        return peak * epochs_done / configuration.warmup_epochs
-    rest = max(configuration.epochs - configuration.warmup_epochs, 1e-9)
-    return peak * 0.5 * (1 + math.cos(math.pi * (epochs_done - configuration.warmup_epochs) / rest))
 
 
 def _batches(

@@ -97,6 +97,13 @@ def test_visible_patches_decide_the_painting_and_hidden_pixels_do_not() -> None:
         torch.testing.assert_close(model.decode(first, order), model.decode(second, order))
 
 
+@pytest.fixture
+def lane(store: ArtefactStore) -> ArtefactStore:
+    """A store with ``lane_of_images``."""
+    lane_of_images(store)
+    return store
+
+
 def lane_of_images(store: ArtefactStore, n_images: int = 6) -> None:
     """A lane with global images of coloured squares; the last image is a test image."""
     rng = np.random.default_rng(0)
@@ -154,12 +161,10 @@ def test_a_fixed_batch_is_learned_by_heart() -> None:
     assert losses[-1] < 0.1 * losses[0]
 
 
-def test_test_images_are_never_shown(tmp_path: Path) -> None:
-    store = ArtefactStore(tmp_path, tmp_path / "raw")
-    lane_of_images(store)
-    for path in (store.global_image("uwf700__5", 96), store.tile("uwf700__5", "tile_000")):
+def test_test_images_are_never_shown(lane: ArtefactStore) -> None:
+    for path in (lane.global_image("uwf700__5", 96), lane.tile("uwf700__5", "tile_000")):
         path.unlink()
-    outcome = pretrain_encoder(store, configuration(epochs=2), device="cpu", log=lambda line: None)
+    outcome = pretrain_encoder(lane, configuration(epochs=2), device="cpu", log=lambda line: None)
     assert (outcome.n_images, outcome.n_held_out, outcome.n_steps) == (5, 1, 6)
 
 
@@ -189,52 +194,49 @@ def test_a_killed_pretraining_ends_with_the_weights_of_one_that_was_not(tmp_path
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (last.parent / "encoder.safetensors").exists()
+    # What a kill in the middle of writing leaves, whether this one did or not.
+    (last.parent / ".last.pth.1-2-3.partial").write_bytes(b"half")
     lines: list[str] = []
     pretrain_encoder(stores[1], configuration(epochs=12), device="cpu", log=lines.append)
     assert any("continuing" in line for line in lines)
+    assert not list(last.parent.glob(".*.partial"))
     whole, killed = (load_file(store.pretraining_folder("mae") / "encoder.safetensors") for store in stores)
     assert whole.keys() == killed.keys()
     for name, value in whole.items():
         assert torch.equal(value, killed[name]), name
 
 
-def test_weights_are_continued_from_a_retfound_file_and_a_strange_file_is_refused(tmp_path: Path) -> None:
-    store = ArtefactStore(tmp_path, tmp_path / "raw")
-    lane_of_images(store)
+def test_weights_are_continued_from_a_retfound_file_and_a_strange_file_is_refused(lane: ArtefactStore) -> None:
     torch.manual_seed(7)
     other = MaskedAutoencoder(TINY)
     # RETFound's own files hold their command line beside the tensors.
     content = {"model": other.state_dict(), "epoch": 799, "args": argparse.Namespace(model="mae_vit_large_patch16")}
-    torch.save(content, tmp_path / "retfound.pth")
+    torch.save(content, lane.root / "retfound.pth")
     outcome = pretrain_encoder(
-        store,
+        lane,
         configuration(start_from="retfound.pth", epochs=1, learning_rate=1e-9),
         device="cpu",
         log=lambda line: None,
     )
     trained = load_file(outcome.encoder)
     torch.testing.assert_close(trained["blocks.0.attn.qkv.weight"], other.state_dict()["blocks.0.attn.qkv.weight"])
-    torch.save({"model": {"blocks.0.attn.qkv.weight": torch.zeros(3, 3)}}, tmp_path / "strange.pth")
+    torch.save({"model": {"blocks.0.attn.qkv.weight": torch.zeros(3, 3)}}, lane.root / "strange.pth")
     with pytest.raises(
         ValueError, match=r"strange\.pth: 0\.0% of the wanted parameters.* 1 misshapen \(blocks\.0\.attn"
     ):
-        pretrain_encoder(store, configuration(start_from="strange.pth"), device="cpu", log=lambda line: None)
+        pretrain_encoder(lane, configuration(start_from="strange.pth"), device="cpu", log=lambda line: None)
 
 
-def test_weights_of_another_kind_of_training_are_refused_however_well_they_fit(tmp_path: Path) -> None:
-    store = ArtefactStore(tmp_path, tmp_path / "raw")
-    lane_of_images(store)
-    torch.save({"teacher": tiny().state_dict()}, tmp_path / "dinov2.pth")
+def test_weights_of_another_kind_of_training_are_refused_however_well_they_fit(lane: ArtefactStore) -> None:
+    torch.save({"teacher": tiny().state_dict()}, lane.root / "dinov2.pth")
     with pytest.raises(
         ValueError, match=r"dinov2\.pth: expected a masked autoencoder's weights.*found the root `teacher`"
     ):
-        pretrain_encoder(store, configuration(start_from="dinov2.pth"), device="cpu", log=lambda line: None)
+        pretrain_encoder(lane, configuration(start_from="dinov2.pth"), device="cpu", log=lambda line: None)
 
 
-def test_a_changed_configuration_starts_anew(tmp_path: Path) -> None:
-    store = ArtefactStore(tmp_path, tmp_path / "raw")
-    lane_of_images(store)
-    pretrain_encoder(store, configuration(epochs=1), device="cpu", log=lambda line: None)
+def test_a_changed_configuration_starts_anew(lane: ArtefactStore) -> None:
+    pretrain_encoder(lane, configuration(epochs=1), device="cpu", log=lambda line: None)
     lines: list[str] = []
-    pretrain_encoder(store, configuration(epochs=1, seed=1), device="cpu", log=lines.append)
+    pretrain_encoder(lane, configuration(epochs=1, seed=1), device="cpu", log=lines.append)
     assert not any("continuing" in line for line in lines)
