@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from uveitis_assets.detection.batch_predictor import BatchPredictor, inspect_predictions
+from uveitis_assets.detection.configuration import DetectorConfiguration
 from uveitis_assets.detection.fold_weights import TrainingNotUsableError
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.detection.models.detector import build_detector
@@ -17,6 +19,7 @@ from uveitis_assets.storage import ArtefactStore, read_json
 from uveitis_assets_tests.detection.preprocessed_lane import BATCH, LANE, write_preprocessed_batch
 from uveitis_assets_tests.detection.squares import store_at, tiny
 
+TINY = tiny()
 NAMES = {number: name for number, name in load_class_map().names.items() if number <= 2}
 
 
@@ -27,8 +30,9 @@ def store(tmp_path: Path) -> ArtefactStore:
     return store
 
 
-def lane(*folds: int) -> DetectorLaneConfiguration:
-    values = tiny(inference={"folds": folds, "score_threshold": 0.0, "overlays": False}).model_dump()
+def lane(*folds: int, **changes: Any) -> DetectorLaneConfiguration:
+    inference = {"folds": folds, "score_threshold": 0.0, "overlays": False}
+    values = tiny(inference=inference, **changes).model_dump()
     return DetectorLaneConfiguration.model_validate({**values, "name": "exp", "train_on": LANE, "predict_on": LANE})
 
 
@@ -39,11 +43,12 @@ def put_weights(
     categories: Mapping[int, str] = NAMES,
     learned: tuple[str, ...] = (),
     seed: int = 0,
+    trained_as: DetectorConfiguration = TINY,
 ) -> str:
     """Weights by chance; returns their digest."""
     torch.manual_seed(seed)
     lineage = weights_lineage(
-        tiny(),
+        trained_as,
         categories=categories,
         data_fingerprint="",
         metrics={"epoch": 1},
@@ -52,7 +57,7 @@ def put_weights(
         created_at="",
     )
     path = RunFolder(store.run_folder("exp", fold)).best_weights
-    save_weights(path, build_detector(tiny().model).state_dict(), lineage)
+    save_weights(path, build_detector(trained_as.model).state_dict(), lineage)
     return file_digest(path)
 
 
@@ -68,11 +73,28 @@ def test_predictions_name_the_weights_and_count_the_images_that_these_learned(st
     assert read_json(store.prediction_file("exp", f"{LANE}__one"))["checkpoints"] == digests
 
 
+def test_the_network_is_that_of_the_checkpoint_and_not_the_one_that_the_lane_describes_now(
+    store: ArtefactStore,
+) -> None:
+    def predictions(trained_size: int, lane_size: int) -> list[dict[str, Any]]:
+        put_weights(store, 0, trained_as=tiny(model={"input_size": trained_size}))
+        now = lane(0, model={"input_size": lane_size})
+        BatchPredictor(store, now, device="cpu", code_version="1").predict(BATCH)
+        path = store.prediction_file("exp", f"{LANE}__one")
+        found = read_json(path)["predictions"]
+        path.unlink()  # Nothing is skipped as done.
+        return found
+
+    as_trained = predictions(96, 96)
+    assert as_trained == predictions(96, 64)
+    assert as_trained != predictions(64, 64), "the size makes a difference"
+
+
 def test_weights_that_are_replaced_after_their_digest_was_taken_predict_nothing(store: ArtefactStore) -> None:
     put_weights(store, 0)
     waiting = predictor(store, 0)
     put_weights(store, 0, seed=1)
-    with pytest.raises(TrainingNotUsableError, match="was replaced while it was about to be used"):
+    with pytest.raises(TrainingNotUsableError, match="was replaced while it was in use"):
         waiting.predict(BATCH)
     assert not store.prediction_file("exp", f"{LANE}__one").exists()
 

@@ -19,24 +19,9 @@ from uveitis_assets.detection.micro_batches import NonFiniteLossError
 from uveitis_assets.detection.models.freezing import n_frozen_blocks
 from uveitis_assets.detection.tile_store import tile_pixels
 from uveitis_assets.detection.training import train_detector
-from uveitis_assets.storage import ArtefactStore, read_json
-from uveitis_assets_tests.detection.squares import squares_split, store_at, tiny
+from uveitis_assets.storage import read_json
+from uveitis_assets_tests.detection.squares import squares_split, tiny
 from uveitis_assets_tests.detection.test_training import Recorder
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ArtefactStore:
-    return store_at(tmp_path)
-
-
-@pytest.fixture
-def train(store: ArtefactStore) -> LabelledSplit:
-    return squares_split(store, 4)
-
-
-@pytest.fixture
-def val(store: ArtefactStore) -> LabelledSplit:
-    return squares_split(store, 2, split="val", seed=1)
 
 
 def epoch_weights(folder: Path, epoch: int) -> dict[str, torch.Tensor]:
@@ -164,8 +149,26 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_step_and_tiles(
         train_detector(store, tiny(), tmp_path / "run", train, val, device="cpu")
 
 
+def test_no_step_follows_gradients_longer_than_the_limit(store, train, val, monkeypatch, tmp_path: Path) -> None:
+    lengths: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def measured(self: torch.optim.AdamW, *rest: Any) -> Any:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        lengths.append(float(torch.cat([gradient.flatten() for gradient in gradients]).norm()))
+        return step(self, *rest)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", measured)
+    for limit in (1e6, 0.01):
+        options = {"epochs": 1, "gradient_clip_norm": limit}
+        train_detector(store, tiny(training=options), tmp_path / str(limit), train, val, device="cpu")
+    unlimited, limited = lengths[:2], lengths[2:]
+    assert min(unlimited) > 0.1
+    assert limited == pytest.approx([0.01, 0.01], rel=1e-3)
+
+
 def test_a_training_starts_from_another_ones_best_weights_and_says_so(store, train, val, tmp_path: Path) -> None:
-    first = train_detector(store, tiny(), tmp_path / "first", train, val, device="cpu")
+    first = train_detector(store, tiny(), store.root / "first", train, val, device="cpu")
     frozen = {"learning_rate": 1e-12, "min_learning_rate": 0.0, "ema_decay": 0.0, "weight_decay": 0.0, "epochs": 1}
     configuration = tiny(initialise={"checkpoint": "first/checkpoints/best.safetensors"}, training=frozen)
     second = train_detector(store, configuration, tmp_path / "second", train, val, device="cpu")
