@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from unicodedata import normalize
 
 TEMPORARY_SUFFIX = ".partial"
 _ABANDONED_AFTER_S = 86400
@@ -246,6 +247,11 @@ class ArtefactStore:
 def artefact_key(image_id: str) -> str:
     """File name stem of an image's artefacts: ``uwf700::Uveitis-001`` -> ``uwf700__Uveitis-001``."""
     return image_id.replace("::", "__")
+
+
+def artefact_identity(image_id: str) -> str:
+    """Equal for two ids whose artefacts would be the same file, also on file systems that ignore case."""
+    return normalize("NFC", artefact_key(image_id)).casefold()
 
 
 def resolve_inside(root: Path, name: str | Path) -> Path:

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from unicodedata import normalize
 
 import polars as pl
 
-from uveitis_assets.storage import ArtefactStore, artefact_key
+from uveitis_assets.storage import ArtefactStore, artefact_identity, artefact_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +42,17 @@ def batch_ownership(store: ArtefactStore, lane: str, batch: str) -> BatchOwnersh
         if state != "live":
             left.append((image_id, entry_batch))
             continue
-        live.add(_file_identity(image_id))
+        live.add(artefact_identity(image_id))
         if entry_batch == batch:
-            own.add(_file_identity(image_id))
+            own.add(artefact_identity(image_id))
     return BatchOwnership(
-        tuple(sorted({other for image_id, other in left if other != batch and _file_identity(image_id) in own})),
+        tuple(sorted({other for image_id, other in left if other != batch and artefact_identity(image_id) in own})),
         tuple(
             sorted(
                 {
                     artefact_key(image_id)
                     for image_id, former in left
-                    if former == batch and _file_identity(image_id) not in live
+                    if former == batch and artefact_identity(image_id) not in live
                 }
             )
         ),
@@ -95,16 +94,11 @@ def borne_elsewhere(store: ArtefactStore, lane: str, batch: str, image_ids: Iter
         return frozenset()
     stamp = path.stat()
     batches = _batches_of_live_images(path, (stamp.st_ino, stamp.st_size, stamp.st_mtime_ns))
-    return frozenset(image_id for image_id in image_ids if batches.get(_file_identity(image_id), batch) != batch)
+    return frozenset(image_id for image_id in image_ids if batches.get(artefact_identity(image_id), batch) != batch)
 
 
 @functools.lru_cache(maxsize=2)
 def _batches_of_live_images(ledger: Path, stamp: tuple[int, int, int]) -> dict[str, str]:
     """Batch of every live image; kept, because all batches of a lane are asked about one after the other."""
     columns = pl.read_parquet(ledger, columns=["image_id", "batch", "state"]).filter(pl.col("state") == "live")
-    return {_file_identity(image_id): batch for image_id, batch, _ in columns.iter_rows()}
-
-
-def _file_identity(image_id: str) -> str:
-    """Equal for two ids whose artefacts would be the same file, also on file systems that ignore case."""
-    return normalize("NFC", artefact_key(image_id)).casefold()
+    return {artefact_identity(image_id): batch for image_id, batch, _ in columns.iter_rows()}

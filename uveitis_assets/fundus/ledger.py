@@ -40,7 +40,7 @@ from uveitis_assets.fundus.landing_tree import walk_landing_folders
 from uveitis_assets.fundus.pseudonym import patient_key, pseudonym
 from uveitis_assets.fundus.quarantine import QuarantineError
 from uveitis_assets.fundus.splits import strictest
-from uveitis_assets.storage import ArtefactStore, artefact_key, write_bytes
+from uveitis_assets.storage import ArtefactStore, artefact_identity, write_bytes
 
 State = Literal["live", "gone", "superseded"]
 
@@ -481,23 +481,27 @@ class _Registration:
 
     def _append(self, pending: list[LedgerEntry]) -> list[str]:
         """Give ids and batches to the new entries and append them, sorted by path."""
-        taken = {_id_key(entry.image_id): index for index, entry in enumerate(self.entries) if entry.state == "live"}
+        taken = {
+            artefact_identity(entry.image_id): index
+            for index, entry in enumerate(self.entries)
+            if entry.state == "live"
+        }
         for index, entry in enumerate(self.entries):
             # A returned image whose id was given away meanwhile takes another one.
-            if entry.state == "live" and taken[_id_key(entry.image_id)] != index:
+            if entry.state == "live" and taken[artefact_identity(entry.image_id)] != index:
                 image_id = self._free_id(entry.image_id, entry.relative_path, taken)
                 self.entries[index] = dataclasses.replace(entry, image_id=image_id)
-                taken[_id_key(image_id)] = index
+                taken[artefact_identity(image_id)] = index
         for entry in pending:
             if entry.image_id:
-                taken.setdefault(_id_key(entry.image_id), -1)
+                taken.setdefault(artefact_identity(entry.image_id), -1)
         first = 1 + max((int(entry.batch[1:]) for entry in self.entries), default=0)
         batches: list[str] = []
         for position, entry in enumerate(sorted(pending, key=lambda entry: entry.relative_path)):
             image_id = entry.image_id
             if not image_id:
                 image_id = self._free_id(f"{entry.dataset}::{self._stem(entry)}", entry.relative_path, taken)
-                taken[_id_key(image_id)] = -1
+                taken[artefact_identity(image_id)] = -1
                 self.noticed["new"].append(image_id)
             batch = f"b{first + position // self.dataset.batch_size:05d}"
             if batch not in batches[-1:]:
@@ -521,7 +525,7 @@ class _Registration:
     def _free_id(self, image_id: str, path: str, taken: dict[str, int]) -> str:
         candidate = image_id
         for n_bytes in (4, 8, 16):
-            if _id_key(candidate) not in taken:
+            if artefact_identity(candidate) not in taken:
                 break
             candidate = f"{image_id}~{self._path_digest(path, n_bytes)}"
         return candidate
@@ -677,11 +681,6 @@ def _described(entry: LedgerEntry, image: LandedImage, label_stamps: dict[str, s
         label_fingerprint=hashlib.blake2b(json.dumps(description).encode(), digest_size=16).hexdigest(),
         label_stamps=stamps,
     )
-
-
-def _id_key(image_id: str) -> str:
-    """Two ids with the same key would collide on disk, also on file systems that ignore case."""
-    return normalize("NFC", artefact_key(image_id)).casefold()
 
 
 def _stamp(path: str) -> tuple[int, int, int] | None:
