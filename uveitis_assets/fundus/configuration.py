@@ -32,6 +32,13 @@ class Configuration(BaseModel):
         return hashlib.blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()
 
 
+def _path_below(root: str, kind: str, text: str) -> str:
+    path = PurePosixPath(text)
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"expected a {kind} below {root} without `..`, found {text!r}")
+    return text
+
+
 class Sam2Configuration(Configuration):
     """Settings of the ``sam2_prompted`` ROI method."""
 
@@ -170,10 +177,7 @@ class SplitConfiguration(Configuration):
     @field_validator("pinned")
     @classmethod
     def _pinned_stays_below_data(cls, pinned: str | None) -> str | None:
-        path = PurePosixPath(pinned or "any")
-        if not path.parts or path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"expected a file below $UVEITIS_DATA without `..`, found {pinned!r}")
-        return pinned
+        return None if pinned is None else _path_below("$UVEITIS_DATA", "file", pinned)
 
 
 class LabelConfiguration(Configuration):
@@ -261,10 +265,7 @@ class DatasetConfiguration(Configuration):
     @field_validator("folder")
     @classmethod
     def _folder_stays_below_raw(cls, folder: str) -> str:
-        path = PurePosixPath(folder)
-        if not path.parts or path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"expected a folder below $UVEITIS_RAW without `..`, found {folder!r}")
-        return folder
+        return _path_below("$UVEITIS_RAW", "folder", folder)
 
     @model_validator(mode="after")
     def _image_folder_options_need_their_layout(self) -> Self:
@@ -333,13 +334,6 @@ class LaneConfiguration(DatasetConfiguration):
                 f"{', '.join(unknown)}"
             )
         return self
-
-    @property
-    def dataset_tags(self) -> tuple[str, ...]:
-        """Dataset tags that the lane's layout gives to its images."""
-        if self.layout == "deepdrid":
-            return (f"{self.name}_regular", f"{self.name}_uwf")
-        return (self.name,)
 
     @property
     def preprocess(self) -> PreprocessConfiguration:

@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from unicodedata import normalize
 
 import pytest
@@ -14,6 +11,7 @@ from hypothesis import strategies as st
 from uveitis_assets.fundus.configuration import SplitConfiguration
 from uveitis_assets.fundus.splits import hashed_splits, patient_splits, read_pinned_splits, strictest
 from uveitis_assets.storage import PathEscapesRootError
+from uveitis_assets_tests.hash_seeds import outputs_under_hash_seeds
 
 CONFIGURATION = SplitConfiguration()
 # Second letters of train, val, test of Uveitis-001 to -040 in fold 0, recorded when the rule was made.
@@ -73,17 +71,8 @@ def test_three_processes_with_different_hash_seeds_agree():
         "from uveitis_assets.fundus.splits import hashed_splits\n"
         "print([hashed_splits('uwf700', str(n), SplitConfiguration()) for n in range(300)])\n"
     )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("0", "1", "random")
-    }
-    assert outputs == {f"{[hashed_splits('uwf700', str(n), CONFIGURATION) for n in range(300)]}\n"}
+    expected = [hashed_splits("uwf700", str(number), CONFIGURATION) for number in range(300)]
+    assert outputs_under_hash_seeds(code) == {f"{expected}\n"}
 
 
 def test_known_values_stay():
@@ -145,6 +134,12 @@ def test_wrong_pinned_files_are_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_pinned_splits(tmp_path, SplitConfiguration(pinned="old.json"))
     assert str(tmp_path / "old.json") in str(caught.value)
+
+
+def test_pinned_files_lie_below_the_data_folder():
+    for pinned in ("", ".", "../splits.json", "/etc/splits.json"):
+        with pytest.raises(ValueError, match="expected a file below"):
+            SplitConfiguration(pinned=pinned)
 
 
 def test_a_missing_pinned_file_is_named(tmp_path):
