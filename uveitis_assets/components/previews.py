@@ -4,7 +4,7 @@ import base64
 
 import dagster as dg
 
-MAX_JPEG_BYTES = 150_000
+from uveitis_assets.preview_jpeg import MAX_JPEG_BYTES
 
 
 def picture(jpeg: bytes, title: str) -> dg.MarkdownMetadataValue:

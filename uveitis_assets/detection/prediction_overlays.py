@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uveitis_assets.detection.detections import Detections, GroundTruth
-from uveitis_assets.labels.overlays import NAMES_PER_CATEGORY, SHEET_TILE_PX, encode_within, sheet_of
+from uveitis_assets.labels.overlays import NAMES_PER_CATEGORY, SHEET_TILE_PX, sheet_of
 from uveitis_assets.labels.palette import Color, category_color, draw_box, draw_name, draw_polygon, name_rectangle
+from uveitis_assets.preview_jpeg import encode_within
 
 Pixels = NDArray[np.uint8]
 
@@ -22,7 +23,6 @@ _DASH_PX = 7
 _NAME_PX = 11
 _SHEET_NAME_PX = 9
 _Rectangle = tuple[int, int, int, int]
-MAX_JPEG_BYTES = 150_000
 
 
 def draw_detections(
@@ -77,7 +77,7 @@ def prediction_sheet(
         names: names of the categories.
         text_if_empty: what the sheet says when there are no pictures.
     """
-    return encode_within(sheet_of([_cell(*picture, names) for picture in pictures], text_if_empty), MAX_JPEG_BYTES)
+    return encode_within(sheet_of([_cell(*picture, names) for picture in pictures], text_if_empty))
 
 
 def _cell(image: Pixels, detections: Detections, truth: GroundTruth | None, names: Mapping[int, str]) -> Pixels:

@@ -15,9 +15,8 @@ from uveitis_assets.fundus.image_file import content_hash, read_landed_file
 from uveitis_assets.fundus.landed import RegisteredImage
 from uveitis_assets.fundus.quarantine import QuarantineError
 from uveitis_assets.fundus.stage_index import Row, read_stage_index
+from uveitis_assets.preview_jpeg import encode_within
 from uveitis_assets.storage import ArtefactStore, read_json, write_bytes
-
-MAX_JPEG_BYTES = 150_000
 
 _CELL_PX = 240
 _CAPTION_PX = 18
@@ -50,7 +49,7 @@ def roi_contact_sheet(
     """
     rows = read_stage_index(store.stage_index(lane, "roi_masks", batch))
     cells = [_roi_cell(store, image, rows[image.image_id]) for image in _evenly(images, rows, n_images)]
-    return _jpeg(_grid(cells, columns=4)) if cells else None
+    return encode_within(_grid(cells, columns=4)) if cells else None
 
 
 def normalization_contact_sheet(
@@ -64,7 +63,7 @@ def normalization_contact_sheet(
         _normalization_cell(store, image, rows[image.image_id], tiles.get(image.image_id))
         for image in _evenly(images, rows, n_images)
     ]
-    return _jpeg(_grid(cells, columns=2)) if cells else None
+    return encode_within(_grid(cells, columns=2)) if cells else None
 
 
 def write_roi_montages(store: ArtefactStore, lane: str, batches: Mapping[str, Sequence[RegisteredImage]]) -> list[str]:
@@ -193,14 +192,3 @@ def _grid(cells: Sequence[Pixels], columns: int) -> Pixels:
     blank = np.zeros_like(cells[0])
     padded = [*cells, *[blank] * (-len(cells) % columns)]
     return np.vstack([np.hstack(padded[start : start + columns]) for start in range(0, len(padded), columns)])
-
-
-def _jpeg(sheet: Pixels) -> bytes:
-    """Encode at the best quality that stays within the size limit."""
-    bgr = cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)
-    data = b""
-    for quality in (88, 80, 70, 60, 45, 30, 15):
-        data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
-        if len(data) <= MAX_JPEG_BYTES:
-            break
-    return data

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from uveitis_assets.fundus.landed import Split
 from uveitis_assets.labels.palette import category_color, draw_box, draw_name, draw_polygon, name_rectangle
+from uveitis_assets.preview_jpeg import MAX_JPEG_BYTES, encode_within
 from uveitis_assets.storage import ArtefactStore, artefact_key, read_json, write_bytes
 
 NAMES_PER_CATEGORY = 5
 SHEET_COLUMNS = 4
 SHEET_TILE_PX = 300
 SHEET_GAP_PX = 4
-JPEG_QUALITIES = (85, 75, 65, 55, 45, 35, 25, 15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def label_contact_sheet(
     split: Split,
     *,
     n_tiles: int = 12,
-    max_bytes: int = 150_000,
+    max_bytes: int = MAX_JPEG_BYTES,
 ) -> bytes:
     """JPEG of the tiles with the most lesions, every image's richest before any image comes twice.
 
@@ -206,15 +206,3 @@ def sheet_of(pictures: list[NDArray[np.uint8]], text_if_empty: str) -> NDArray[n
         cell = sheet[y * step : y * step + SHEET_TILE_PX, x * step : x * step + SHEET_TILE_PX]
         cell[:] = pictures[index] if index < len(pictures) else 0
     return sheet
-
-
-def encode_within(sheet: NDArray[np.uint8], max_bytes: int) -> bytes:
-    """JPEG of an RGB sheet; its quality, then its size, go down until it has at most ``max_bytes``."""
-    while True:
-        for quality in JPEG_QUALITIES:
-            bgr = cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)
-            data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
-            if len(data) <= max_bytes or min(sheet.shape[:2]) <= 16:
-                return data
-        half = (sheet.shape[1] // 2, sheet.shape[0] // 2)
-        sheet = cv2.resize(sheet, half, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)

@@ -10,7 +10,6 @@ import pytest
 
 from uveitis_assets.fundus.configuration import PreprocessConfiguration, RoiConfiguration
 from uveitis_assets.fundus.contact_sheet import (
-    MAX_JPEG_BYTES,
     normalization_contact_sheet,
     roi_contact_sheet,
     write_roi_montages,
@@ -18,6 +17,7 @@ from uveitis_assets.fundus.contact_sheet import (
 from uveitis_assets.fundus.landed import RegisteredImage
 from uveitis_assets.fundus.preprocess import preprocess_batch
 from uveitis_assets.fundus.stage_fingerprint import STAGES
+from uveitis_assets.preview_jpeg import MAX_JPEG_BYTES
 from uveitis_assets.storage import ArtefactStore
 from uveitis_assets_tests.fundus.preprocess_inputs import SMALL, fundus_picture, land, read_rgb, with_normalization
 
