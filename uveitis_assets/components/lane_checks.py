@@ -196,29 +196,33 @@ def _label_sanity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
     label_format = lane.labels.format
     assert label_format != "none", "lane_checks leaves lanes without lesion labels out"
 
-    def evaluate(instance: dg.DagsterInstance, partition: str) -> dg.AssetCheckResult:
+    def begin() -> Evaluate:
         from uveitis_assets.fundus.manifest import read_manifest
         from uveitis_assets.labels.class_map import load_class_map
         from uveitis_assets.labels.sanity import check_split
 
         store = ArtefactStore.from_environment()
-        fold, split = fold_and_split(partition)
-        if not store.coco_file(lane.name, split, fold, tiles=True).exists():
-            return _not_materialized(keys.coco_labels, partition)
+        manifest = read_manifest(store, lane.name)
         label_space = load_class_map().label_space(
             label_format, classes=lane.labels.classes, label_classes=lane.labels.label_classes
         )
-        manifest = read_manifest(store, lane.name)
-        findings = check_split(
-            store, lane.name, fold, split, manifest, persisted=lane.persist, reachable=label_space.reachable
-        )
-        errors = [finding.message for finding in findings if finding.severity == "ERROR"]
-        warnings = [finding.message for finding in findings if finding.severity == "WARN"]
-        metadata = _newest_metadata(instance, keys, partition)
-        warnings += _left_out(metadata)
-        if lane.labels.missing_masks == "warn":
-            warnings += _without_masks(metadata)
-        return check_result(errors, warnings)
+
+        def evaluate(instance: dg.DagsterInstance, partition: str) -> dg.AssetCheckResult:
+            fold, split = fold_and_split(partition)
+            if not store.coco_file(lane.name, split, fold, tiles=True).exists():
+                return _not_materialized(keys.coco_labels, partition)
+            findings = check_split(
+                store, lane.name, fold, split, manifest, persisted=lane.persist, reachable=label_space.reachable
+            )
+            errors = [finding.message for finding in findings if finding.severity == "ERROR"]
+            warnings = [finding.message for finding in findings if finding.severity == "WARN"]
+            metadata = _newest_metadata(instance, keys, partition)
+            warnings += _left_out(metadata)
+            if lane.labels.missing_masks == "warn":
+                warnings += _without_masks(metadata)
+            return check_result(errors, warnings)
+
+        return evaluate
 
     return partitioned_check(
         "label_sanity",
@@ -226,7 +230,7 @@ def _label_sanity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
         keys.fold_splits,
         "Boxes lie inside their images, classes are known, patients are disjoint across splits; classes that a split "
         "lacks, label files that were set aside and missing mask files are warnings.",
-        lambda: evaluate,
+        begin,
     )
 
 
