@@ -65,9 +65,12 @@ def finished_once(
 
 @pytest.fixture
 def finished(finished_once: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Platform:
-    """A copy of the finished artefacts that a test may damage; the instance is shared and stays as it is."""
+    """A copy of the finished artefacts that a test may damage, with an instance that knows the batches and no run."""
     root = tmp_path / "finished"
     shutil.copytree(finished_once.store.root, root, copy_function=shutil.copy2)
     store = ArtefactStore(root=root, raw=root / "raw")
     use(store, monkeypatch)
-    return Platform(finished_once.definitions, finished_once.lanes, store, finished_once.instance)
+    platform = Platform(finished_once.definitions, finished_once.lanes, store)
+    for lane in ("uwf700", "fgadr"):
+        platform.add_batches(lane)
+    return platform

@@ -43,10 +43,12 @@ class Platform:
     def register(self, lane: str) -> RegistrationReport:
         """Register and add the partition keys, as the command line and the sensor do."""
         report = register(self.store, self.lanes[lane])
-        self.instance.add_dynamic_partitions(
-            self.keys(lane).batches_name, registered_batches(self.store, self.lanes[lane].name)
-        )
+        self.add_batches(lane)
         return report
+
+    def add_batches(self, lane: str) -> None:
+        """Add the partition keys of what is registered."""
+        self.instance.add_dynamic_partitions(self.keys(lane).batches_name, registered_batches(self.store, lane))
 
     def run(
         self,

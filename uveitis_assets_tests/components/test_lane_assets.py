@@ -58,18 +58,15 @@ def test_key_by_key_and_asset_by_asset_give_the_bytes_of_one_range_run(
     for name in expected:
         (store.root / name).unlink()
     assert artefacts(store.root) == {}
-    fresh = Platform(finished.definitions, finished.lanes, store)
-    fresh.register("uwf700")
-    fresh.register("fgadr")
     monkeypatch.setenv("UVEITIS_WORKERS", "2")
     for key in ("b00003", "b00001", "b00002"):
         for asset in BATCH_ASSETS:
-            assert fresh.run("uwf700", key, only=[asset]).success
-    assert fresh.run("fgadr", "b00001").success
-    assert fresh.run_labels("uwf700", "fold2|val", None).success
-    assert fresh.materialized("uwf700/coco_labels") == {"fold2|val"}
-    assert fresh.run_labels("uwf700").success
-    assert fresh.run_labels("fgadr").success
+            assert finished.run("uwf700", key, only=[asset]).success
+    assert finished.run("fgadr", "b00001").success
+    assert finished.run_labels("uwf700", "fold2|val", None).success
+    assert finished.materialized("uwf700/coco_labels") == {"fold2|val"}
+    assert finished.run_labels("uwf700").success
+    assert finished.run_labels("fgadr").success
     assert artefacts(store.root) == expected
 
 
@@ -92,12 +89,10 @@ def test_masks_alone_then_tiles_alone_make_just_what_was_asked_for(finished: Pla
 
 def test_running_again_skips_every_finished_image(finished: Platform) -> None:
     before = artefacts(finished.store.root)
-    fresh = Platform(finished.definitions, finished.lanes, finished.store)
-    fresh.register("uwf700")
-    assert fresh.run("uwf700", "b00001", "b00003").success
+    assert finished.run("uwf700", "b00001", "b00003").success
     for asset in BATCH_ASSETS[1:]:
         for key in ("b00001", "b00002", "b00003"):
-            metadata = fresh.metadata(f"uwf700/{asset}", key)
+            metadata = finished.metadata(f"uwf700/{asset}", key)
             assert (metadata["n_done"], metadata["n_skipped"]) == (0, 3)
     assert artefacts(finished.store.root) == before
 
@@ -107,14 +102,12 @@ def test_a_number_of_workers_that_cannot_be_is_named_with_its_variable(
     finished: Platform, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     monkeypatch.setenv("UVEITIS_WORKERS", value)
-    fresh = Platform(finished.definitions, finished.lanes, finished.store)
-    fresh.register("fgadr")
-    for result in (fresh.run("fgadr"), fresh.run_labels("fgadr")):
+    for result in (finished.run("fgadr"), finished.run_labels("fgadr")):
         assert not result.success
         (failure,) = [event for event in result.all_events if event.is_step_failure]
         message = str(failure.event_specific_data)
         assert f"UVEITIS_WORKERS={value}: expected a whole number of threads, at least 1" in message
-    assert fresh.materialized("fgadr/roi_masks") == set()
+    assert finished.materialized("fgadr/roi_masks") == set()
 
 
 def test_an_empty_number_of_workers_means_all_processors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,11 +169,9 @@ def test_previews_are_small_jpegs_in_markdown(finished_once: Platform) -> None:
 
 
 def test_previews_can_be_left_out(finished: Platform) -> None:
-    fresh = Platform(finished.definitions, finished.lanes, finished.store)
-    fresh.register("fgadr")
     configuration = {"ops": {"fgadr_preprocessing": {"config": {"previews": False, "workers": 2}}}}
-    assert fresh.run("fgadr", configuration=configuration).success
-    assert "preview" not in fresh.metadata("fgadr/roi_masks", "b00001")
+    assert finished.run("fgadr", configuration=configuration).success
+    assert "preview" not in finished.metadata("fgadr/roi_masks", "b00001")
 
 
 def test_one_failing_key_leaves_the_others_materialized(finished: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,15 +183,13 @@ def test_one_failing_key_leaves_the_others_materialized(finished: Platform, monk
         return original(*arguments, **options)
 
     monkeypatch.setattr(preprocess, "preprocess_registered_batch", fail_second)
-    fresh = Platform(finished.definitions, finished.lanes, finished.store)
-    fresh.register("uwf700")
-    result = fresh.run("uwf700", "b00001", "b00003")
+    result = finished.run("uwf700", "b00001", "b00003")
     assert not result.success
-    assert fresh.materialized("uwf700/manifest") == {"b00001", "b00002", "b00003"}
+    assert finished.materialized("uwf700/manifest") == {"b00001", "b00002", "b00003"}
     for asset in BATCH_ASSETS[1:]:
-        assert fresh.materialized(f"uwf700/{asset}") == {"b00001", "b00003"}
-        assert fresh.n_materializations(f"uwf700/{asset}") == {"b00001": 1, "b00003": 1}
-        assert fresh.metadata(f"uwf700/{asset}", "b00003")["n_images"] == 3
+        assert finished.materialized(f"uwf700/{asset}") == {"b00001", "b00003"}
+        assert finished.n_materializations(f"uwf700/{asset}") == {"b00001": 1, "b00003": 1}
+        assert finished.metadata(f"uwf700/{asset}", "b00003")["n_images"] == 3
     (failure,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     assert failure.user_failure_data is not None
     assert "1 of 3 partitions failed" in str(failure.user_failure_data.description)
@@ -242,21 +231,17 @@ def test_two_runs_of_one_label_partition_take_turns_from_reading_the_manifest_to
 
 
 def test_a_key_that_is_not_registered_is_refused(finished: Platform) -> None:
-    fresh = Platform(finished.definitions, finished.lanes, finished.store)
-    fresh.register("fgadr")
     with pytest.raises(dg.DagsterUnknownPartitionError, match="b00009"):
-        fresh.run("fgadr", "b00009")
+        finished.run("fgadr", "b00009")
 
 
 def test_the_images_of_another_lane_stay_in_the_splits_files(finished: Platform) -> None:
-    fresh = Platform(finished.definitions, finished.lanes, finished.store)
-    fresh.register("fgadr")
     splits = finished.store.splits_file("stage0", 3).read_text()
-    assert fresh.run("fgadr", only=["manifest"]).success
+    assert finished.run("fgadr", only=["manifest"]).success
     assert finished.store.splits_file("stage0", 3).read_text() == splits
     assert "uwf700::" in splits
     assert "fgadr::" in splits
-    assert ALL_FOLD_SPLITS[1] in fresh.keys("fgadr").fold_splits.get_partition_keys()
+    assert ALL_FOLD_SPLITS[1] in finished.keys("fgadr").fold_splits.get_partition_keys()
 
 
 def images(platform: Platform) -> list[Any]:

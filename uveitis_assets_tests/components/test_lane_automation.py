@@ -34,13 +34,12 @@ def settle(platform: Platform, cursor: str | None) -> dg.SensorResult:
 
 @pytest.fixture
 def at_rest(finished: Platform) -> tuple[Platform, str]:
-    """A finished lane of three batches with an instance of its own, and the cursor of a sensor that has seen it."""
-    platform = dataclasses.replace(finished, instance=dg.DagsterInstance.ephemeral())
-    platform.register("uwf700")
-    result = settle(platform, None)
+    """A finished lane of three batches, and the cursor of a sensor that has seen it."""
+    finished.register("uwf700")
+    result = settle(finished, None)
     assert requested(result.run_requests) == []
     assert result.cursor is not None
-    return platform, result.cursor
+    return finished, result.cursor
 
 
 def uveitis(platform: Platform, name: str) -> Path:
@@ -319,66 +318,58 @@ def test_many_keys_are_added_five_hundred_a_tick_in_ranges_of_limited_length(pla
 def test_labels_wait_for_tiles_are_made_once_and_again_when_tiles_or_manifest_are_newer(
     finished: Platform,
 ) -> None:
-    platform = dataclasses.replace(finished, instance=dg.DagsterInstance.ephemeral())
-    platform.register("fgadr")
-    assert "has no tiles yet" in skipped(platform.tick("fgadr_labels_refresh"))
-    assert platform.run("fgadr").success
+    assert "has no tiles yet" in skipped(finished.tick("fgadr_labels_refresh"))
+    assert finished.run("fgadr").success
     run_keys = []
     for newer in ("tiles", "manifest", None):
-        request = platform.tick("fgadr_labels_refresh")
+        request = finished.tick("fgadr_labels_refresh")
         assert isinstance(request, dg.RunRequest)
-        keys = platform.keys("fgadr").fold_splits.get_partition_keys()
+        keys = finished.keys("fgadr").fold_splits.get_partition_keys()
         assert requested([request])[0][:2] == (keys[0], keys[-1])
         run_keys.append(request.run_key)
-        assert platform.run_labels("fgadr", keys[0], keys[-1]).success
-        assert "as new as the tiles" in skipped(platform.tick("fgadr_labels_refresh"))
+        assert finished.run_labels("fgadr", keys[0], keys[-1]).success
+        assert "as new as the tiles" in skipped(finished.tick("fgadr_labels_refresh"))
         if newer is not None:
-            assert platform.run("fgadr", only=[newer]).success
+            assert finished.run("fgadr", only=[newer]).success
     assert len(set(run_keys)) == 3
 
 
 def test_one_missing_label_partition_is_enough_to_refresh(finished: Platform) -> None:
-    platform = dataclasses.replace(finished, instance=dg.DagsterInstance.ephemeral())
-    platform.register("fgadr")
-    assert platform.run("fgadr").success
-    assert platform.run_labels("fgadr", "fold0|train", "fold4|val").success
-    assert platform.run_labels("fgadr", "fold0|test", "fold3|test").success
-    assert isinstance(platform.tick("fgadr_labels_refresh"), dg.RunRequest)
-    assert platform.run_labels("fgadr", "fold4|test", None).success
-    assert isinstance(platform.tick("fgadr_labels_refresh"), dg.SkipReason)
+    assert finished.run("fgadr").success
+    assert finished.run_labels("fgadr", "fold0|train", "fold4|val").success
+    assert finished.run_labels("fgadr", "fold0|test", "fold3|test").success
+    assert isinstance(finished.tick("fgadr_labels_refresh"), dg.RunRequest)
+    assert finished.run_labels("fgadr", "fold4|test", None).success
+    assert isinstance(finished.tick("fgadr_labels_refresh"), dg.SkipReason)
 
 
 @pytest.mark.parametrize("started_by", ["the lane's job", "hand"])
 def test_labels_wait_for_runs_in_progress(finished: Platform, started_by: str) -> None:
-    platform = dataclasses.replace(finished, instance=dg.DagsterInstance.ephemeral())
-    platform.register("fgadr")
-    assert platform.run("fgadr").success
-    job = platform.definitions.resolve_job_def("fgadr_lane")
-    run = platform.instance.create_run_for_job(
+    assert finished.run("fgadr").success
+    job = finished.definitions.resolve_job_def("fgadr_lane")
+    run = finished.instance.create_run_for_job(
         job,
         status=dg.DagsterRunStatus.STARTED,
         tags={LANE_TAG: "fgadr"} if started_by == "the lane's job" else {},
         asset_selection=frozenset({dg.AssetKey(["fgadr", "tiles"])}),
     )
-    assert "1 runs of fgadr are in progress" in skipped(platform.tick("fgadr_labels_refresh"))
-    platform.instance.report_run_failed(run)
-    assert isinstance(platform.tick("fgadr_labels_refresh"), dg.RunRequest)
+    assert "1 runs of fgadr are in progress" in skipped(finished.tick("fgadr_labels_refresh"))
+    finished.instance.report_run_failed(run)
+    assert isinstance(finished.tick("fgadr_labels_refresh"), dg.RunRequest)
 
 
 def test_failed_labels_are_tried_again_a_few_times_and_at_once_when_tiles_are_newer(finished: Platform) -> None:
-    platform = dataclasses.replace(finished, instance=dg.DagsterInstance.ephemeral())
-    platform.register("fgadr")
-    assert platform.run("fgadr").success
-    job = platform.definitions.resolve_job_def("fgadr_labels")
+    assert finished.run("fgadr").success
+    job = finished.definitions.resolve_job_def("fgadr_labels")
     run_keys = set()
-    while isinstance(request := platform.tick("fgadr_labels_refresh"), dg.RunRequest):
+    while isinstance(request := finished.tick("fgadr_labels_refresh"), dg.RunRequest):
         run_keys.add(request.run_key)
-        platform.instance.create_run_for_job(job, status=dg.DagsterRunStatus.FAILURE, tags=request.tags)
+        finished.instance.create_run_for_job(job, status=dg.DagsterRunStatus.FAILURE, tags=request.tags)
         assert len(run_keys) < 10
     assert len(run_keys) == 3
     assert "3 runs failed on the same tiles" in skipped(request)
-    assert platform.run("fgadr", only=["tiles"]).success
-    assert isinstance(platform.tick("fgadr_labels_refresh"), dg.RunRequest)
+    assert finished.run("fgadr", only=["tiles"]).success
+    assert isinstance(finished.tick("fgadr_labels_refresh"), dg.RunRequest)
 
 
 # Schedule -----------------------------------------------------------------------------------------------------

@@ -153,11 +153,9 @@ def test_batches_dealt_by_another_configuration_are_an_error_and_give_no_labels(
     result = finished.run_labels("uwf700")
     assert not result.success
     assert "found b00002 dealt by another than the last one" in failure_of(result)
-    fresh = Platform(finished.definitions, finished.lanes, finished.store)
-    fresh.register("uwf700")
-    assert fresh.run("uwf700", "b00001", only=["manifest"]).success
-    assert fresh.check("uwf700/manifest", "manifest_integrity", "b00001").passed
-    assert fresh.run_labels("uwf700", "fold0|val", None).success
+    assert finished.run("uwf700", "b00001", only=["manifest"]).success
+    assert finished.check("uwf700/manifest", "manifest_integrity", "b00001").passed
+    assert finished.run_labels("uwf700", "fold0|val", None).success
 
 
 def failure_of(result: dg.ExecuteInProcessResult) -> str:
@@ -186,17 +184,16 @@ def test_a_box_that_leaves_its_image_is_an_error(finished: Platform) -> None:
 
 
 def test_missing_mask_files_are_a_warning_that_says_what_to_set(finished: Platform) -> None:
-    fresh = Platform(finished.definitions, finished.lanes, finished.store)
     folder = finished.store.raw / "fgadr" / "Hemohedge_Masks"
     next(folder.glob("0001_1.*")).unlink()
     n_without = 5 - len(list(folder.iterdir()))
-    fresh.register("fgadr")
-    assert fresh.run("fgadr", only=["manifest"]).success
-    assert fresh.run_labels("fgadr").success
+    finished.register("fgadr")
+    assert finished.run("fgadr", only=["manifest"]).success
+    assert finished.run_labels("fgadr").success
     n_counted = 0
     for split in ("train", "val", "test"):
-        metadata = fresh.metadata("fgadr/coco_labels", f"fold0|{split}")
-        text = findings(fresh.check("fgadr/coco_labels", "label_sanity", f"fold0|{split}"))
+        metadata = finished.metadata("fgadr/coco_labels", f"fold0|{split}")
+        text = findings(finished.check("fgadr/coco_labels", "label_sanity", f"fold0|{split}"))
         count = metadata["missing_masks"].get("Hemohedge_Masks", 0)
         n_counted += count
         assert (f"Hemohedge_Masks {count}" in text) == (count > 0)
