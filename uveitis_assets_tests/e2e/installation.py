@@ -11,9 +11,10 @@ from pathlib import Path
 
 import dagster as dg
 
+from uveitis_assets_tests.components.running_platform import artefacts
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-FOLDERS = ("preproc", "labels_coco", "manifests", "splits", "index")
 
 
 @dataclass
@@ -79,14 +80,9 @@ class Installation:
     def instance(self) -> dg.DagsterInstance:
         return dg.DagsterInstance.from_config(str(self.home))
 
-    def artefacts(self, folders: tuple[str, ...] = FOLDERS) -> dict[str, bytes]:
-        """Content of every file below the folders, by path relative to the data folder."""
-        return {
-            path.relative_to(self.data).as_posix(): path.read_bytes()
-            for folder in folders
-            for path in sorted((self.data / folder).rglob("*"))
-            if path.is_file()
-        }
+    def artefacts(self) -> dict[str, bytes]:
+        """Content of everything that was made, by path relative to the data folder."""
+        return artefacts(self.data)
 
 
 def land(sample: Path, raw: Path, names: list[str]) -> None:

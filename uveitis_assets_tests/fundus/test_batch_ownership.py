@@ -5,7 +5,6 @@ import time
 
 import pytest
 
-from uveitis_assets.fundus import batch_ownership as ownership_module
 from uveitis_assets.fundus.batch_ownership import BatchOwnership, batch_ownership, borne_elsewhere
 from uveitis_assets.fundus.configuration import DatasetConfiguration, ImageFolderConfiguration
 from uveitis_assets.fundus.image_stages import ImageStages
@@ -140,17 +139,21 @@ def test_a_run_that_began_before_an_image_was_replaced_cannot_mix_with_the_succe
 
 
 def test_images_are_those_registered_when_the_lock_is_there_and_not_when_the_run_began_to_wait(made, monkeypatch):
-    waiting = threading.Event()
-    original = ownership_module.batch_ownership
+    waits = threading.Event()
+    original = ArtefactStore.lock
 
+    def lock(self, name):
+        if threading.current_thread() is blocked:
+            waits.set()
+        return original(self, name)
+
+    blocked = threading.Thread(target=run, args=(made, "b00001"))
     with made.lock("lane.b00001.preprocess"):
-        monkeypatch.setattr(
-            ownership_module, "batch_ownership", lambda *arguments: waiting.set() or original(*arguments)
-        )
-        blocked = threading.Thread(target=run, args=(made, "b00001"))
+        monkeypatch.setattr(ArtefactStore, "lock", lock)
         blocked.start()
+        assert waits.wait(30)
         (made.raw / "lane" / "a.png").unlink()
         register(made, DATASET)
-        assert not waiting.is_set()
+        assert artefacts_of(made, "a"), "it began before it had the lock"
     blocked.join(30)
     assert artefacts_of(made, "a") == {}
