@@ -70,7 +70,10 @@ def walk_landing_folders(
                 for entry in entries:
                     if entry.name[0] == ".":
                         continue
-                    if entry.is_dir(follow_symlinks=False):
+                    # First what nearly all entries are: a sensor lists them twice a minute.
+                    if entry.is_file(follow_symlinks=False):
+                        names.append(entry.name)
+                    elif entry.is_dir(follow_symlinks=False):
                         pending.append((f"{prefix}{entry.name}/", entry.path, ancestors))
                     elif not entry.is_symlink() or not _leads_to_folder(entry):
                         names.append(entry.name)
