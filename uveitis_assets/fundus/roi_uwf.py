@@ -80,6 +80,7 @@ _TANGENTIAL_WINDOW = 5  # directions pooled; suppresses lashes and vessels, whic
 _MAX_STEP = 4  # radial samples between neighbouring directions: 57 degrees at radius 1
 _APPEARANCE_BINS = (20, 20, 8)  # log brightness, log red/green, texture
 _APPEARANCE_CLIP = 1.5  # nats one pixel may say
+_PENUMBRA = 0.025  # half-frames; the widest strip between the outline and black that is taken for retina
 _DARKEST_CONTENT = 8  # grey levels; below, a row or column of the photograph is padding
 
 
@@ -124,7 +125,22 @@ def uwf_retina_mask(image_rgb: NDArray[np.uint8], parameters: UwfRetinaParameter
     polygon = (unit + 1) / 2 * (right - left, bottom - top)
     region = mask[top:bottom, left:right]
     cv2.fillPoly(region, [np.round((polygon - 0.5) * 16).astype(np.int32)], 255, shift=4)
-    return _largest_without_holes(mask)
+    return _largest_without_holes(_extended_to_black(mask, image_rgb))
+
+
+def _extended_to_black(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Add the lit strip between the outline and the black around the field where there is but a narrow one.
+
+    The outline lies within a penumbra, which the windows of change points blur, a sample or two too far inside. Lids
+    and skin are wider than the strip.
+    """
+    brightest = image.max(axis=2)
+    black = (brightest <= max(_DARKEST_CONTENT, 0.1 * float(np.percentile(brightest, 90)))).astype(np.uint8)
+    reach = max(1, round(_PENUMBRA * max(mask.shape) / 2))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    strip = cv2.bitwise_and(cv2.dilate(mask, disc), 255 * cv2.dilate(black, disc))
+    strip[black > 0] = 0
+    return cast(NDArray[np.uint8], cv2.bitwise_or(mask, strip))
 
 
 def _content_box(image: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:

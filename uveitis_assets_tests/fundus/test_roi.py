@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -17,6 +21,9 @@ from uveitis_assets.fundus.roi import (
     find_roi,
     upscale_mask,
 )
+from uveitis_assets.fundus.roi_threshold import threshold_retina_mask
+from uveitis_assets.fundus.roi_uwf import uwf_retina_mask
+from uveitis_assets_tests.fundus.preprocess_inputs import read_rgb
 
 RAW = np.zeros((400, 600, 3), dtype=np.uint8)
 SMALL = np.zeros((200, 300, 3), dtype=np.uint8)
@@ -114,3 +121,17 @@ def test_the_crop_is_the_masks_box_with_a_margin_inside_the_image() -> None:
     assert crop_box(mask, 0) == (30, 5, 110, 80)
     with pytest.raises(ValueError, match="empty"):
         crop_box(np.zeros_like(mask), 12)
+
+
+@pytest.mark.parametrize("method", [threshold_retina_mask, uwf_retina_mask])
+def test_the_masks_of_drive_agree_with_its_field_of_view_masks(
+    real_data: Path, method: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+) -> None:
+    ious = {}
+    for path in sorted((real_data / "drive" / "images").iterdir()):
+        truth = cv2.imread(str(real_data / "drive" / "fov_masks" / f"{path.stem}_mask.png"), cv2.IMREAD_GRAYSCALE)
+        assert truth is not None
+        mask = method(read_rgb(path)) > 0
+        ious[path.stem] = np.count_nonzero(mask & (truth > 0)) / np.count_nonzero(mask | (truth > 0))
+    assert len(ious) == 10
+    assert min(ious.values()) >= 0.985, ious

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 from scipy import ndimage
 
 from uveitis_assets.fundus.roi_threshold import _largest_component, threshold_retina_mask
-from uveitis_assets_tests.fundus.preprocess_inputs import fundus_picture, read_rgb
-
-
-def test_the_masks_of_drive_agree_with_its_field_of_view_masks(real_data: Path) -> None:
-    ious = {}
-    for path in sorted((real_data / "drive" / "images").iterdir()):
-        truth = cv2.imread(str(real_data / "drive" / "fov_masks" / f"{path.stem}_mask.png"), cv2.IMREAD_GRAYSCALE)
-        assert truth is not None
-        mask = threshold_retina_mask(read_rgb(path)) > 0
-        ious[path.stem] = np.count_nonzero(mask & (truth > 0)) / np.count_nonzero(mask | (truth > 0))
-    assert len(ious) == 10
-    assert min(ious.values()) >= 0.985, ious
+from uveitis_assets_tests.fundus.preprocess_inputs import fundus_picture
 
 
 def test_the_mask_is_one_blob_of_zero_and_255_around_the_disc() -> None:
