@@ -641,6 +641,28 @@ def test_bfloat16_covers_the_image_encoder(
     assert set(seen) == {torch.bfloat16}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no usable CUDA device")
+def test_a_gpu_gives_the_masks_of_the_cpu(
+    configuration: Sam2Configuration, checkpoint: Path, images: list[NDArray[np.uint8]]
+) -> None:
+    on_gpu = configuration.model_copy(update={"device": "cuda"})
+    reference = load_sam2_segmenter(configuration, checkpoint)
+    exact = load_sam2_segmenter(on_gpu, checkpoint, precision="float32")
+    rounded = load_sam2_segmenter(on_gpu, checkpoint)
+    assert rounded.precision == "bfloat16"
+    masks = reference.segment(images)
+    assert not all(isinstance(mask, str) for mask in masks)
+    # TensorFloat-32 keeps ten bits, which would hide mistakes of that size.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for expected, found in zip(masks, exact.segment(images), strict=True):
+            assert np.mean(np.asarray(found) != np.asarray(expected)) < 1e-3
+    for expected, found in zip(reference._predict(images), rounded._predict(images), strict=True):
+        assert not isinstance(expected, str)
+        assert not isinstance(found, str)
+        np.testing.assert_allclose(found[1], expected[1], atol=0.02)
+
+
 @pytest.mark.parametrize(
     ("output", "reason"), [(0, "non-finite mask logits"), (1, "non-finite scores"), (None, "empty mask")]
 )
