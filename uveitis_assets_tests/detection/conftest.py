@@ -1,10 +1,22 @@
 """Fixtures shared by the tests of trainings."""
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from uveitis_assets.detection.labelled_split import LabelledSplit
 from uveitis_assets.storage import ArtefactStore
 from uveitis_assets_tests.detection.squares import squares_split
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums over other numbers of threads differ in their last bits; started processes compute with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

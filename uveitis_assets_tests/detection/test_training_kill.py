@@ -22,7 +22,7 @@ from uveitis_assets.detection.split_file import split_to_plain
 from uveitis_assets.detection.training import train_detector
 from uveitis_assets.storage import read_json, write_json
 from uveitis_assets_tests.detection.squares import squares_split, store_at, tiny
-from uveitis_assets_tests.detection.test_training import same
+from uveitis_assets_tests.detection.test_training import Recorder, same
 
 # The process trains on its job.json, but writes bytes in two halves with a pause between them.
 _SLOW_WRITER = """
@@ -53,6 +53,7 @@ def start(run: Path, *, slow: bool = False) -> subprocess.Popen[str]:
 
 
 @pytest.mark.e2e
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("moment", ["at a random step of a retraining", "while the state is written"])
 def test_a_killed_process_is_continued_to_the_bits_of_one_that_lived(tmp_path: Path, moment: str) -> None:
     store = store_at(tmp_path)
@@ -61,14 +62,9 @@ def test_a_killed_process_is_continued_to_the_bits_of_one_that_lived(tmp_path: P
     while_writing = moment == "while the state is written"
     run = store.run_folder("killed", 0)
     former = tiny(training={"epochs": 1})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        train_detector(store, configuration, store.run_folder("whole", 0), train, val, device="cpu")
-        if not while_writing:
-            train_detector(store, former, run, train, val, device="cpu")
-    finally:
-        torch.set_num_threads(threads)
+    train_detector(store, configuration, store.run_folder("whole", 0), train, val, device="cpu")
+    if not while_writing:
+        train_detector(store, former, run, train, val, device="cpu")
     usable = None if while_writing else fold_weights(store, "killed", 0)
     job = {
         "root": str(store.root),
@@ -99,12 +95,9 @@ def test_a_killed_process_is_continued_to_the_bits_of_one_that_lived(tmp_path: P
         assert read_json(run / "retraining" / "run.json")["outcome"] is None, f"step {last_step}"
         assert fold_weights(store, "killed", 0) == usable
         usable.load()
-    continued = start(run)
-    events, _ = continued.communicate(timeout=300)
-    assert continued.returncode == 0
-    told = [json.loads(line.split(" ", 1)[1]) for line in events.splitlines()]
-    steps = [event["values"]["step"] for event in told if event["kind"] == "stepped"]
-    assert steps[0] > 1, f"step {last_step}"
+    continued = Recorder()
+    train_detector(store, configuration, run, train, val, device="cpu", progress=continued)
+    assert continued.steps[0] > 1, f"step {last_step}"
     whole, killed = (
         torch.load(store.run_folder(name, 0) / "checkpoints" / "last.pth", weights_only=True)
         for name in ("whole", "killed")
