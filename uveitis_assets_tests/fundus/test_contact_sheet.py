@@ -28,7 +28,7 @@ def images(store: ArtefactStore) -> list[RegisteredImage]:
     generator = np.random.default_rng(0)
     landed = []
     for number in range(9):
-        picture = fundus_picture(number, 300 + 150 * number, 260 + 90 * number)
+        picture = fundus_picture(number, 300 + 90 * number, 260 + 60 * number)
         noise = generator.integers(-60, 60, picture.shape)
         picture = np.where(picture > 0, np.clip(picture + noise, 1, 255), 0).astype(np.uint8)
         landed.append(land(store, f"eye{number}.png", picture, "odd" if number % 2 else "even"))
