@@ -1,7 +1,14 @@
 """A project of its own with a few lanes, for tests that need other configurations than those under defs/."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from uveitis_assets.components.fundus_dataset import FundusDataset
+from uveitis_assets.fundus.configuration import LaneConfiguration
 
 
 def write_project(folder: Path, name: str, lanes: Mapping[str, str]) -> Path:
@@ -40,3 +47,17 @@ def write_project(folder: Path, name: str, lanes: Mapping[str, str]) -> Path:
         "    return dg.Definitions.merge(lanes, dg.Definitions(executor=dg.in_process_executor))\n"
     )
     return package
+
+
+def load_project(folder: Path, name: str, lanes: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
+    """Write the project and load its definitions."""
+    write_project(folder, name, lanes)
+    monkeypatch.syspath_prepend(folder)
+    definitions: dg.Definitions = importlib.import_module(f"{name}.definitions").defs()
+    return definitions
+
+
+def fundus_lanes(package: Path) -> dict[str, LaneConfiguration]:
+    """The fundus lanes of a written project, by their names."""
+    found = dg.ComponentTree.for_project(package).get_all_components(of_type=FundusDataset)
+    return {component.lane.name: component.lane for component in found}

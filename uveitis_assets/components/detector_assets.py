@@ -4,7 +4,6 @@ Bodies load, call the functional core and record; they import it when they run, 
 light.
 """
 
-import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from pydantic import Field
 
 from uveitis_assets.components.detector_keys import DetectorKeys, fold_key, fold_number
 from uveitis_assets.components.lane_assets import UPSTREAM_EVENT_METADATA, newest_events
-from uveitis_assets.components.partition_runs import Metadata, materialize_keys
+from uveitis_assets.components.partition_runs import Metadata, materialize_asset
 from uveitis_assets.components.previews import picture
 from uveitis_assets.detection.compute_device import Device
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
@@ -87,8 +86,7 @@ def _checkpoint(
         store = ArtefactStore.from_environment()
         configured = detector.overridden(config.overrides)
 
-        def work(partition: str) -> dict[dg.AssetKey, Metadata]:
-            started = time.perf_counter()
+        def work(partition: str) -> Metadata:
             trained = train_fold(
                 store,
                 configured,
@@ -98,17 +96,14 @@ def _checkpoint(
                 log=lambda line: context.log.info(f"{detector.name}/checkpoint[{partition}]: {line}"),
             )
             return {
-                keys.checkpoint: {
-                    **trained.numbers,
-                    "initialised_from": trained.initialised_from,
-                    "device": trained.device,
-                    "curves": picture(trained.curves_jpeg, f"{detector.name} {partition}: loss and AP"),
-                    "duration_s": round(time.perf_counter() - started, 3),
-                    "path": dg.MetadataValue.path(str(trained.best_weights)),
-                }
+                **trained.numbers,
+                "initialised_from": trained.initialised_from,
+                "device": trained.device,
+                "curves": picture(trained.curves_jpeg, f"{detector.name} {partition}: loss and AP"),
+                "path": dg.MetadataValue.path(str(trained.best_weights)),
             }
 
-        yield from materialize_keys(context, [keys.checkpoint], work)
+        yield from materialize_asset(context, keys.checkpoint, work)
 
     return checkpoint
 
@@ -138,24 +133,20 @@ def _evaluation(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> dg.A
 
         store = ArtefactStore.from_environment()
 
-        def work(partition: str) -> dict[dg.AssetKey, Metadata]:
-            started = time.perf_counter()
+        def work(partition: str) -> Metadata:
             judged = evaluate_fold(store, detector, fold_number(partition), split=config.split, device=config.device)
             pictures = {
                 name: picture(jpeg, f"{detector.name} {partition}: {name}") for name, jpeg in judged.pictures.items()
             }
             return {
-                keys.evaluation: {
-                    **judged.numbers,
-                    "split": judged.split,
-                    "per_class": dg.MetadataValue.md(judged.per_class_table),
-                    **pictures,
-                    "duration_s": round(time.perf_counter() - started, 3),
-                    "path": dg.MetadataValue.path(str(judged.report)),
-                }
+                **judged.numbers,
+                "split": judged.split,
+                "per_class": dg.MetadataValue.md(judged.per_class_table),
+                **pictures,
+                "path": dg.MetadataValue.path(str(judged.report)),
             }
 
-        yield from materialize_keys(context, [keys.evaluation], work)
+        yield from materialize_asset(context, keys.evaluation, work)
 
     return evaluation
 
@@ -191,8 +182,7 @@ def _predictions(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> dg.
         store.remove_dead_partial_files()
         predictor = BatchPredictor(store, detector, device=config.device, code_version=PREDICTIONS_CODE_VERSION)
 
-        def work(batch: str) -> dict[dg.AssetKey, Metadata]:
-            started = time.perf_counter()
+        def work(batch: str) -> Metadata:
             # Read before the tiles: what is materialized from now on is newer than these predictions.
             upstream_event = newest_events(context.instance, tiles, [batch]).get(batch, 0)
             predicted = predictor.predict(batch)
@@ -201,15 +191,14 @@ def _predictions(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> dg.
                 "detections_per_class": dg.MetadataValue.json(predicted.detections_per_class),
                 "checkpoints": ", ".join(predicted.checkpoints),
                 "device": predicted.device,
-                "duration_s": round(time.perf_counter() - started, 3),
                 "path": dg.MetadataValue.path(str(predicted.index)),
                 UPSTREAM_EVENT_METADATA: upstream_event,
             }
             if predicted.contact_sheet is not None:
                 metadata["preview"] = picture(predicted.contact_sheet, f"{detector.name} {batch}: predictions")
-            return {keys.predictions: metadata}
+            return metadata
 
-        yield from materialize_keys(context, [keys.predictions], work)
+        yield from materialize_asset(context, keys.predictions, work)
 
     return predictions
 
@@ -237,17 +226,13 @@ def _pseudo_labels(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> d
 
         store = ArtefactStore.from_environment()
 
-        def work(partition: str) -> dict[dg.AssetKey, Metadata]:
-            started = time.perf_counter()
+        def work(partition: str) -> Metadata:
             expanded = expand_fold(store, detector, fold_number(partition))
             return {
-                keys.pseudo_labels: {
-                    **expanded.numbers,
-                    "duration_s": round(time.perf_counter() - started, 3),
-                    "path": dg.MetadataValue.path(str(expanded.path)),
-                }
+                **expanded.numbers,
+                "path": dg.MetadataValue.path(str(expanded.path)),
             }
 
-        yield from materialize_keys(context, [keys.pseudo_labels], work)
+        yield from materialize_asset(context, keys.pseudo_labels, work)
 
     return pseudo_labels

@@ -15,7 +15,7 @@ import dagster as dg
 from pydantic import Field
 
 from uveitis_assets.components.lane_keys import STAGES, LaneKeys, fold_and_split
-from uveitis_assets.components.partition_runs import Metadata, MetadataEntry, materialize_keys
+from uveitis_assets.components.partition_runs import Metadata, MetadataEntry, materialize_asset, materialize_keys
 from uveitis_assets.components.previews import picture
 from uveitis_assets.fundus.configuration import LaneConfiguration, PreprocessStage
 from uveitis_assets.fundus.landed import Split
@@ -101,28 +101,24 @@ def _manifest(lane: LaneConfiguration) -> dg.AssetsDefinition:
         store.remove_dead_partial_files()
         dealt_again: set[str] = set()
 
-        def work(batch: str) -> dict[dg.AssetKey, Metadata]:
-            started = time.perf_counter()
+        def work(batch: str) -> Metadata:
             summary = build_manifest_part(store, lane, lane.splits, batch)
             dealt_again.update(summary.dealt_again)
             for problem in summary.problems:
                 context.log.warning(f"{lane.name}/manifest[{batch}]: {problem}")
             return {
-                keys.manifest: {
-                    "n_images": summary.n_images,
-                    "n_usable": summary.n_usable,
-                    "n_quarantined": summary.n_quarantined,
-                    "n_duplicates": summary.n_duplicates,
-                    "n_patients": summary.n_patients,
-                    "quarantine_reasons": _counts(summary.quarantine_reasons),
-                    "quarantined": _quarantined(store.manifest_part(lane.name, batch)),
-                    "landing_problems": _listing(landing_problems(store, lane)),
-                    "splits_fold0": _counts(summary.splits),
-                    "label_formats": _counts(summary.label_formats),
-                    "eyes": _counts(summary.eyes),
-                    "duration_s": round(time.perf_counter() - started, 3),
-                    "path": dg.MetadataValue.path(str(store.manifest_part(lane.name, batch))),
-                }
+                "n_images": summary.n_images,
+                "n_usable": summary.n_usable,
+                "n_quarantined": summary.n_quarantined,
+                "n_duplicates": summary.n_duplicates,
+                "n_patients": summary.n_patients,
+                "quarantine_reasons": _counts(summary.quarantine_reasons),
+                "quarantined": _quarantined(store.manifest_part(lane.name, batch)),
+                "landing_problems": _listing(landing_problems(store, lane)),
+                "splits_fold0": _counts(summary.splits),
+                "label_formats": _counts(summary.label_formats),
+                "eyes": _counts(summary.eyes),
+                "path": dg.MetadataValue.path(str(store.manifest_part(lane.name, batch))),
             }
 
         def export() -> None:
@@ -134,7 +130,7 @@ def _manifest(lane: LaneConfiguration) -> dg.AssetsDefinition:
                 )
             write_splits_files(store, lane.splits.name, lane.splits.folds)
 
-        yield from materialize_keys(context, [keys.manifest], work, export)
+        yield from materialize_asset(context, keys.manifest, work, export)
 
     return manifest
 

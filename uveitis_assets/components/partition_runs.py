@@ -4,6 +4,7 @@ Dagster treats a run over many keys as one step. Here good keys end materialized
 another key of the same run fails.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,22 @@ def materialize_keys(
         for key, of_assets in metadata.items():
             context.add_asset_metadata(dict(of_assets[asset_key]), asset_key=asset_key, partition_key=key)
         yield dg.MaterializeResult(asset_key=asset_key)
+
+
+def materialize_asset(
+    context: dg.AssetExecutionContext,
+    asset_key: dg.AssetKey,
+    work: Callable[[str], Metadata],
+    finish: Callable[[], None] | None = None,
+) -> Iterator[dg.MaterializeResult[None]]:
+    """``materialize_keys`` for a step of one asset; each key's metadata also say how long its work took."""
+
+    def timed(key: str) -> Mapping[dg.AssetKey, Metadata]:
+        started = time.perf_counter()
+        metadata = work(key)
+        return {asset_key: {**metadata, "duration_s": round(time.perf_counter() - started, 3)}}
+
+    yield from materialize_keys(context, [asset_key], timed, finish)
 
 
 def contiguous_ranges(ordered: Sequence[str], wanted: set[str], longest: int) -> list[tuple[str, str]]:

@@ -1,6 +1,5 @@
 """What a user writes into defs.yaml: a fifth dataset works, and mistakes are named with file, line and expectation."""
 
-import importlib
 import json
 import re
 import shutil
@@ -9,12 +8,10 @@ import sys
 import traceback
 from pathlib import Path
 
-import dagster as dg
 import pytest
 
-from uveitis_assets.components.fundus_dataset import FundusDataset
 from uveitis_assets_tests.components.running_platform import Platform, read_coco
-from uveitis_assets_tests.lane_project import write_project
+from uveitis_assets_tests.lane_project import fundus_lanes, load_project, write_project
 
 CLINIC = """\
 type: uveitis_assets.components.fundus_dataset.FundusDataset
@@ -39,13 +36,6 @@ def lines_of(text: str, *changes: tuple[str, str]) -> str:
         assert old in text
         text = text.replace(old, new)
     return text
-
-
-def load(folder: Path, name: str, lanes: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
-    write_project(folder, name, lanes)
-    monkeypatch.syspath_prepend(folder)
-    definitions: dg.Definitions = importlib.import_module(f"{name}.definitions").defs()
-    return definitions
 
 
 MISTAKES = {
@@ -146,7 +136,7 @@ def test_a_mistake_in_defs_yaml_is_named_with_file_line_and_expectation(
     changes, line, field, expectation = MISTAKES[mistake]
     name = f"mistaken_{re.sub('[^a-z]', '_', mistake)}"
     with pytest.raises(Exception) as caught:
-        load(tmp_path, name, {"clinic": lines_of(CLINIC, *changes)}, monkeypatch)
+        load_project(tmp_path, name, {"clinic": lines_of(CLINIC, *changes)}, monkeypatch)
     # Dagster prints the error with its causes.
     message = "".join(traceback.format_exception(caught.value))
     assert f"{name}/defs/clinic/defs.yaml:{line}" in message
@@ -206,7 +196,7 @@ def test_lanes_that_would_write_the_same_files_are_refused_with_both_files_and_l
 ) -> None:
     lanes, places, expectation = CONFLICTS[conflict]
     with pytest.raises(Exception) as caught:
-        load(tmp_path, f"conflicting_{re.sub('[^a-z]', '_', conflict)}", lanes, monkeypatch)
+        load_project(tmp_path, f"conflicting_{re.sub('[^a-z]', '_', conflict)}", lanes, monkeypatch)
     message = "".join(traceback.format_exception(caught.value))
     assert "LaneConflictError" in message
     assert expectation in message
@@ -223,7 +213,7 @@ def test_lanes_with_other_split_names_may_have_other_folds_and_pin_files_elsewhe
         "three": lane_text("deepdrid", "deepdrid"),
         "four": lane_text("deepdrid_wide"),
     }
-    assert load(tmp_path, "peaceful", lanes, monkeypatch).resolve_asset_graph().get_all_asset_keys()
+    assert load_project(tmp_path, "peaceful", lanes, monkeypatch).resolve_asset_graph().get_all_asset_keys()
 
 
 def test_the_command_line_shows_the_mistake_to_the_user(tmp_path: Path) -> None:
@@ -253,9 +243,8 @@ def test_a_fifth_dataset_is_one_defs_yaml(
             f'"2024 spring/visit, {number}.png",P{number // 2},{"left" if number % 2 else "right"},{number % 3}'
         )
     (landing.parent / "images.csv").write_text("\n".join(rows) + "\n")
-    definitions = load(tmp_path, "five_datasets", {"clinic": CLINIC}, monkeypatch)
-    lane = dg.ComponentTree.for_project(tmp_path / "five_datasets").get_all_components(of_type=FundusDataset)[0].lane
-    clinic = Platform(definitions, {"clinic": lane}, platform.store)
+    definitions = load_project(tmp_path, "five_datasets", {"clinic": CLINIC}, monkeypatch)
+    clinic = Platform(definitions, fundus_lanes(tmp_path / "five_datasets"), platform.store)
     assert clinic.register("clinic").new_batches == ("b00001", "b00002")
     assert clinic.run("clinic", "b00001", "b00002").success
     manifest = [json.loads(line) for line in clinic.store.manifest_export("clinic", "jsonl").read_text().splitlines()]
@@ -284,9 +273,8 @@ attributes:
   labels: {format: mask, classes: [hemorragie]}
 """
     shutil.copytree(sample / "fgadr", platform.store.raw / "fgadr")
-    definitions = load(tmp_path, "other_tiling", {"small": text}, monkeypatch)
-    lane = dg.ComponentTree.for_project(tmp_path / "other_tiling").get_all_components(of_type=FundusDataset)[0].lane
-    small = Platform(definitions, {"small": lane}, platform.store)
+    definitions = load_project(tmp_path, "other_tiling", {"small": text}, monkeypatch)
+    small = Platform(definitions, fundus_lanes(tmp_path / "other_tiling"), platform.store)
     small.register("small")
     assert small.run("small").success
     labels = small.run_labels("small", "fold0|train", "fold1|test")

@@ -1,6 +1,5 @@
 """The sensor of a detector lane asks for what is missing, once, and stops asking for what does not help."""
 
-import importlib
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,7 +12,7 @@ import pytest
 from uveitis_assets.components.partition_runs import range_tags
 from uveitis_assets_tests.components.running_platform import requested
 from uveitis_assets_tests.components.test_lesion_detector import DETECTOR, LANE
-from uveitis_assets_tests.lane_project import write_project
+from uveitis_assets_tests.lane_project import load_project
 
 CHECKPOINT = dg.AssetKey(["parent", "checkpoint"])
 PREDICTIONS = dg.AssetKey(["parent", "predictions"])
@@ -25,9 +24,8 @@ MORE = "  automation: {max_batches_per_run: 3}\n"
 def definitions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.Definitions]:
     folder = tmp_path_factory.mktemp("sensor")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        write_project(folder, "sensor_lanes", {"uwf700": LANE, "parent": DETECTOR.format(name="parent", more=MORE)})
-        monkeypatch.syspath_prepend(folder)
-        yield importlib.import_module("sensor_lanes.definitions").defs()
+        lanes = {"uwf700": LANE, "parent": DETECTOR.format(name="parent", more=MORE)}
+        yield load_project(folder, "sensor_lanes", lanes, monkeypatch)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A detector lane through its own assets: learn, judge, predict; what lands later is predicted and nothing else."""
 
-import importlib
 import json
 import re
 from collections.abc import Iterator
@@ -10,13 +9,12 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from uveitis_assets.components.fundus_dataset import FundusDataset
 from uveitis_assets.components.partition_runs import range_tags
 from uveitis_assets.detection.batch_predictor import BatchPredictor, PredictedBatch
 from uveitis_assets.detection.weights_files import read_weights_file, save_weights
 from uveitis_assets.storage import ArtefactStore, read_json
 from uveitis_assets_tests.components.running_platform import QUIET, Platform, requested, use
-from uveitis_assets_tests.lane_project import write_project
+from uveitis_assets_tests.lane_project import fundus_lanes, load_project
 
 LANE = """\
 type: uveitis_assets.components.fundus_dataset.FundusDataset
@@ -59,13 +57,6 @@ attributes:
 {more}"""
 
 
-def loaded(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, **lanes: str) -> dg.Definitions:
-    write_project(folder, name, lanes)
-    monkeypatch.syspath_prepend(folder)
-    definitions: dg.Definitions = importlib.import_module(f"{name}.definitions").defs()
-    return definitions
-
-
 @pytest.fixture(scope="module")
 def trained(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A small lane with labels, and two small detectors of which the second starts from the first; fold 0 trained."""
@@ -73,17 +64,12 @@ def trained(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         store = ArtefactStore(root / "data", root / "data" / "raw")
         use(store, patch)
-        definitions = loaded(
-            root,
-            "detector_lanes",
-            patch,
-            uwf700=LANE,
-            parent=DETECTOR.format(name="parent", more=""),
-            child=DETECTOR.format(name="child", more="  initialise: {experiment: parent}\n"),
-        )
-        tree = dg.ComponentTree.for_project(root / "detector_lanes")
-        lanes = {found.lane.name: found.lane for found in tree.get_all_components(of_type=FundusDataset)}
-        platform = Platform(definitions, lanes, store)
+        detectors = {
+            "parent": DETECTOR.format(name="parent", more=""),
+            "child": DETECTOR.format(name="child", more="  initialise: {experiment: parent}\n"),
+        }
+        definitions = load_project(root, "detector_lanes", {"uwf700": LANE, **detectors}, patch)
+        platform = Platform(definitions, fundus_lanes(root / "detector_lanes"), store)
         names = sorted(path.relative_to(sample / "uwf-700").as_posix() for path in sample.glob("uwf-700/Images/*/*"))
         labels = [path.relative_to(sample / "uwf-700").as_posix() for path in sample.glob("uwf-700/Labels/*/*")]
         platform.land(sample, [*labels, *names[:-1]])
@@ -284,7 +270,7 @@ def test_a_wrong_lane_is_refused_when_the_definitions_are_loaded(
     text = DETECTOR.format(name="one", more="").replace(*change)
     name = f"wrong_{abs(sum(message.encode()))}_{len(message)}"
     with pytest.raises(Exception, match=r"defs\.yaml") as raised:
-        loaded(tmp_path, name, monkeypatch, uwf700=LANE, eyepacs=UNLABELLED, one=text)
+        load_project(tmp_path, name, {"uwf700": LANE, "eyepacs": UNLABELLED, "one": text}, monkeypatch)
     causes = []
     error: BaseException | None = raised.value
     while error is not None:

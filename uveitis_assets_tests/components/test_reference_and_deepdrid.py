@@ -1,6 +1,5 @@
 """Lanes that need more than their own images: Reinhard colours from other lanes, two dataset tags in one lane."""
 
-import importlib
 import json
 import shutil
 from pathlib import Path
@@ -9,11 +8,10 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from uveitis_assets.components.fundus_dataset import FundusDataset
 from uveitis_assets.components.reference_color import ReferenceColor
 from uveitis_assets.storage import read_json
 from uveitis_assets_tests.components.running_platform import QUIET, Platform, requested
-from uveitis_assets_tests.lane_project import write_project
+from uveitis_assets_tests.lane_project import fundus_lanes, load_project
 
 REINHARD = """\
 type: uveitis_assets.components.fundus_dataset.FundusDataset
@@ -44,14 +42,17 @@ attributes:
 def test_a_reinhard_lane_waits_for_the_reference_colours_and_follows_them(
     tmp_path: Path, platform: Platform, sample: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_project(tmp_path, "reinhard_lanes", {"uwf700": REINHARD, "fgadr": REGULAR, "reference_color": REFERENCE})
-    monkeypatch.syspath_prepend(tmp_path)
-    definitions = importlib.import_module("reinhard_lanes.definitions").defs()
+    lanes = {"uwf700": REINHARD, "fgadr": REGULAR, "reference_color": REFERENCE}
+    definitions = load_project(tmp_path, "reinhard_lanes", lanes, monkeypatch)
     tree = dg.ComponentTree.for_project(tmp_path / "reinhard_lanes")
-    lanes = {component.lane.name: component.lane for component in tree.get_all_components(of_type=FundusDataset)}
     assert len(tree.get_all_components(of_type=ReferenceColor)) == 1
     (tmp_path / "home").mkdir()
-    two = Platform(definitions, lanes, platform.store, dg.DagsterInstance.local_temp(str(tmp_path / "home")))
+    two = Platform(
+        definitions,
+        fundus_lanes(tmp_path / "reinhard_lanes"),
+        platform.store,
+        dg.DagsterInstance.local_temp(str(tmp_path / "home")),
+    )
     for path in sorted(sample.glob("uwf-700/Images/Uveitis/*.jpg"))[:2]:
         two.land(sample, [path.relative_to(sample / "uwf-700").as_posix()])
     shutil.copytree(sample / "fgadr", two.store.raw / "fgadr")
