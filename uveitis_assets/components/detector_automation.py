@@ -7,7 +7,6 @@ leaves the predictions as they are; materialize them again to have them by the n
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import dagster as dg
 
@@ -20,9 +19,9 @@ from uveitis_assets.components.batch_runs import (
 )
 from uveitis_assets.components.detector_keys import DETECTOR_TAG, DetectorKeys, fold_key
 from uveitis_assets.components.lane_assets import UPSTREAM_EVENT_METADATA, newest_events
+from uveitis_assets.components.lane_automation import AssetJob, sensor_status
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 
-AssetJob = Any
 _KEYS_PER_TICK = 500
 _EVENTS_PER_PAGE = 100
 _SHOWN = 10
@@ -49,13 +48,12 @@ def detector_jobs(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> li
 
 def predictions_sensor(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> dg.SensorDefinition:
     """The sensor that predicts batches whose tiles are newer than their predictions."""
-    running = detector.automation.predictions_sensor == "running"
 
     @dg.sensor(
         name=f"{detector.name}_predictions_refresh",
         job_name=keys.predictions_job,
         minimum_interval_seconds=detector.automation.predictions_interval_s,
-        default_status=dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED,
+        default_status=sensor_status(detector.automation.predictions_sensor),
         description=f"Predicts the batches of {keys.predicted.lane} whose tiles are newer than those that their "
         "predictions were made of, once the chosen checkpoints are there.",
     )

@@ -75,7 +75,7 @@ def _landing_sensor(lane: LaneConfiguration) -> dg.SensorDefinition:
         name=f"{lane.name}_landing",
         job_name=keys.lane_job,
         minimum_interval_seconds=lane.automation.landing_interval_s,
-        default_status=_sensor_status(lane.automation.landing_sensor),
+        default_status=sensor_status(lane.automation.landing_sensor),
         description=f"Registers images that land in {lane.folder} once the folder is at rest, and runs the lane for "
         "just the batches whose manifest or preprocessing no longer tells what is registered.",
     )
@@ -181,7 +181,7 @@ def _labels_sensor(lane: LaneConfiguration) -> dg.SensorDefinition:
         name=f"{lane.name}_labels_refresh",
         job_name=keys.labels_job,
         minimum_interval_seconds=lane.automation.labels_interval_s,
-        default_status=_sensor_status(lane.automation.labels_sensor),
+        default_status=sensor_status(lane.automation.labels_sensor),
         description="Makes the COCO files again when tiles or the manifest are newer and no batch is running.",
     )
     def labels_refresh(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
@@ -267,7 +267,8 @@ def _requests(
     ], "; ".join(waiting)
 
 
-def _sensor_status(state: Literal["running", "stopped"]) -> dg.DefaultSensorStatus:
+def sensor_status(state: Literal["running", "stopped"]) -> dg.DefaultSensorStatus:
+    """The state that a sensor starts in, as Dagster names it."""
     return dg.DefaultSensorStatus.RUNNING if state == "running" else dg.DefaultSensorStatus.STOPPED
 
 

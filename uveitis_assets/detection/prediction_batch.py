@@ -9,12 +9,11 @@ the tiles' index too, because a killed run wrote no index. It decides nothing ab
 from __future__ import annotations
 
 import io
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -66,8 +65,7 @@ class BatchPrediction:
     n_removed: int
     n_detections: int
     n_images_without_detections: int
-    detections_per_class: dict[int, int] = field(default_factory=dict)
-    duration_s: float = 0.0
+    detections_per_class: dict[int, int]
 
 
 def predict_batch(
@@ -82,7 +80,6 @@ def predict_batch(
     names: Mapping[int, str],
     device: torch.device | str,
     code_version: str,
-    progress: Callable[[int, int], None] | None = None,
 ) -> BatchPrediction:
     """Bring the predictions of a batch up to date; a second process on the same batch waits and finds it done.
 
@@ -97,13 +94,11 @@ def predict_batch(
         names: names of the categories.
         device: where the models run.
         code_version: part of every fingerprint.
-        progress: called with images predicted and images to predict.
 
     Raises:
         FileNotFoundError: the batch's tiles have not been materialized.
         UnreadableTilesError: tiles of some images are missing or damaged; all others are predicted and recorded.
     """
-    started = time.perf_counter()
     index = store.prediction_index(experiment, lane, batch)
     with hold_batch(store, lane, batch, lambda name: f"{experiment}.{lane}.{name}.predict") as ownership:
         images = read_preprocessed_images(store, lane, batch)
@@ -140,7 +135,7 @@ def predict_batch(
                     read_tiles=partial(read_tile_pixels, store),
                     on_unreadable=set_aside,
                 )
-                for number, (image, detections) in enumerate(predicted, start=1):
+                for image, detections in predicted:
                     finish = partial(
                         write_prediction,
                         store,
@@ -154,8 +149,6 @@ def predict_batch(
                     )
                     draw(image, detections, finish)
                     done[image.image_id] = detections
-                    if progress is not None:
-                        progress(number, len(todo))
         _write_index(index, [image for image in images if image.image_id in done], fingerprints, done)
     if unreadable:
         shown = unreadable[:_FAILURES_SHOWN] + ["..."] * (len(unreadable) > _FAILURES_SHOWN)
@@ -172,7 +165,6 @@ def predict_batch(
         n_detections=labels.total(),
         n_images_without_detections=sum(not len(detections) for detections in done.values()),
         detections_per_class=dict(sorted(labels.items())),
-        duration_s=time.perf_counter() - started,
     )
 
 

@@ -212,17 +212,12 @@ class _GrowingCoco:
     def append(self, image_number: int, lesion: PlacedLesion, detections: Detections) -> None:
         """Add one pseudo-label."""
         self._last_annotation += 1
-        x0, y0, x1, y1 = lesion.box
         self.content["annotations"].append(
             {
                 "id": self._last_annotation,
                 "image_id": image_number,
                 "category_id": int(detections.labels[lesion.lesion]),
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": (x1 - x0) * (y1 - y0),
-                "iscrowd": 0,
-                "obb": lesion.obb,
-                "segmentation": lesion.polygons,
+                **lesion.as_coco(),
                 "pseudo": True,
                 "score": round(float(detections.scores[lesion.lesion]), 4),
             }

@@ -298,16 +298,11 @@ def _append(
     """Add one image entry and its annotations; ``positions`` are those of the lesions in the image's label."""
     image_number = file.add_image(entry)
     for lesion in placed:
-        x0, y0, x1, y1 = lesion.box
         file.add_annotation(
             {
                 "image_id": image_number,
                 "category_id": int(lesions.category_ids[lesion.lesion]),
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": (x1 - x0) * (y1 - y0),
-                "iscrowd": 0,
-                "obb": lesion.obb,
-                "segmentation": lesion.polygons,
+                **lesion.as_coco(),
                 "lesion_id": int(positions[lesion.lesion]) + 1,
             }
         )

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import shapely
@@ -51,6 +51,17 @@ class PlacedLesion:
     polygons: list[list[float]]
     obb: list[float] | None
     kept_by: KeptBy
+
+    def as_coco(self) -> dict[str, Any]:
+        """Where the lesion lies, in the fields of a COCO annotation."""
+        x0, y0, x1, y1 = self.box
+        return {
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "area": (x1 - x0) * (y1 - y0),
+            "iscrowd": 0,
+            "obb": self.obb,
+            "segmentation": self.polygons,
+        }
 
 
 def place_in_image(lesions: Lesions, raw_to_image: AxisAlignedTransform, size: tuple[int, int]) -> list[PlacedLesion]:
