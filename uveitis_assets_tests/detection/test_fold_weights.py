@@ -1,11 +1,15 @@
 """Weights of a fold are used once they are finished, as what they are, and never judged by what they learned."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from uveitis_assets.detection import fold_evaluation
 from uveitis_assets.detection.fold_weights import TrainingNotUsableError, fold_weights
 from uveitis_assets.detection.labelled_split import LabelledSplit
+from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.detection.training import train_detector
 from uveitis_assets.detection.weights_files import file_digest
 from uveitis_assets.storage import ArtefactStore, read_json, write_json
@@ -48,6 +52,26 @@ def test_weights_that_are_replaced_between_digest_and_loading_are_refused(
     train_detector(store, tiny(training={"epochs": 1, "seed": 1}), trained, train, val, device="cpu")
     with pytest.raises(TrainingNotUsableError, match="was replaced while it was in use"):
         weights.load()
+
+
+def test_an_evaluation_of_weights_that_are_replaced_meanwhile_leaves_the_report_of_the_new_ones(
+    trained: Path, store: ArtefactStore, train: LabelledSplit, val: LabelledSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict_images = fold_evaluation.predict_images
+
+    def slowly(*arguments: Any, **options: Any) -> Iterator[Any]:
+        yield from predict_images(*arguments, **options)
+        train_detector(store, tiny(training={"epochs": 1, "seed": 1}), trained, train, val, device="cpu")
+
+    monkeypatch.setattr(fold_evaluation, "predict_images", slowly)
+    monkeypatch.setattr(fold_evaluation, "labelled_split", lambda *_: val)
+    values = {**tiny().model_dump(), "name": "squares", "train_on": "eyes", "predict_on": "eyes"}
+    lane = DetectorLaneConfiguration.model_validate(values)
+    with pytest.raises(TrainingNotUsableError, match="was replaced while it was in use"):
+        fold_evaluation.evaluate_fold(store, lane, 0, split="val", device="cpu")
+    # An evaluation names its checkpoint, a training's own report does not.
+    assert "checkpoint" not in read_json(trained / "val_report.json")
+    assert not (trained / "figures").exists()
 
 
 def test_an_id_that_means_another_class_now_is_refused_and_a_new_class_is_not(
