@@ -22,7 +22,7 @@ from typing import Any
 
 # The label's name is the launcher's; importing it would load Dagster into this small process.
 _LABEL = "uveitis/deployment"
-_HARMLESS = re.compile(r"/_ping|(/v[0-9.]+)?/version")
+_HARMLESS = re.compile(r"(/v[0-9.]+)?/(_ping|version)")
 _CONTAINER = re.compile(
     r"(?P<version>(/v[0-9.]+)?)/containers/(?P<id>[0-9a-f]{12,64})/(?P<what>json|stop(\?t=[0-9]+)?)"
 )

@@ -36,6 +36,9 @@ class _Answers(BaseHTTPRequestHandler):
         if self.path.endswith("/version"):
             self._send(200, {"ApiVersion": "1.41", "Version": "20.10.24"})
             return
+        if self.path.endswith("/_ping"):
+            self._answer(b"OK")
+            return
         container = self.path.split("/")[-2]
         if container in LABELS:
             self._send(200, {"Id": container, "Config": {"Labels": LABELS[container], "Tty": False}, "State": {}})
@@ -48,7 +51,9 @@ class _Answers(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _send(self, status: int, content: dict[str, Any]) -> None:
-        body = json.dumps(content).encode()
+        self._answer(json.dumps(content).encode(), status)
+
+    def _answer(self, body: bytes, status: int = 200) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -78,6 +83,11 @@ def client(engine: Engine, tmp_path: Path) -> Iterator[docker.DockerClient]:
         yield through
         through.close()
         gate.shutdown()
+
+
+def test_the_launcher_finds_the_engine_reachable(client: docker.DockerClient, engine: Engine) -> None:
+    assert client.ping()
+    assert engine.asked == ["GET /v1.41/_ping"]
 
 
 def test_a_run_of_the_deployment_is_stopped(client: docker.DockerClient, engine: Engine) -> None:
