@@ -33,6 +33,7 @@ case $role in
       --location-name uveitis_assets "$@"
     ;;
   daemon)
+    python -m uveitis_assets.deployment.gpu_pool
     exec dagster-daemon run --workspace /opt/uveitis/workspace.yaml "$@"
     ;;
   train)

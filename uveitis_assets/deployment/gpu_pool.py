@@ -1,0 +1,25 @@
+"""Make the pool ``gpu`` known to a new database, before the daemon looks at the queue for the first time.
+
+Dagster enters a pool with its default limit while it looks at a queue that names the pool, but obeys the limit only
+from the next look on: all GPU runs of the first look would start at once.
+
+Run with ``python -m uveitis_assets.deployment.gpu_pool``; the image's entrypoint does so.
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+
+GPU_POOL = "gpu"
+
+
+def make_gpu_pool_known(instance: dg.DagsterInstance) -> None:
+    """Enter the pool with the default limit of ``dagster.yaml``, unless it is there; a limit that was set stays."""
+    storage = instance.event_log_storage
+    if GPU_POOL not in {pool.name for pool in storage.get_pool_limits()}:
+        storage.initialize_concurrency_limit_to_default(GPU_POOL)
+
+
+if __name__ == "__main__":
+    with dg.DagsterInstance.get() as opened:
+        make_gpu_pool_known(opened)
