@@ -199,6 +199,12 @@ class Webserver:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
                 answer = json.load(response)
         except urllib.error.HTTPError as error:
+            if error.code >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+                # Its database restarts, or a proxy stands before a web server that does.
+                raise WebserverUnreachableError(
+                    f"{self.url}: HTTP {error.code} {error.reason}. See `docker compose -f docker/compose.yaml logs "
+                    "webserver postgres`"
+                ) from None
             raise WebserverError(
                 f"{self.url}: HTTP {error.code} {error.reason}; expected Dagster's web server. Give its address with "
                 "--url or UVEITIS_URL"
