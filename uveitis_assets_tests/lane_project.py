@@ -40,11 +40,14 @@ def write_project(folder: Path, name: str, lanes: Mapping[str, str]) -> Path:
         (module / "__init__.py").write_text("")
     (package / "definitions.py").write_text(
         "from pathlib import Path\n\n"
-        "import dagster as dg\n\n\n"
+        "import dagster as dg\n\n"
+        "from uveitis_assets.antlr_runtime import read_both_grammar_formats\n"
+        "from uveitis_assets.components.dead_runs import in_process_executor\n\n"
+        "read_both_grammar_formats()\n\n\n"
         "@dg.definitions\n"
         "def defs():\n"
         "    lanes = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)\n"
-        "    return dg.Definitions.merge(lanes, dg.Definitions(executor=dg.in_process_executor))\n"
+        "    return dg.Definitions.merge(lanes, dg.Definitions(executor=in_process_executor))\n"
     )
     return package
 
