@@ -59,7 +59,7 @@ def described(definitions: dg.Definitions) -> dict[str, Any]:
         },
         "sensors": {
             sensor.name: {
-                "job": sensor.job_name,
+                "job": sensor.job_name if sensor.targets else None,
                 "interval_s": sensor.minimum_interval_seconds,
                 "starts": sensor.default_status.value,
             }
