@@ -1,4 +1,8 @@
-"""One engine and one deployment for all tests that need them."""
+"""One engine, one small deployment and one whole one for all tests that need them.
+
+A machine on which no engine can be started skips them. Where one runs, whatever else is missing is an error that says
+what to install: a proof that is skipped in silence is none.
+"""
 
 from collections.abc import Iterator
 
@@ -7,6 +11,7 @@ import pytest
 
 from uveitis_assets_tests.docker.deployment import Deployment, build_run_image, deploy
 from uveitis_assets_tests.docker.engine import EngineUnavailableError, connect, has_stand_in_gpu_runtime
+from uveitis_assets_tests.docker.stack import Stack, bring_up, build_images
 
 
 @pytest.fixture(scope="session")
@@ -24,11 +29,16 @@ def engine() -> Iterator[docker.DockerClient]:
 def deployment(engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A running deployment whose runs are containers."""
     work = tmp_path_factory.mktemp("deployment")
-    try:
-        build_run_image(engine, work)
-    except EngineUnavailableError as reason:
-        pytest.skip(str(reason))
+    build_run_image(engine, work)
     with deploy(engine, work) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def stack(engine: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The deployment of docker/compose.yaml, with the image of this repository."""
+    build_images(engine)
+    with bring_up(engine, tmp_path_factory.mktemp("stack")) as running:
         yield running
 
 

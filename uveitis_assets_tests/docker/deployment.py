@@ -26,7 +26,7 @@ from dagster_graphql import DagsterGraphQLClient
 from docker.errors import NotFound
 
 from uveitis_assets_tests.conftest import REPOSITORY
-from uveitis_assets_tests.docker.engine import build_image, ensure_base_image
+from uveitis_assets_tests.docker.engine import build_image, ensure_base_image, free_port
 
 IMAGE = "uveitis-assets-test-run:latest"
 LOCATION = "in_a_container"
@@ -132,7 +132,7 @@ def deploy(client: docker.DockerClient, work: Path) -> Iterator[Deployment]:
         folder.mkdir()
     (folders["raw"] / "image.png").write_text("pixels")
     (folders["secrets"] / "tracker_key").write_text(SECRET)
-    code_port, web_port = _free_port(), _free_port()
+    code_port, web_port = free_port(), free_port()
     (folders["home"] / "dagster.yaml").write_text(yaml.safe_dump(_instance_settings(folders)))
     workspace = {"load_from": [{"grpc_server": {"host": "127.0.0.1", "port": code_port, "location_name": LOCATION}}]}
     (folders["home"] / "workspace.yaml").write_text(yaml.safe_dump(workspace))
@@ -212,12 +212,6 @@ def _service(log: Path, arguments: list[str], home: Path, engine: Mapping[str, s
             # A group of its own: the daemon's children end with it.
             start_new_session=True,
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for_port(port: int, is_alive: Callable[[], bool], log: Callable[[], str]) -> None:

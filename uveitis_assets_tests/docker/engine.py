@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,6 @@ BASE_IMAGE = "debian:bookworm-slim"
 # Registered beside runc, so that asking for the runtime reaches an engine that has no GPU.
 NVIDIA_RUNTIME = "nvidia=runc"
 _WORK = Path("/var/tmp/uveitis-assets-docker")
-_MIRROR = "http://deb.debian.org/debian"
 _START_S = 60
 _PULL_S = 60
 _CA_BUNDLES = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pki/tls/certs/ca-bundle.crt"))
@@ -42,6 +42,10 @@ class EngineUnavailableError(Exception):
     """There is no engine and none can be started; the message is the reason for skipping."""
 
 
+class ToolMissingError(Exception):
+    """There is an engine, and a program that the tests need beside it is not installed; the message says which."""
+
+
 def connect() -> docker.DockerClient:
     """Client of a running engine, started here if need be.
 
@@ -57,7 +61,7 @@ def ensure_base_image(client: docker.DockerClient) -> None:
     """Have debian:bookworm-slim in the engine: already there, pulled, or made by debootstrap.
 
     Raises:
-        EngineUnavailableError: the registry does not answer and debootstrap is missing.
+        ToolMissingError: the registry does not answer and debootstrap is missing.
     """
     try:
         client.images.get(BASE_IMAGE)
@@ -127,6 +131,13 @@ def engine_with_stand_in_gpus(work: Path) -> Iterator[str]:
         process.terminate()
         process.wait(30)
         shutil.rmtree(work / "data", ignore_errors=True)
+
+
+def free_port() -> int:
+    """A port of this host that nothing listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def has_stand_in_gpu_runtime(client: docker.DockerClient) -> bool:
@@ -201,16 +212,12 @@ def _pulled() -> bool:
 
 def _bootstrap() -> None:
     if shutil.which("debootstrap") is None or os.geteuid() != 0:
-        raise EngineUnavailableError(
+        raise ToolMissingError(
             f"{BASE_IMAGE} can neither be pulled nor made: apt-get install -y debootstrap, and run as root"
         )
     root = _WORK / "rootfs"
     shutil.rmtree(root, ignore_errors=True)
-    subprocess.run(
-        ["debootstrap", "--variant=minbase", "bookworm", str(root), _MIRROR],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    subprocess.run(["debootstrap", "--variant=minbase", "bookworm", str(root)], check=True, stdout=subprocess.DEVNULL)
     with subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as archive:
         subprocess.run(["docker", "import", "-", BASE_IMAGE], stdin=archive.stdout, check=True, capture_output=True)
     shutil.rmtree(root)
@@ -225,4 +232,4 @@ def _cli_with_buildkit() -> str:
         buildx = subprocess.run([candidate, "buildx", "version"], capture_output=True, check=False)
         if (number and int(number[1]) < 23) or buildx.returncode == 0:
             return candidate
-    raise EngineUnavailableError(f"no docker command with BuildKit among {candidates}: install docker.io or buildx")
+    raise ToolMissingError(f"no docker command with BuildKit among {candidates}: install docker.io or buildx")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,13 +20,15 @@ import docker
 from uveitis_assets.deployment.settings import DeploymentSettings
 from uveitis_assets.deployment.webserver import Webserver, WebserverError
 from uveitis_assets_tests.conftest import REPOSITORY
-from uveitis_assets_tests.docker.engine import BASE_IMAGE, EngineUnavailableError, build_image, ensure_base_image
+from uveitis_assets_tests.docker.engine import BASE_IMAGE, ToolMissingError, build_image, ensure_base_image, free_port
 
 IMAGE = "uveitis-assets-test:latest"
 POSTGRES_IMAGE = "uveitis-assets-test-postgres:latest"
 DEPLOYMENT = "uveitis-stack-test"
-# Nobody on this host: what belongs to it was written by the deployment's containers.
-OWNER = 4711
+# As root nobody on this host: what belongs to it was written by the deployment's containers.
+OWNER = (4711, 4711) if os.geteuid() == 0 else (os.getuid(), os.getgid())
+TRACKING_KEY = "0123456789abcdef" * 2 + "01234567"
+FINISHED = {"SUCCESS", "FAILURE", "CANCELED"}
 _UP_S = 180
 _RUNS = """
 { runsOrError(limit: 100) { ... on Runs { results {
@@ -60,18 +61,21 @@ class Stack:
         return done.stdout
 
     def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Call `uveitis-assets submit` as a user of this host does."""
-        return self.start_submit(*arguments, wait=True)  # type: ignore[return-value]
+        """Call `uveitis-assets submit` as a user of this host does, and wait for its end."""
+        process = self.start_submit(*arguments)
+        output, _ = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, output)
 
-    def start_submit(
-        self, *arguments: str, wait: bool = False
-    ) -> subprocess.Popen[str] | subprocess.CompletedProcess[str]:
-        """The same without waiting for its end."""
+    def start_submit(self, *arguments: str) -> subprocess.Popen[str]:
+        """The same without waiting."""
         command = [sys.executable, "-m", "uveitis_assets.cli", "submit", *arguments]
         environment = os.environ | {"UVEITIS_URL": self.settings.url, "PYTHONPATH": str(REPOSITORY)}
-        if wait:
-            return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def stop_sensors(self, lane: str) -> None:
+        """From here on the lane runs by command only."""
+        for sensor in (f"{lane}_landing", f"{lane}_labels_refresh"):
+            self.in_code_server("dagster", "sensor", "stop", sensor, "--workspace", "/opt/uveitis/workspace.yaml")
 
     def land(self, source: Path) -> None:
         """Copy files into the folder of raw images, as their owner."""
@@ -81,7 +85,7 @@ class Stack:
                 target.mkdir(exist_ok=True)
             else:
                 shutil.copy(file, target)
-            os.chown(target, OWNER, OWNER)
+            os.chown(target, *OWNER)
 
     def land_under_new_names(self, source: Path, mark: str) -> None:
         """Land drawn images beside others: ``Uveitis-001.jpg`` becomes ``Uveitis-<mark>-001.jpg``."""
@@ -108,6 +112,10 @@ class Stack:
         for run in results:
             run["tags"] = {tag["key"]: tag["value"] for tag in run["tags"]}
         return sorted(results, key=lambda run: float(run["creationTime"]))
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """One run, as ``runs`` returns it."""
+        return next(run for run in self.runs() if run["runId"] == run_id)
 
     def wait(self, what: str, condition: Callable[[], Any], limit_s: float = 240) -> Any:
         """What the condition returns once it is true; the services' logs when it does not come true."""
@@ -139,6 +147,16 @@ class Stack:
         [found] = self.client.containers.list(all=True, filters={"label": f"dagster/run_id={run['runId']}"})
         return found
 
+    @contextmanager
+    def slowed(self, run: Mapping[str, Any]) -> Iterator[None]:
+        """Give the run's container a twentieth of a processor, so that it is still at work when the block ends."""
+        container = self.container(run)
+        container.update(cpu_period=100_000, cpu_quota=5_000)
+        try:
+            yield
+        finally:
+            container.update(cpu_quota=-1)
+
     def run_containers(self) -> list[Any]:
         return list(self.client.containers.list(all=True, filters={"label": f"uveitis/deployment={DEPLOYMENT}"}))
 
@@ -147,16 +165,18 @@ class Stack:
 def bring_up(client: docker.DockerClient, work: Path) -> Iterator[Stack]:
     """Prepare a host in ``work``, start the stack, and take it down with all its containers at the end."""
     settings_file = work / "env"
+    (work / "tracking_key").write_text(TRACKING_KEY)
     variables = {
         "SETTINGS_FILE": str(settings_file),
         "UVEITIS_HOME": str(work / "home"),
-        "UVEITIS_UID": str(OWNER),
-        "UVEITIS_GID": str(OWNER),
+        "UVEITIS_UID": str(OWNER[0]),
+        "UVEITIS_GID": str(OWNER[1]),
         "UVEITIS_DEPLOYMENT": DEPLOYMENT,
         "IMAGE_TAG": IMAGE,
         "POSTGRES_IMAGE": POSTGRES_IMAGE,
-        "PORT": str(_free_port()),
+        "PORT": str(free_port()),
         "UVEITIS_WORKERS": "2",
+        "WANDB_KEY_FILE": str(work / "tracking_key"),
     }
     subprocess.run([REPOSITORY / "docker/prepare.sh"], env=_plain_environment() | variables, check=True)
     stack = Stack(client, DeploymentSettings.read(settings_file))
@@ -172,33 +192,27 @@ def bring_up(client: docker.DockerClient, work: Path) -> Iterator[Stack]:
 
 
 def _compose(settings_file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*compose_command(), "--env-file", str(settings_file), "-f", str(REPOSITORY / "docker/compose.yaml")]
+    command = [*_compose_command(), "--env-file", str(settings_file), "-f", str(REPOSITORY / "docker/compose.yaml")]
     return subprocess.run(
         [*command, *arguments], env=_plain_environment(), capture_output=True, text=True, check=False, timeout=_UP_S
     )
 
 
-def compose_command() -> list[str]:
+def _compose_command() -> list[str]:
     """`docker compose`, or the program that came before it.
 
     Raises:
-        EngineUnavailableError: neither is installed.
+        ToolMissingError: neither is installed.
     """
     plugin = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
     if plugin.returncode == 0:
         return ["docker", "compose"]
     if shutil.which("docker-compose"):
         return ["docker-compose"]
-    raise EngineUnavailableError("docker compose is missing: apt-get install -y docker-compose")
+    raise ToolMissingError("docker compose is missing: apt-get install -y docker-compose")
 
 
 def _plain_environment() -> Mapping[str, str]:
     """Variables without those of this project, which would win over the settings file."""
     ours = ("UVEITIS_", "IMAGE_TAG", "POSTGRES_IMAGE", "PORT", "DOCKER_GID", "DOCKER_SOCKET")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
