@@ -1,4 +1,5 @@
-"""Dagster's Postgres storage for a database that may restart while runs are at work: connecting waits for it.
+"""Dagster's Postgres storage for a database that may restart while runs are at work: connecting waits for it,
+and connections that died with it are replaced.
 
 An event that cannot be written fails its run, and by itself Dagster tries to connect for eleven seconds only. Nothing
 else is changed; ``docker/dagster.yaml`` names the class.
@@ -7,13 +8,15 @@ else is changed; ``docker/dagster.yaml`` names the class.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.utils import pg_url_from_config
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.pool import Pool
 
 if TYPE_CHECKING:
     # Private, for the annotation only.
@@ -32,8 +35,9 @@ class PatientPostgresStorage(DagsterPostgresStorage):
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]) -> Self:
         """Have connections wait, and make the storage that ``config_value`` describes."""
-        if not event.contains(Engine, "do_connect", connect_patiently):
-            event.listen(Engine, "do_connect", connect_patiently)
+        for target, moment, listener in _LISTENERS:
+            if not event.contains(target, moment, listener):
+                event.listen(target, moment, listener)
         return cls(
             postgres_url=pg_url_from_config(config_value),
             should_autocreate_tables=config_value.get("should_autocreate_tables", True),
@@ -59,3 +63,28 @@ def connect_patiently(dialect: Any, _record: Any, positional: Sequence[Any], nam
             if refused or time.monotonic() > deadline:
                 raise
         time.sleep(_BETWEEN_CALLS_S)
+
+
+def refuse_dead_connection(connection: Any, record: Any, _proxy: Any) -> None:
+    """Ask a kept Postgres connection for a sign of life before it is used again; only the web server keeps any.
+
+    Raises:
+        sqlalchemy.exc.InvalidatePoolError: it died with a server that restarted; SQLAlchemy makes new ones.
+    """
+    if not type(connection).__module__.startswith("psycopg2"):
+        return
+    # The mark goes with the connection that it was put on.
+    if not record.info.get("was_used"):
+        record.info["was_used"] = True
+        return
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except (connection.OperationalError, connection.InterfaceError):
+        raise InvalidatePoolError from None
+
+
+_LISTENERS: tuple[tuple[type, str, Callable[..., Any]], ...] = (
+    (Engine, "do_connect", connect_patiently),
+    (Pool, "checkout", refuse_dead_connection),
+)

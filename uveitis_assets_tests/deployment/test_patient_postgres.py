@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -10,9 +11,10 @@ import pytest
 import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+from sqlalchemy.pool import Pool
 
 from uveitis_assets.deployment import patient_postgres
-from uveitis_assets.deployment.patient_postgres import connect_patiently
+from uveitis_assets.deployment.patient_postgres import connect_patiently, refuse_dead_connection
 
 URL = "postgresql+psycopg2://dagster:secret@127.0.0.1:1/dagster"
 AWAY = 'connection to server at "postgres", port 5432 failed: Connection refused'
@@ -67,6 +69,23 @@ def test_other_databases_are_none_of_its_business() -> None:
         assert connection.scalar(sqlalchemy.text("SELECT 1")) == 1
 
 
+class _Kept:
+    """A connection of psycopg2 to a server that has ended."""
+
+    __module__ = "psycopg2.extensions"
+    OperationalError, InterfaceError = psycopg2.OperationalError, psycopg2.InterfaceError
+
+    def cursor(self) -> Any:
+        raise psycopg2.InterfaceError("connection already closed")
+
+
+def test_a_kept_connection_that_died_with_its_server_is_replaced_before_it_is_used_again() -> None:
+    record = SimpleNamespace(info={})
+    refuse_dead_connection(_Kept(), record, None)
+    with pytest.raises(sqlalchemy.exc.InvalidatePoolError):
+        refuse_dead_connection(_Kept(), record, None)
+
+
 def test_the_deployments_settings_open_this_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     event.remove(Engine, "do_connect", connect_patiently)
     monkeypatch.setenv("POSTGRES_PASSWORD", "secret")
@@ -90,3 +109,4 @@ def test_the_deployments_settings_open_this_storage(tmp_path: Path, monkeypatch:
     )
     with dg.DagsterInstance.from_config(str(tmp_path)):
         assert event.contains(Engine, "do_connect", connect_patiently)
+        assert event.contains(Pool, "checkout", refuse_dead_connection)
