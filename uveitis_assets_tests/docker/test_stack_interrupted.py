@@ -1,0 +1,79 @@
+"""Services that restart while a run is at work, and artefacts that are right all the same."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uveitis_assets.sample import write_fgadr
+from uveitis_assets_tests.docker.in_place import artefacts, make_fgadr_in_place
+from uveitis_assets_tests.docker.stack import Stack
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
+
+# The run's step is done within seconds, and Dagster by itself gives up on its database after about eleven.
+_OUTAGE_S = 40
+
+
+def _land_new_images(stack: Stack, work: Path, number: int, size: int = 256) -> None:
+    write_fgadr(work / "drawn", 6, number, size)
+    for file in sorted((work / "drawn").rglob("*.png"), reverse=True):
+        file.rename(file.with_name(f"{number}{file.name}"))
+    stack.land(work / "drawn")
+    stack.stop_sensors("fgadr")
+    stack.in_code_server("uveitis-assets", "register", "fgadr")
+
+
+def _at_work(stack: Stack, known: set[str]) -> dict[str, Any]:
+    def started() -> dict[str, Any] | None:
+        runs = [run for run in stack.runs() if run["runId"] not in known and run["status"] == "STARTED"]
+        return runs[0] if runs else None
+
+    return dict(stack.wait("a run at work", started))
+
+
+def _check_runs_and_artefacts(stack: Stack, known: set[str], work: Path) -> None:
+    runs = [(run["jobName"], run["status"]) for run in stack.runs() if run["runId"] not in known]
+    assert runs == [("fgadr_lane", "SUCCESS"), ("fgadr_labels", "SUCCESS")], "each ran once, and none was retried"
+    made = artefacts(stack.settings.data, "fgadr")
+    assert artefacts(make_fgadr_in_place(stack.settings, work / "in_place"), "fgadr") == made
+    assert list(stack.settings.data.rglob("*.partial")) == []
+
+
+def test_a_submission_outlives_restarts_of_daemon_web_server_and_code_server(stack: Stack, tmp_path: Path) -> None:
+    _land_new_images(stack, tmp_path, 3)
+    known = {run["runId"] for run in stack.runs()}
+    submission = stack.start_submit("fgadr", "--all")
+    run = _at_work(stack, known)
+    with stack.slowed(run):
+        restarted = stack.compose("restart", "daemon", "webserver", "code-server")
+        assert restarted.returncode == 0, restarted.stderr
+        stack.wait_until_healthy()
+        assert stack.run(run["runId"])["status"] == "STARTED"
+    output, _ = submission.communicate(timeout=300)
+    assert submission.returncode == 0, output
+    _check_runs_and_artefacts(stack, known, tmp_path)
+
+
+def test_a_run_outlives_a_restart_and_a_crash_of_postgres(stack: Stack, tmp_path: Path) -> None:
+    _land_new_images(stack, tmp_path, 5, 1024)
+    known = {run["runId"] for run in stack.runs()}
+    submission = stack.start_submit("fgadr", "--all")
+    run = _at_work(stack, known)
+    # In this step it computes and tells nothing: what is being written when the database dies is lost.
+    stack.wait("images at work", lambda: b'step "fgadr_preprocessing"' in stack.container(run).logs(), 60)
+    with stack.slowed(run):
+        restarted = stack.compose("restart", "postgres")
+        assert restarted.returncode == 0, restarted.stderr
+        stack.wait_until_healthy()
+        killed = stack.compose("kill", "postgres")
+        assert killed.returncode == 0, killed.stderr
+    time.sleep(_OUTAGE_S)
+    assert stack.container(run).status == "running"
+    started = stack.compose("start", "postgres")
+    assert started.returncode == 0, started.stderr
+    output, _ = submission.communicate(timeout=300)
+    assert submission.returncode == 0, output
+    stack.wait_until_healthy()
+    _check_runs_and_artefacts(stack, known, tmp_path)
