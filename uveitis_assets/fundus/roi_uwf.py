@@ -81,6 +81,9 @@ _MAX_STEP = 4  # radial samples between neighbouring directions: 57 degrees at r
 _APPEARANCE_BINS = (20, 20, 8)  # log brightness, log red/green, texture
 _APPEARANCE_CLIP = 1.5  # nats one pixel may say
 _PENUMBRA = 0.025  # half-frames; the widest strip between the outline and black that is taken for retina
+_RIM = 0.05  # half-frames; a dark band up to twice as wide is the rim or a shadow, not the black around a field
+_BLACK = 0.1  # times the photograph's 90th percentile; darker is black
+_LIT = 0.2  # the same; brighter may be retina at a border
 _DARKEST_CONTENT = 8  # grey levels; below, a row or column of the photograph is padding
 
 
@@ -131,15 +134,21 @@ def uwf_retina_mask(image_rgb: NDArray[np.uint8], parameters: UwfRetinaParameter
 def _extended_to_black(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Add the lit strip between the outline and the black around the field where there is but a narrow one.
 
-    The outline lies within a penumbra, which the windows of change points blur, a sample or two too far inside. Lids
-    and skin are wider than the strip.
+    The windows of the change points lay the outline a sample or two inside the border of a field on black. Lids and
+    skin are wider than the strip; the mirror's rim, whose inner shadow is no retina, is narrower than such black.
     """
     brightest = image.max(axis=2)
-    black = (brightest <= max(_DARKEST_CONTENT, 0.1 * float(np.percentile(brightest, 90)))).astype(np.uint8)
-    reach = max(1, round(_PENUMBRA * max(mask.shape) / 2))
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-    strip = cv2.bitwise_and(cv2.dilate(mask, disc), 255 * cv2.dilate(black, disc))
-    strip[black > 0] = 0
+    level = float(np.percentile(brightest, 90))
+    half_frame = max(mask.shape) / 2
+    black = (brightest <= max(_DARKEST_CONTENT, _BLACK * level)).astype(np.uint8)
+    margin = max(1, round(_RIM * half_frame))
+    beyond = cv2.copyMakeBorder(black, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
+    square = np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)
+    wide = cv2.morphologyEx(beyond, cv2.MORPH_OPEN, square)[margin:-margin, margin:-margin]
+    side = 2 * max(1, round(_PENUMBRA * half_frame)) + 1
+    reach = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    strip = cv2.bitwise_and(cv2.dilate(mask, reach), 255 * cv2.dilate(wide, reach))
+    strip[brightest <= max(_DARKEST_CONTENT, _LIT * level)] = 0
     return cast(NDArray[np.uint8], cv2.bitwise_or(mask, strip))
 
 
