@@ -2,62 +2,85 @@
 
 On a single machine nobody asks a run's process whether it lives: its run would stay "started" for ever, hold its place
 in a pool, so that the next run of a GPU asset waits for ever, and count as work in progress. Each run therefore holds a
-lock that the system takes away with its process. In the Docker deployment the launcher watches the containers, and the
-folder of the locks is each container's own.
+lock that the system takes away with its process. A run killed before its first step began holds none yet and is not
+found. In the Docker deployment the launcher watches the containers, and each has a folder of locks of its own.
 """
 
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import dagster as dg
 
 _INTERVAL_S = 60
+_held: list[BinaryIO] = []
 
 
-@contextmanager
-def living_run(folder: Path, run_id: str) -> Iterator[None]:
-    """Hold the run's lock in ``folder`` while the context lasts; it is let go with the process, however that ends."""
+def hold_run_lock(folder: Path, run_id: str) -> None:
+    """Hold the run's lock in ``folder`` until this process ends, however it does: its last act is to report the run."""
     folder.mkdir(parents=True, exist_ok=True)
     # Locked before it has its name: whoever finds the file finds it locked.
     unnamed = folder / f".{run_id}.{os.getpid()}"
-    with unnamed.open("wb") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        path = unnamed.rename(folder / f"{run_id}.lock")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    handle = unnamed.open("ab")
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    unnamed.rename(_lock_file(folder, run_id))
+    _held.append(handle)
+
+
+def _close_in_forked_child() -> None:
+    """A lock lives until the last process that has it open: workers may outlive a killed run for some seconds."""
+    for handle in _held:
+        handle.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_forked_child)
 
 
 def end_dead_runs(instance: dg.DagsterInstance, folder: Path) -> list[str]:
     """Report the runs as failed whose process is gone, and free their places in pools.
 
+    Locks of finished runs are removed; those of runs that the instance does not know stay.
+
     Returns:
         The runs' ids.
     """
-    dead = []
-    for path in sorted(folder.glob("*.lock")):
-        with suppress(FileNotFoundError), path.open("rb") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            run = instance.get_run_by_id(path.stem)
-            if run is not None and not run.is_finished:
-                instance.report_run_failed(
-                    run,
-                    "The run's process is gone without a word: it was killed, or the machine went down. Materialize "
-                    "the same again: finished work is kept.",
-                )
-                dead.append(run.run_id)
-            if instance.event_log_storage.supports_global_concurrency_limits:
-                instance.event_log_storage.free_concurrency_slots_for_run(path.stem)
-            path.unlink(missing_ok=True)
-    return dead
+    return [path.stem for path in sorted(folder.glob("*.lock")) if _end_if_dead(instance, path)]
+
+
+def _end_if_dead(instance: dg.DagsterInstance, lock: Path) -> bool:
+    run_id = lock.stem
+    try:
+        # For writing: network file systems grant no exclusive lock else.
+        handle = lock.open("r+b")
+    except FileNotFoundError:
+        return False
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        # Asked for only now: a process that lived until a moment ago has reported its run.
+        run = instance.get_run_by_id(run_id)
+        if run is None:
+            return False
+        died = not run.is_finished
+        if died:
+            instance.report_run_failed(
+                run,
+                "The run's process is gone without a word: it was killed, or the machine went down. Materialize the "
+                "same again: finished work is kept.",
+            )
+        if instance.event_log_storage.supports_global_concurrency_limits:
+            instance.event_log_storage.free_concurrency_slots_for_run(run_id)
+        lock.unlink(missing_ok=True)
+        return died
+
+
+def _lock_file(folder: Path, run_id: str) -> Path:
+    return folder / f"{run_id}.lock"
 
 
 def locks_folder() -> Path | None:
@@ -68,7 +91,7 @@ def locks_folder() -> Path | None:
 
 
 class _LockedRuns(dg.Executor):
-    """Executes as another executor does, while the run holds its lock."""
+    """Executes as another executor does, once the run holds its lock and dead ones hold nothing."""
 
     def __init__(self, executor: dg.Executor) -> None:
         self._executor = executor
@@ -83,12 +106,10 @@ class _LockedRuns(dg.Executor):
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:
         folder = locks_folder()
-        if folder is None:
-            yield from self._executor.execute(plan_context, execution_plan)
-            return
-        with living_run(folder, plan_context.run_id):
+        if folder is not None and not plan_context.instance.is_ephemeral:
+            hold_run_lock(folder, plan_context.run_id)
             end_dead_runs(plan_context.instance, folder)
-            yield from self._executor.execute(plan_context, execution_plan)
+        return self._executor.execute(plan_context, execution_plan)
 
 
 def _locked_in_process_executor(context: dg.InitExecutorContext) -> dg.Executor:

@@ -13,17 +13,19 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from uveitis_assets.components.dead_runs import dead_runs, end_dead_runs, living_run
+from uveitis_assets.components.dead_runs import dead_runs, end_dead_runs, hold_run_lock
 from uveitis_assets_tests.e2e.installation import Installation
 
 HOLD = """
-import sys, time
+import os, sys, time
 from pathlib import Path
-from uveitis_assets.components.dead_runs import living_run
+from uveitis_assets.components.dead_runs import hold_run_lock
 
-with living_run(Path(sys.argv[1]), sys.argv[2]):
-    print("held", flush=True)
+hold_run_lock(Path(sys.argv[1]), sys.argv[2])
+if os.fork() == 0:
     time.sleep(60)
+print("held", flush=True)
+time.sleep(60)
 """
 WAITING = """
 import time
@@ -83,16 +85,19 @@ def test_a_run_whose_process_was_killed_is_failed_and_its_place_is_free(
 ) -> None:
     run_id = started(instance)
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "locks"), run_id], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(tmp_path / "locks"), run_id],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     assert end_dead_runs(instance, tmp_path / "locks") == []
     assert holders(instance) == {run_id}
 
+    # A child of the process, such as one that loads data, lives on for a while.
     process.kill()
     process.wait()
-    process.stdout.close()
 
     assert end_dead_runs(instance, tmp_path / "locks") == [run_id]
     run = instance.get_run_by_id(run_id)
@@ -101,19 +106,22 @@ def test_a_run_whose_process_was_killed_is_failed_and_its_place_is_free(
     assert holders(instance) == set()
     assert list((tmp_path / "locks").iterdir()) == []
     assert any("killed" in entry.message for entry in instance.all_logs(run_id))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.stdout.close()
 
 
 def test_runs_that_live_or_ended_themselves_are_left_alone(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     alive = started(instance)
     ended = instance.create_run_for_job(work, status=dg.DagsterRunStatus.SUCCESS).run_id
     elsewhere = instance.create_run_for_job(work, status=dg.DagsterRunStatus.STARTED).run_id
-    with living_run(tmp_path, alive):
-        (tmp_path / f"{ended}.lock").touch()
-        assert end_dead_runs(instance, tmp_path) == []
+    hold_run_lock(tmp_path, alive)
+    (tmp_path / f"{ended}.lock").touch()
+    (tmp_path / "of-another-instance.lock").touch()
+    assert end_dead_runs(instance, tmp_path) == []
     statuses = {run.run_id: run.status for run in instance.get_runs()}
     assert statuses[alive] == statuses[elsewhere] == dg.DagsterRunStatus.STARTED
     assert statuses[ended] == dg.DagsterRunStatus.SUCCESS
-    assert list(tmp_path.glob("*.lock")) == []
+    assert {path.stem for path in tmp_path.glob("*.lock")} == {alive, "of-another-instance"}
 
 
 def test_the_sensor_ends_dead_runs_and_asks_for_nothing(
@@ -151,4 +159,6 @@ def test_a_command_that_was_killed_does_not_keep_the_pool_from_the_next(
 
     statuses = [run.status for run in installation.instance().get_runs()]
     assert statuses == [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
+    # The next look removes the lock of the run that finished.
+    assert end_dead_runs(installation.instance(), installation.home / "living_runs") == []
     assert not list((installation.home / "living_runs").iterdir())
