@@ -80,9 +80,9 @@ _TANGENTIAL_WINDOW = 5  # directions pooled; suppresses lashes and vessels, whic
 _MAX_STEP = 4  # radial samples between neighbouring directions: 57 degrees at radius 1
 _APPEARANCE_BINS = (20, 20, 8)  # log brightness, log red/green, texture
 _APPEARANCE_CLIP = 1.5  # nats one pixel may say
-_PENUMBRA = 0.025  # half-frames; the widest strip between the outline and black that is taken for retina
+_PENUMBRA = 0.035  # half-frames; the widest strip between the outline and black that is taken for retina
 _RIM = 0.05  # half-frames; a dark band up to twice as wide is the rim or a shadow, not the black around a field
-_BLACK = 0.1  # times the photograph's 90th percentile; darker is black
+_BLACK = 0.1  # times the 90th percentile of the whole image; darker is black
 _LIT = 0.2  # the same; brighter may be retina at a border
 _DARKEST_CONTENT = 8  # grey levels; below, a row or column of the photograph is padding
 
@@ -145,11 +145,13 @@ def _extended_to_black(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> NDA
     beyond = cv2.copyMakeBorder(black, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
     square = np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)
     wide = cv2.morphologyEx(beyond, cv2.MORPH_OPEN, square)[margin:-margin, margin:-margin]
-    side = 2 * max(1, round(_PENUMBRA * half_frame)) + 1
-    reach = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
-    strip = cv2.bitwise_and(cv2.dilate(mask, reach), 255 * cv2.dilate(wide, reach))
-    strip[brightest <= max(_DARKEST_CONTENT, _LIT * level)] = 0
-    return cast(NDArray[np.uint8], cv2.bitwise_or(mask, strip))
+    if not wide.any():
+        return mask
+    width = cv2.distanceTransform((mask == 0).astype(np.uint8), cv2.DIST_L2, 3)
+    width += cv2.distanceTransform((wide == 0).astype(np.uint8), cv2.DIST_L2, 3)
+    lit = brightest > max(_DARKEST_CONTENT, _LIT * level)
+    # Between two pixels side by side both distances are 1.
+    return np.where(lit & (width <= _PENUMBRA * half_frame + 1), np.uint8(255), mask)
 
 
 def _content_box(image: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:

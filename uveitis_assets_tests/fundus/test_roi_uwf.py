@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from uveitis_assets.fundus.roi_uwf import uwf_retina_mask
+from uveitis_assets.fundus.roi_uwf import _extended_to_black, uwf_retina_mask
 from uveitis_assets.sample import render_ultra_widefield
 
 Image = NDArray[np.uint8]
@@ -307,3 +307,22 @@ def test_random_discs_give_a_mask_and_no_error(height: int, width: int, seed: in
 def test_other_arrays_are_refused_with_what_was_found(image: Image) -> None:
     with pytest.raises(ValueError, match=r"expected an RGB image \(H, W, 3\) uint8, found \(64, 64"):
         uwf_retina_mask(image)
+
+
+def test_a_narrow_strip_beside_black_is_taken_whole_and_a_wide_one_not_at_all() -> None:
+    field, outline = np.zeros((2, 1000, 1000), np.uint8)
+    cv2.circle(field, (500, 500), 400, 255, -1)
+    # 5 px inside the field on the left, 35 px on the right: narrow, then wider than any penumbra.
+    cv2.circle(outline, (485, 500), 380, 255, -1)
+    image = np.repeat(field[..., None] // 2, 3, axis=2)
+
+    extended = _extended_to_black(outline, image)
+
+    assert extended[500, 101] == 255
+    assert extended[500, 875] == 0
+    assert not np.any((extended > 0) & (field == 0))
+    contours, _ = cv2.findContours(extended, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    assert len(contours) == 1
+    assert cv2.arcLength(contours[0], closed=True) < 1.05 * cv2.arcLength(
+        cv2.findContours(field, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0][0], closed=True
+    )
