@@ -8,7 +8,6 @@ images.
 
 from __future__ import annotations
 
-import mmap
 import threading
 
 import cv2
@@ -68,22 +67,13 @@ def _words(pixels: Pixels) -> NDArray[np.uint32]:
 
 def _color_table(conversion: int) -> NDArray[np.uint32]:
     """Result of a 3-channel conversion for each colour: first channel in the lowest byte, of index and of value."""
-    table = _empty_table()
+    table = np.empty(_N_COLORS, dtype="<u4")
     for start in range(0, _N_COLORS, _CHUNK):
         colors = np.arange(start, start + _CHUNK, dtype="<u4").view(np.uint8).reshape(1, _CHUNK, 4)
         converted = cv2.cvtColor(cv2.cvtColor(colors, cv2.COLOR_RGBA2RGB), conversion)
         table[start : start + _CHUNK] = _words(np.asarray(cv2.cvtColor(converted, cv2.COLOR_RGB2RGBA), dtype=np.uint8))
     table &= _N_COLORS - 1
     return table
-
-
-def _empty_table() -> NDArray[np.uint32]:
-    """Room for a table in memory of its own: pages of the heap that were in use before stay small ones, and looking
-    colours up through them takes two thirds more time than through huge pages."""
-    memory = mmap.mmap(-1, 4 * _N_COLORS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, dtype="<u4")
 
 
 lab_converter = LabConverter()
