@@ -268,6 +268,52 @@ def test_preparing_twice_changes_nothing(host: Host, engine_socket: Path) -> Non
     assert (host.root / "home/secrets/postgres_password").read_bytes() == before[1]
 
 
+def test_preparing_again_makes_the_secrets_that_an_older_version_did_not(host: Host, engine_socket: Path) -> None:
+    folder = {"UVEITIS_SECRETS": str(host.root / "kept apart")}
+    assert _prepare(host, engine_socket, **folder).returncode == 0
+    password = (host.root / "kept apart/postgres_password").read_bytes()
+    settings = (host.root / "env").read_bytes()
+    secret = host.root / "kept apart/uveitis_wandb_key"
+    secret.unlink()
+    # The folder, uid and gid are those of the deployment, whatever the second call's variables say.
+    done = _prepare(host, engine_socket, UVEITIS_UID="77")
+    assert done.returncode == 0, done.stderr
+    assert secret.read_bytes() == b""
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    if getpass.getuser() == "root":
+        assert (secret.stat().st_uid, secret.stat().st_gid) == (4321, 4322)
+    assert (host.root / "env").read_bytes() == settings
+    assert (host.root / "kept apart/postgres_password").read_bytes() == password
+    assert not (host.root / "home/secrets").exists()
+
+
+def test_a_tracking_key_given_later_fills_the_empty_file_and_replaces_no_other_key(
+    host: Host, engine_socket: Path
+) -> None:
+    assert _prepare(host, engine_socket).returncode == 0
+    secret, key = host.root / "home/secrets/uveitis_wandb_key", host.root / "key"
+    assert secret.read_bytes() == b""
+    key.write_text("0123456789\n")
+    done = _prepare(host, engine_socket, WANDB_KEY_FILE=str(key))
+    assert done.returncode == 0, done.stderr
+    assert secret.read_text() == "0123456789\n"
+    key.write_text("9876543210\n")
+    done = _prepare(host, engine_socket, WANDB_KEY_FILE=str(key))
+    assert f"{secret} holds another key than {key}" in done.stdout
+    assert secret.read_text() == "0123456789\n"
+    done = _prepare(host, engine_socket, WANDB_KEY_FILE=str(host.root / "none"))
+    assert (done.returncode, "found no such file" in done.stderr) == (2, True)
+
+
+def test_a_lost_password_of_a_database_is_not_made_anew(host: Host, engine_socket: Path) -> None:
+    assert _prepare(host, engine_socket).returncode == 0
+    (host.root / "home/state/postgres/pgdata").mkdir()
+    (host.root / "home/secrets/postgres_password").unlink()
+    done = _prepare(host, engine_socket)
+    assert (done.returncode, "Restore the file" in done.stderr) == (2, True)
+    assert not (host.root / "home/secrets/postgres_password").exists()
+
+
 def test_the_tracking_key_is_copied_to_the_secrets_and_an_empty_file_stands_for_none(
     host: Host, engine_socket: Path
 ) -> None:
