@@ -61,6 +61,9 @@ def open_run_folder(folder: RunFolder, identity: Mapping[str, Any]) -> tuple[Run
                 "training begins anew"
             )
         begin_run(place, identity)
+    else:
+        # A killed move had begun to take this run away; what it took is not to mix with a later run.
+        _number(_gathered(place, folder.replaced_folder))
     return place, "\n".join(messages) or None
 
 
@@ -87,18 +90,35 @@ def complete_succession(folder: RunFolder) -> str | None:
 def _set_aside(run: RunFolder, replaced: Path) -> Path | None:
     """Move a run's files to a folder of their own below ``replaced``; None when there are none.
 
-    run.json moves last: a killed move goes on in the same folder.
+    They gather in a hidden folder, which gets its number when it is whole: a killed move goes on there, and what has a
+    number is never added to. run.json moves last.
     """
     held = [name for name in OWN_FILES if (run.path / name).exists()]
+    gathered = _gathered(run, replaced)
     if not held:
+        return _number(gathered)
+    if any((gathered / name).exists() for name in ("run.json", *held)):
+        # Of another run: this place was filled again before that move was completed.
+        _number(gathered)
+    gathered.mkdir(parents=True, exist_ok=True)
+    for name in held:
+        (run.path / name).rename(gathered / name)
+    return _number(gathered)
+
+
+def _gathered(run: RunFolder, replaced: Path) -> Path:
+    """Where the files of a run gather that is being moved below ``replaced``."""
+    return replaced / f".{run.path.name}"
+
+
+def _number(gathered: Path) -> Path | None:
+    """Give gathered files the first free ``run_<n>``; None when there are none."""
+    if not gathered.exists():
         return None
     number = 1
-    while any((replaced / f"run_{number:03d}" / name).exists() for name in ("run.json", *held)):
+    while (target := gathered.with_name(f"run_{number:03d}")).exists():
         number += 1
-    target = replaced / f"run_{number:03d}"
-    target.mkdir(parents=True, exist_ok=True)
-    for name in held:
-        (run.path / name).rename(target / name)
+    gathered.rename(target)
     return target
 
 

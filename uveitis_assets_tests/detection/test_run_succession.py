@@ -115,7 +115,7 @@ def test_a_first_training_and_one_after_an_unfinished_one_write_into_the_folder_
         fold_weights(store, "lane", 0)
 
 
-@pytest.mark.parametrize("n_changes", range(16))
+@pytest.mark.parametrize("n_changes", range(17))
 def test_a_process_killed_while_runs_change_places_leaves_the_new_one_usable_and_a_later_one_completes_it(
     store: ArtefactStore, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, n_changes: int
 ) -> None:
@@ -129,8 +129,8 @@ def test_a_process_killed_while_runs_change_places_leaves_the_new_one_usable_and
         except Killed:
             assert len(done) == n_changes
         else:
-            # Seven parts move out, seven move in, and their empty place is removed.
-            assert len(done) == n_changes == 15
+            # Seven parts move out and get a number, seven move in, and their empty place is removed.
+            assert len(done) == n_changes == 16
     weights = fold_weights(store, "lane", 0)
     weights.check_unchanged()
     assert weights.digest == digest
@@ -144,7 +144,7 @@ def test_a_process_killed_while_runs_change_places_leaves_the_new_one_usable_and
     assert fold_weights(store, "lane", 0).digest == digest
 
 
-@pytest.mark.parametrize("n_changes", range(8))
+@pytest.mark.parametrize("n_changes", range(9))
 def test_a_process_killed_while_it_moves_an_unfinished_run_leaves_nothing_that_counts_as_usable(
     store: ArtefactStore, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, n_changes: int
 ) -> None:
@@ -159,3 +159,36 @@ def test_a_process_killed_while_it_moves_an_unfinished_run_leaves_nothing_that_c
     assert open_run_folder(folder, NEW)[0] == folder
     assert list(contents(folder)) == ["run.json"]
     assert contents(RunFolder(folder.replaced_folder / "run_001")) == former
+    assert [path.name for path in folder.replaced_folder.iterdir()] == ["run_001"]
+
+
+def test_weights_that_were_put_there_by_hand_do_not_mix_with_a_run_that_was_killed_before_its_first_state(
+    folder: RunFolder,
+) -> None:
+    for path in (folder.path / name for name in OWN_FILES if name != "checkpoints"):
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+    by_hand = contents(folder)
+    train(folder, NEW, 2.0)
+    complete_succession(folder)
+    place, _ = open_run_folder(folder, {"configuration": "killed at once"})
+    write_bytes(place.configuration_file, b"killed at once")
+    killed = contents(place)
+    open_run_folder(folder, {"configuration": "another"})
+    assert contents(RunFolder(folder.replaced_folder / "run_001")) == by_hand
+    assert contents(RunFolder(folder.replaced_folder / "run_002")) == killed
+
+
+def test_what_a_killed_move_took_from_a_run_that_goes_on_after_all_does_not_mix_with_a_later_run(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, _ = open_run_folder(folder, NEW)
+    write_bytes(place.configuration_file, b"new")
+    with monkeypatch.context() as patched:
+        kill_at(patched, 1)
+        with pytest.raises(Killed):
+            open_run_folder(folder, {"configuration": "another"})
+    assert open_run_folder(folder, NEW)[0] == place
+    open_run_folder(folder, {"configuration": "another"})
+    replaced = [sorted(path.name for path in run.iterdir()) for run in sorted(folder.replaced_folder.iterdir())]
+    assert replaced == [["config.yaml"], ["run.json"]]
