@@ -82,6 +82,9 @@ def complete_succession(folder: RunFolder) -> str | None:
     target = _set_aside(folder, folder.replaced_folder) if whole else None
     for name in ("checkpoints", *OWN_FILES):
         if (successor.path / name).exists():
+            if (folder.path / name).is_dir():
+                # An evaluation wrote it after the checkpoints had moved in: it is of the same weights.
+                shutil.rmtree(folder.path / name)
             (successor.path / name).rename(folder.path / name)
     shutil.rmtree(successor.path)
     return None if target is None else f"{folder.path}: the former run was moved to {target.relative_to(folder.path)}"

@@ -192,3 +192,21 @@ def test_what_a_killed_move_took_from_a_run_that_goes_on_after_all_does_not_mix_
     open_run_folder(folder, {"configuration": "another"})
     replaced = [sorted(path.name for path in run.iterdir()) for run in sorted(folder.replaced_folder.iterdir())]
     assert replaced == [["config.yaml"], ["run.json"]]
+
+
+def test_figures_that_an_evaluation_draws_while_a_run_is_half_moved_do_not_stop_the_move(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = train(folder, NEW, 2.0)
+    write_bytes(place.figures_folder / "val_froc.png", b"drawn before")
+    new = contents(place)
+    with monkeypatch.context() as patched:
+        # Seven parts have moved out and got a number, and the checkpoints have moved in.
+        kill_at(patched, 9)
+        with pytest.raises(Killed):
+            complete_succession(folder)
+    assert folder.best_weights.is_file()
+    write_bytes(folder.figures_folder / "val_confusion.png", b"drawn meanwhile")
+    complete_succession(folder)
+    assert contents(folder) == new
+    assert not folder.successor.path.exists()
