@@ -36,18 +36,21 @@ def usable_run(folder: RunFolder) -> RunFolder:
 def open_run_folder(folder: RunFolder, identity: Mapping[str, Any]) -> tuple[RunFolder, str | None]:
     """Find the place where a run of ``identity`` is trained, and make it that run's.
 
-    That is the folder itself, or its ``retraining/`` while the folder holds a usable run. What the place holds of a run
+    That is the folder itself, or its ``retraining/`` while the folder holds a usable run, and when a run of
+    ``identity`` goes on there (the one in the folder has lost its weights since). What the place holds of a run
     that cannot be continued (another identity; finished, but its best weights are gone or damaged) is moved below
     ``replaced/``. Half-files of killed processes are removed: nobody else may be writing there.
 
     Returns:
         The place, and a message when there was another run.
     """
-    place = folder.successor if not is_unfinished(folder) and has_best_weights(folder) else folder
+    usable = not is_unfinished(folder) and has_best_weights(folder)
+    goes_on = is_unfinished(folder.successor) and run_identity(folder.successor) == identity
+    place = folder.successor if usable or goes_on else folder
     remove_half_files(place.path)
     remove_half_files(place.last_state.parent)
     messages = []
-    if place != folder:
+    if usable:
         messages.append(
             f"{folder.path}: holds a finished run {_difference(folder, identity)}; it stays in use until this training "
             f"is finished, which writes below {place.path.name}/ and then takes its place"

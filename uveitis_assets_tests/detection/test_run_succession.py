@@ -210,3 +210,19 @@ def test_figures_that_an_evaluation_draws_while_a_run_is_half_moved_do_not_stop_
     complete_succession(folder)
     assert contents(folder) == new
     assert not folder.successor.path.exists()
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut short"])
+def test_a_retraining_goes_on_when_the_finished_run_loses_its_weights_meanwhile(folder: RunFolder, damage: str) -> None:
+    place, _ = open_run_folder(folder, NEW)
+    write_bytes(place.last_state, b"state")
+    whole = folder.best_weights.read_bytes()
+    folder.best_weights.unlink()
+    if damage == "cut short":
+        folder.best_weights.write_bytes(whole[:-1])
+    assert open_run_folder(folder, NEW) == (place, None)
+    assert place.last_state.read_bytes() == b"state"
+    train(folder, NEW, 2.0)
+    complete_succession(folder)
+    assert finished_outcome(folder, NEW) == {"best_epoch": 1}
+    assert open_run_folder(folder, FORMER)[0] == place, "it is in use now"
