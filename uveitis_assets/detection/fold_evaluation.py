@@ -26,7 +26,7 @@ from uveitis_assets.detection.labelled_split import LabelledImage, LabelledSplit
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.detection.predict_images import predict_images
 from uveitis_assets.detection.prediction_overlays import prediction_sheet
-from uveitis_assets.detection.run_folder import RunFolder
+from uveitis_assets.detection.run_folder import RunFolder, folder_of_best_weights
 from uveitis_assets.detection.run_succession import usable_run
 from uveitis_assets.detection.sampling import overfit_split
 from uveitis_assets.detection.tile_files import read_global_image, read_tile_pixels
@@ -67,8 +67,9 @@ def evaluate_fold(
         TrainingNotUsableError: the checkpoint is unfinished, was replaced meanwhile, was trained on images that it is
             to be judged by, or learned other classes.
     """
-    folder = usable_run(RunFolder(store.run_folder(lane.name, fold)))
     weights = fold_weights(store, lane.name, fold)
+    # Asked for a second time, the run in use might be another.
+    folder = folder_of_best_weights(weights.path)
     device_name = chosen_device(device)
     judged = _judged_images(store, lane, fold, split)
     weights.check_categories(judged.categories)
@@ -90,18 +91,18 @@ def evaluate_fold(
     report = folder.report_file if split == "val" else folder.test_report_file
     epoch = int(read_lineage(weights.path)["metrics"]["epoch"])
     content = validation_report(evaluation, best_epoch=epoch, fingerprint=judged.fingerprint)
-    # A training that finished meanwhile has put its own report there.
-    weights.check_unchanged()
-    write_json(report, {**content, "checkpoint": weights.digest, "split": judged.split})
     figures = {
         "FROC": froc_figure(evaluation),
         "precision and recall": precision_recall_figure(evaluation),
         "confusion": confusion_figure(evaluation),
     }
-    for name, png in figures.items():
-        write_bytes(folder.figures_folder / f"{split}_{name.replace(' ', '_').lower()}.png", png)
     pictures = {name: png_as_jpeg(png) for name, png in figures.items()}
     pictures["preview"] = _sheet(lane, judged.images, found, judged.categories, store)
+    # A training that finished meanwhile has put its own report there. Last of all, because the figures take seconds.
+    weights.check_unchanged()
+    write_json(report, {**content, "checkpoint": weights.digest, "split": judged.split})
+    for name, png in figures.items():
+        write_bytes(folder.figures_folder / f"{split}_{name.replace(' ', '_').lower()}.png", png)
     return JudgedFold(report, judged.split, _numbers(evaluation), _per_class_table(evaluation), pictures)
 
 

@@ -104,6 +104,11 @@ class RunFolder:
         return self.path / "checkpoints" / f"epoch_{epoch:03d}.safetensors"
 
 
+def folder_of_best_weights(path: Path) -> RunFolder:
+    """The run folder whose ``best_weights`` lie at a path."""
+    return RunFolder(path.parent.parent)
+
+
 def finished_outcome(folder: RunFolder, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """The outcome of a finished run of this identity whose best weights are there and whole, else None."""
     if run_identity(folder) != identity or not has_best_weights(folder):

@@ -1,15 +1,17 @@
 """Weights of a fold are used once they are finished, as what they are, and never judged by what they learned."""
 
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from uveitis_assets.detection import fold_evaluation
-from uveitis_assets.detection.fold_weights import TrainingNotUsableError, fold_weights
+from uveitis_assets.detection.fold_weights import FoldWeights, TrainingNotUsableError, fold_weights
 from uveitis_assets.detection.labelled_split import LabelledSplit
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
+from uveitis_assets.detection.run_folder import RunFolder
+from uveitis_assets.detection.run_succession import complete_succession
 from uveitis_assets.detection.training import train_detector
 from uveitis_assets.detection.weights_files import file_digest
 from uveitis_assets.storage import ArtefactStore, read_json, write_json
@@ -54,24 +56,52 @@ def test_weights_that_are_replaced_between_digest_and_loading_are_refused(
         weights.load()
 
 
-def test_an_evaluation_of_weights_that_are_replaced_meanwhile_leaves_the_report_of_the_new_ones(
-    trained: Path, store: ArtefactStore, train: LabelledSplit, val: LabelledSplit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    predict_images = fold_evaluation.predict_images
-
-    def slowly(*arguments: Any, **options: Any) -> Iterator[Any]:
-        yield from predict_images(*arguments, **options)
-        train_detector(store, tiny(training={"epochs": 1, "seed": 1}), trained, train, val, device="cpu")
-
-    monkeypatch.setattr(fold_evaluation, "predict_images", slowly)
+@pytest.fixture
+def lane(val: LabelledSplit, monkeypatch: pytest.MonkeyPatch) -> DetectorLaneConfiguration:
+    """The lane ``squares``, which is judged on ``val``."""
     monkeypatch.setattr(fold_evaluation, "labelled_split", lambda *_: val)
     values = {**tiny().model_dump(), "name": "squares", "train_on": "eyes", "predict_on": "eyes"}
-    lane = DetectorLaneConfiguration.model_validate(values)
+    return DetectorLaneConfiguration.model_validate(values)
+
+
+@pytest.mark.parametrize("step", ["evaluate_detections", "confusion_figure"])
+def test_an_evaluation_of_weights_that_are_replaced_meanwhile_leaves_the_report_of_the_new_ones(
+    trained: Path,
+    store: ArtefactStore,
+    train: LabelledSplit,
+    val: LabelledSplit,
+    lane: DetectorLaneConfiguration,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    done = getattr(fold_evaluation, step)
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        train_detector(store, tiny(training={"epochs": 1, "seed": 1}), trained, train, val, device="cpu")
+        return done(*arguments, **options)
+
+    monkeypatch.setattr(fold_evaluation, step, slowly)
     with pytest.raises(TrainingNotUsableError, match="was replaced while it was in use"):
         fold_evaluation.evaluate_fold(store, lane, 0, split="val", device="cpu")
     # An evaluation names its checkpoint, a training's own report does not.
     assert "checkpoint" not in read_json(trained / "val_report.json")
     assert not (trained / "figures").exists()
+
+
+def test_an_evaluation_writes_beside_the_weights_that_it_judged_when_a_finished_run_moves_in_at_its_start(
+    trained: Path, store: ArtefactStore, lane: DetectorLaneConfiguration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained, trained / "retraining")
+
+    def moved_in_before(*arguments: Any) -> FoldWeights:
+        complete_succession(RunFolder(trained))
+        return fold_weights(*arguments)
+
+    monkeypatch.setattr(fold_evaluation, "fold_weights", moved_in_before)
+    judged = fold_evaluation.evaluate_fold(store, lane, 0, split="val", device="cpu")
+    assert judged.report == trained / "val_report.json"
+    assert "checkpoint" in read_json(judged.report)
+    assert not (trained / "retraining").exists()
 
 
 def test_an_id_that_means_another_class_now_is_refused_and_a_new_class_is_not(
