@@ -1,8 +1,9 @@
 """What a detector lane does by itself while a daemon is up: predict batches whose tiles are new.
 
 Predictions say which materialization of the tiles they read: tiles that were made again while their batch was being
-predicted are older than the predictions, and unread all the same. Training never starts by itself. A new checkpoint
-leaves the predictions as they are; materialize them again to have them by the new one.
+predicted are older than the predictions, and unread all the same. Training never starts by itself. A fold that is
+trained again predicts by its finished checkpoint until then. A new checkpoint leaves the predictions as they are;
+materialize them again to have them by the new one.
 """
 
 import json
@@ -55,18 +56,15 @@ def predictions_sensor(detector: DetectorLaneConfiguration, keys: DetectorKeys) 
         minimum_interval_seconds=detector.automation.predictions_interval_s,
         default_status=sensor_status(detector.automation.predictions_sensor),
         description=f"Predicts the batches of {keys.predicted.lane} whose tiles are newer than those that their "
-        "predictions were made of, once the chosen checkpoints are there.",
+        "predictions were made of, once the chosen checkpoints are there; also while one of them is trained again.",
     )
     def predictions_refresh(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         instance = context.instance
-        folds = keys.folds.get_partition_keys()
         chosen = {fold_key(fold) for fold in detector.inference.folds}
         absent = chosen - instance.get_materialized_partitions(keys.checkpoint)
         if absent:
             return dg.SkipReason(f"{keys.checkpoint.to_user_string()} lacks {', '.join(sorted(absent))}")
         runs = recent_unfinished_runs(instance)
-        if any(chosen & _of_asset(run, keys.checkpoint, keys.training_job, folds) for run in runs):
-            return dg.SkipReason(f"{keys.checkpoint.to_user_string()} is being trained: waiting for its end")
         ordered = sorted(instance.get_dynamic_partitions(keys.predicted.batches_name))
         tiles = newest_events(instance, keys.predicted.stage("tiles"))
         predicted = newest_events(instance, keys.predictions)

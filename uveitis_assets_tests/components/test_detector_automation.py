@@ -33,10 +33,10 @@ def instance() -> dg.DagsterInstance:
     return prepared(dg.DagsterInstance.ephemeral())
 
 
-def prepared(instance: dg.DagsterInstance) -> dg.DagsterInstance:
-    """Fold 0 is trained, five batches are registered, and all have tiles."""
+def prepared(instance: dg.DagsterInstance, *, trained: str = "fold0") -> dg.DagsterInstance:
+    """One fold is trained, five batches are registered, and all have tiles."""
     instance.add_dynamic_partitions("uwf700_batches", [f"b0000{number}" for number in range(1, 6)])
-    materialize(instance, CHECKPOINT, "fold0")
+    materialize(instance, CHECKPOINT, trained)
     materialize(instance, TILES, *(f"b0000{number}" for number in range(1, 6)))
     return instance
 
@@ -169,15 +169,22 @@ def test_a_run_that_was_killed_without_a_word_blocks_for_a_day_at_most(
         assert asked(definitions, instance) == [("b00001", "b00003"), ("b00004", "b00005")]
 
 
-def test_nothing_is_predicted_while_a_chosen_fold_is_trained(
+def test_batches_are_predicted_while_a_chosen_fold_is_trained_again(
     definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> None:
-    add_run(instance, dg.DagsterRunStatus.STARTED, {"dagster/partition": "fold1"}, "parent_training")
-    assert asked(definitions, instance)
+    add_run(instance, dg.DagsterRunStatus.STARTED, {"dagster/partition": "fold0"}, "parent_training")
     add_run(instance, dg.DagsterRunStatus.STARTED, range_tags("fold0", "fold1"), "__ASSET_JOB", [CHECKPOINT])
+    assert asked(definitions, instance) == [("b00001", "b00003"), ("b00004", "b00005")]
+
+
+def test_nothing_is_predicted_while_a_chosen_fold_is_trained_for_the_first_time(definitions: dg.Definitions) -> None:
+    instance = prepared(dg.DagsterInstance.ephemeral(), trained="fold1")
+    add_run(instance, dg.DagsterRunStatus.STARTED, {"dagster/partition": "fold0"}, "parent_training")
     reason = tick(definitions, instance)
     assert isinstance(reason, dg.SkipReason)
-    assert reason.skip_message == "parent/checkpoint is being trained: waiting for its end"
+    assert reason.skip_message == "parent/checkpoint lacks fold0"
+    materialize(instance, CHECKPOINT, "fold0")
+    assert asked(definitions, instance) == [("b00001", "b00003"), ("b00004", "b00005")]
 
 
 @pytest.mark.parametrize("end", [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS])
