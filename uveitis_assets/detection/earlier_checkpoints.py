@@ -18,6 +18,7 @@ from torch import Tensor
 
 from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.models import retfound
+from uveitis_assets.detection.models.anchors import default_anchor_sizes
 from uveitis_assets.detection.models.earlier_neck import EARLIER_ANCHOR_SIZES
 from uveitis_assets.detection.models.feature_pyramid import PATCH_STRIDE
 
@@ -117,8 +118,10 @@ def _resnet(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _check_anchors(path: Path, tensors: Mapping[str, Tensor], configuration: ModelConfiguration) -> None:
     n_found = len(_wanted(path, tensors, "rpn.head.cls_logits.weight"))
-    n_sizes = len(configuration.anchor_sizes[0]) if configuration.anchor_sizes else 0
-    n_expected = n_sizes * len(configuration.anchor_ratios)
+    # Empty sizes mean those of the network itself, as faster_rcnn takes them.
+    earlier_neck = configuration.neck == "earlier_upsampled"
+    own = EARLIER_ANCHOR_SIZES if earlier_neck else default_anchor_sizes([configuration.finest_stride])
+    n_expected = len((configuration.anchor_sizes or own)[0]) * len(configuration.anchor_ratios)
     if n_found != n_expected:
         raise ValueError(
             f"{path}: its proposal head has {n_found} anchors per place, its configuration says {n_expected}; pass "

@@ -136,6 +136,18 @@ def test_nine_anchors_per_place_need_their_sizes(tmp_path: Path) -> None:
         assert set(model([torch.rand(3, 64, 64)])[0]) == {"boxes", "scores", "labels"}
 
 
+def test_empty_anchor_sizes_are_those_of_the_network_itself(tmp_path: Path) -> None:
+    path = write_earlier(tmp_path / "best.pth", earlier_transformer_state())
+    image = torch.rand(3, 64, 64)
+    (model, _), (expected, _) = load_trained_detector(path, changes={"anchor_sizes": ()}), load_trained_detector(path)
+    with torch.no_grad():
+        torch.testing.assert_close(model([image])[0]["boxes"], expected([image])[0]["boxes"])
+    resnet = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4).state_dict()
+    path = write_earlier(tmp_path / "resnet.pth", resnet)
+    with pytest.raises(ValueError, match=r"3 anchors per place, its configuration says 6"):
+        load_trained_detector(path, changes={"anchor_sizes": ()})
+
+
 def test_an_incomplete_earlier_checkpoint_is_not_rebuilt(tmp_path: Path) -> None:
     state = earlier_transformer_state()
     del state["backbone.smooth.p3.bias"]
