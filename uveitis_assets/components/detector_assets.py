@@ -14,6 +14,7 @@ from uveitis_assets.components.detector_keys import DetectorKeys, fold_key, fold
 from uveitis_assets.components.lane_assets import UPSTREAM_EVENT_METADATA, newest_events
 from uveitis_assets.components.partition_runs import Metadata, materialize_asset
 from uveitis_assets.components.previews import picture
+from uveitis_assets.deployment.gpu_pool import GPU_POOL
 from uveitis_assets.detection.compute_device import Device
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.storage import ArtefactStore
@@ -71,7 +72,7 @@ def _checkpoint(
         owners=list(detector.owners),
         kinds={"pytorch"},
         code_version=CHECKPOINT_CODE_VERSION,
-        pool="gpu",
+        pool=GPU_POOL,
         tags={"uveitis/gpu": "preferred"},
         metadata={"configuration": dg.MetadataValue.json(detector.model_dump(mode="json"))},
         description=f"{detector.description}\n\nWeights of the best and the last epoch under `runs/{detector.name}/` "
@@ -121,7 +122,7 @@ def _evaluation(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> dg.A
         owners=list(detector.owners),
         kinds={"pytorch", "json"},
         code_version=EVALUATION_CODE_VERSION,
-        pool="gpu",
+        pool=GPU_POOL,
         tags={"uveitis/gpu": "preferred"},
         description="The best checkpoint on images it did not learn from: AP, FROC with bootstrap intervals over "
         "patients, confusion of classes; `val_report.json` and figures.",
@@ -167,7 +168,7 @@ def _predictions(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> dg.
         owners=list(detector.owners),
         kinds={"pytorch", "json"},
         code_version=PREDICTIONS_CODE_VERSION,
-        pool="gpu",
+        pool=GPU_POOL,
         tags={"uveitis/gpu": "preferred"},
         description=f"Lesions of every usable image of a batch by the checkpoints of {', '.join(chosen)}: "
         f"`preds/{detector.name}/` in pixels of the global image and of the source image, overlays and heat maps in "

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from uveitis_assets.components.fundus_dataset import FundusDataset
 from uveitis_assets.components.lane_keys import LaneKeys
+from uveitis_assets.deployment.gpu_pool import GPU_POOL
 from uveitis_assets.detection.compute_device import Device
 from uveitis_assets.detection.encoder_configuration import EncoderPretrainingConfiguration
 from uveitis_assets.storage import ArtefactStore
@@ -69,7 +70,7 @@ def _encoder(configuration: EncoderPretrainingConfiguration, lanes: list[LaneKey
         owners=list(configuration.owners),
         kinds={"pytorch"},
         code_version=ENCODER_CODE_VERSION,
-        pool="gpu",
+        pool=GPU_POOL,
         tags={"uveitis/gpu": "preferred"},
         metadata={"configuration": dg.MetadataValue.json(configuration.model_dump(mode="json"))},
         description=f"{configuration.description}\n\nMasked autoencoder on the global images outside test; "

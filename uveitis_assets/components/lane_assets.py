@@ -17,6 +17,7 @@ from pydantic import Field
 from uveitis_assets.components.lane_keys import STAGES, LaneKeys, fold_and_split
 from uveitis_assets.components.partition_runs import Metadata, MetadataEntry, materialize_asset, materialize_keys
 from uveitis_assets.components.previews import picture
+from uveitis_assets.deployment.gpu_pool import GPU_POOL
 from uveitis_assets.fundus.configuration import LaneConfiguration, PreprocessStage
 from uveitis_assets.fundus.landed import Split
 from uveitis_assets.storage import ArtefactStore, read_json
@@ -167,7 +168,7 @@ def _preprocessing(lane: LaneConfiguration) -> dg.AssetsDefinition:
         can_subset=True,
         partitions_def=keys.batches,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        pool="gpu" if uses_sam2 else None,
+        pool=GPU_POOL if uses_sam2 else None,
     )
     def preprocessing(
         context: dg.AssetExecutionContext, config: PreprocessRunConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from uveitis_assets.components import detector_assets
+from uveitis_assets.definitions import defs
 from uveitis_assets.deployment.gpu_pool import GPU_POOL, make_gpu_pool_known
 
 
@@ -34,5 +34,10 @@ def test_a_limit_that_was_set_for_several_gpus_stays(instance: dg.DagsterInstanc
     assert _limits(instance) == {GPU_POOL: 4}
 
 
-def test_it_is_the_pool_of_the_assets_that_use_a_gpu() -> None:
-    assert f'pool="{GPU_POOL}"' in Path(detector_assets.__file__).read_text()
+def test_the_assets_that_may_use_a_gpu_belong_to_it_and_there_is_no_other_pool() -> None:
+    pools = {False: set[str | None](), True: set[str | None]()}
+    for assets in defs().assets or []:
+        assert isinstance(assets, dg.AssetsDefinition)
+        wishes = {tags.get("uveitis/gpu", "none") for tags in assets.tags_by_key.values()}
+        pools[wishes != {"none"}].add(assets.op.pool)
+    assert pools == {False: {None}, True: {GPU_POOL}}
