@@ -92,12 +92,18 @@ def _splits_of_the_fold_trained_by(store: ArtefactStore, base_coco: Path, image_
         return every
     fitting = [fold for fold, files in of_fold.items() if held_out_images(files).isdisjoint(image_ids)]
     if len(fitting) != 1:
+        candidates = of_fold[min(fitting or of_fold)]
+        example = next((path for path in candidates if _names_any_of(image_ids, path)), candidates[0])
         raise ValueError(
             f"{base_coco}: expected one fold in which none of its {len(image_ids)} images is val or test, found "
             f"{', '.join(map(str, fitting)) or 'none'} of {', '.join(map(str, of_fold))}; pass --split-file with the "
-            f"split file of the fold that you will train, e.g. --split-file {of_fold[min(fitting or of_fold)][0]}"
+            f"split file of the fold that you will train, e.g. --split-file {example}"
         )
     return of_fold[fitting[0]]
+
+
+def _names_any_of(image_ids: set[str], split_file: Path) -> bool:
+    return any(not image_ids.isdisjoint(named) for named in read_json(split_file).values() if isinstance(named, list))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -365,6 +365,13 @@ def test_a_base_file_of_no_fold_or_of_several_asks_for_the_split_file(
     assert expand_the_base(store, split_files=[store.splits_file("stage0", 0)]) >= {"uwf700::b", "uwf700::u"}
 
 
+def test_the_split_file_that_is_asked_for_is_one_of_the_base_files_own_images(store: ArtefactStore) -> None:
+    deal(store, "another", [("x", "y"), ("y", "x")])
+    deal(store, "stage0", [("b", "a"), ("a", "b")])
+    with pytest.raises(ValueError, match=r"found none of 0, 1;.*--split-file \S+stage0_0\.json"):
+        expand_the_base(store)
+
+
 def test_the_command_refuses_to_expand_without_splits(store: ArtefactStore) -> None:
     (store.root / "splits" / "stage0_0.json").unlink()
     with pytest.raises(ValueError, match="expected the split files"):
