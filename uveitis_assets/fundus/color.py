@@ -189,11 +189,12 @@ def _render(mask: Pixels, out: Pixels, band_map: BandMap) -> None:
         x, y, width, height = cv2.boundingRect(mask[rows])
         box = slice(rows.start + y, rows.start + y + height), slice(x, x + width)
         inside = mask[box]
-        if (height, width) != mask[rows].shape or cv2.countNonZero(inside) < inside.size:
+        full = cv2.countNonZero(inside) == inside.size
+        if not full or (height, width) != mask[rows].shape:
             out[rows] = 0
         if width == 0:
             continue
-        if cv2.countNonZero(inside) == inside.size:
+        if full:
             band_map(*box, out[box])
         else:
             band = np.empty((height, width, 3), dtype=np.uint8)

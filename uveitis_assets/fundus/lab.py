@@ -49,15 +49,16 @@ class LabConverter:
             out[..., 3] = 0
         else:
             words = _words(np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA), dtype=np.uint8))
-            words &= _N_COLORS - 1
-            np.take(self._tables[0], words.astype(np.intp), out=_words(out), mode="clip")
+            # The opaque fourth channel makes a signed word the colour's index counted from the table's end.
+            np.take(self._tables[0], words.view(np.int32).astype(np.intp), out=_words(out), mode="wrap")
 
     def to_rgb(self, lab: Pixels, out: Pixels) -> None:
         """Convert (H, W, 4) LAB, whose fourth channel is 0, into (H, W, 3) RGB."""
         if self._tables is None:
             cv2.cvtColor(cv2.cvtColor(lab, cv2.COLOR_RGBA2RGB), cv2.COLOR_LAB2RGB, dst=out)
         else:
-            words = np.take(self._tables[1], _words(lab).astype(np.intp))
+            words = np.empty(lab.shape[:2], dtype="<u4")
+            np.take(self._tables[1], _words(lab).astype(np.intp), out=words, mode="wrap")
             cv2.cvtColor(words.view(np.uint8).reshape(lab.shape), cv2.COLOR_RGBA2RGB, dst=out)
 
 
