@@ -1,5 +1,5 @@
-"""Dagster's Postgres storage for a database that may restart while runs are at work: connecting waits for it,
-and connections that died with it are replaced.
+"""Dagster's Postgres storage for a database that may restart or crash while runs are at work: connecting waits for it,
+connections that died with it are replaced, and what was going on is repeated (``outliving_storages``).
 
 An event that cannot be written fails its run, and by itself Dagster tries to connect for eleven seconds only. Nothing
 else is changed; ``docker/dagster.yaml`` names the class.
@@ -11,16 +11,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from dagster_postgres import DagsterPostgresStorage
+from dagster_postgres import DagsterPostgresStorage, PostgresScheduleStorage
 from dagster_postgres.utils import pg_url_from_config
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import Pool
 
+from uveitis_assets.deployment.outliving_storages import OutlivingEventLogStorage, OutlivingRunStorage
+
 if TYPE_CHECKING:
-    # Private, for the annotation only.
+    # Private, for annotations only.
     from dagster._serdes import ConfigurableClassData
+    from dagster_postgres.auth import PgTokenProvider
 
 # Dagster calls six times before it gives up: five minutes.
 PATIENCE_S = 50.0
@@ -30,7 +33,22 @@ _COMING_OR_GOING = ("is starting up", "is shutting down", "is not yet accepting 
 
 
 class PatientPostgresStorage(DagsterPostgresStorage):
-    """``DagsterPostgresStorage`` whose process waits up to five minutes for a database that is away."""
+    """``DagsterPostgresStorage`` whose process waits up to five minutes for a database that is away or goes away."""
+
+    def __init__(
+        self,
+        postgres_url: str,
+        should_autocreate_tables: bool = True,
+        inst_data: ConfigurableClassData | None = None,
+        token_provider: PgTokenProvider | None = None,
+    ) -> None:
+        # Dagster's own storages stay unused: without tables to make they connect to nothing.
+        super().__init__(postgres_url, False, inst_data, token_provider)
+        self.should_autocreate_tables = should_autocreate_tables
+        self._run_storage = OutlivingRunStorage(postgres_url, should_autocreate_tables, None, token_provider)
+        self._event_log_storage = OutlivingEventLogStorage(postgres_url, should_autocreate_tables, None, token_provider)
+        # Only daemons and people write schedules.
+        self._schedule_storage = PostgresScheduleStorage(postgres_url, should_autocreate_tables, None, token_provider)
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]) -> Self:
