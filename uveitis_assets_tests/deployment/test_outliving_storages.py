@@ -108,17 +108,14 @@ def _at_each_number() -> Iterator[Breaks]:
                 break
 
 
-_MADE = {dg.DagsterEventType.ASSET_MATERIALIZATION}
-_PLANNED = {dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, dg.DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED}
-
-
-@pytest.mark.parametrize("kinds", [_MADE, _PLANNED], ids=["made", "planned"])
-def test_events_stored_in_a_batch_stand_once_in_the_log(
-    deployment: Deployment, kinds: set[dg.DagsterEventType]
-) -> None:
+# Dagster stores the first kind in one statement, and the second one by one.
+@pytest.mark.parametrize(
+    "kind", [dg.DagsterEventType.ASSET_MATERIALIZATION, dg.DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED]
+)
+def test_events_stored_in_a_batch_stand_once_in_the_log(deployment: Deployment, kind: dg.DagsterEventType) -> None:
     run_id = deployment.run(interrupted_job.show, Breaks())
     with deployment.open() as instance:
-        events = [event for event in instance.all_logs(run_id, of_type=kinds) if event.step_key == "pictures"]
+        events = instance.all_logs(run_id, of_type=kind)
 
     def store(copy: str, breaks: Breaks) -> Mapping[str, Any]:
         with deployment.open() as instance, breaks.at_work(deployment.wire, instance):
@@ -126,7 +123,7 @@ def test_events_stored_in_a_batch_stand_once_in_the_log(
         return deployment.left_behind(copy)
 
     expected = store(f"{run_id}-whole", Breaks())
-    assert len(expected["events"]) == len(events) > 2
+    assert len(expected["events"]) == len(events) > 0
     for number, breaks in enumerate(_at_each_number()):
         assert store(f"{run_id}-{number}", breaks) == expected
 

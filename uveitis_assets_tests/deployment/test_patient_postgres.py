@@ -17,6 +17,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool, QueuePool
 
 from uveitis_assets.deployment import patient_postgres
+from uveitis_assets.deployment.outliving_storages import OutlivingEventLogStorage, OutlivingRunStorage
 from uveitis_assets.deployment.patient_postgres import connect_patiently, refuse_dead_connection
 
 URL = "postgresql+psycopg2://dagster:secret@127.0.0.1:1/dagster"
@@ -172,5 +173,7 @@ def test_the_deployments_settings_open_this_storage(tmp_path: Path, monkeypatch:
                 password: {env: POSTGRES_PASSWORD}
         """
     )
-    with dg.DagsterInstance.from_config(str(tmp_path)):
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert all(event.contains(*listener) for listener in LISTENERS)
+        assert isinstance(instance.run_storage, OutlivingRunStorage)
+        assert isinstance(instance.event_log_storage, OutlivingEventLogStorage)
