@@ -78,7 +78,8 @@ class Server:
         """Kill all of its processes at once, as the end of a container does."""
         if self._starting is not None:
             self._starting.join()
-        assert self._process is not None
+        if self._process is None or self._process.poll() is not None:
+            return
         server = psutil.Process(self._process.pid)
         for process in [server, *server.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
@@ -96,13 +97,13 @@ class Server:
 def serve(programs: Path) -> Iterator[Server]:
     """A server with an empty database; in a folder of its own, because a socket's path must be short."""
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+    server = Server(programs, folder)
     try:
-        server = Server(programs, folder)
         server.make()
         server.start()
         yield server
-        server.kill()
     finally:
+        server.kill()
         shutil.rmtree(folder)
 
 
