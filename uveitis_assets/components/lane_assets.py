@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from uveitis_assets.fundus.preprocess import StageOutcome
 
 MANIFEST_CODE_VERSION = "2"
-PREPROCESS_CODE_VERSION = "2"
+PREPROCESS_CODE_VERSION = "3"
 LABELS_CODE_VERSION = "2"
 _MONTAGE_BATCHES = 8
 UPSTREAM_EVENT_METADATA = "upstream_event_id"

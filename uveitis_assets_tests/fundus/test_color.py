@@ -139,10 +139,12 @@ def test_reinhard_floors_the_deviation_of_a_flat_image_at_one_level() -> None:
     assert np.abs(distance).max() <= 2
 
 
-def test_clahe_equalizes_luminance_only_with_the_median_outside_the_roi() -> None:
+def test_clahe_equalizes_luminance_only_with_the_median_of_every_fourth_row_outside_the_roi() -> None:
     crop, mask = crop_and_mask()
     counted = expected_statistics(crop, mask, 4)
+    counted[np.arange(len(counted)) % 4 > 0] = False
     lab = cv2.cvtColor(crop, cv2.COLOR_RGB2LAB)
+    counted &= lab[..., 0] > 0
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     levels = np.sort(lab[..., 0][counted])

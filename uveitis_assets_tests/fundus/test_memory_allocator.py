@@ -1,0 +1,56 @@
+"""Buffers that serve image after image: whose they are, and what they may hold."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from uveitis_assets.fundus.color import ReferenceColor, normalize_crop
+from uveitis_assets.fundus.configuration import NormalizationConfiguration
+from uveitis_assets.fundus.memory_allocator import ThreadBuffers
+from uveitis_assets_tests.fundus.preprocess_inputs import fundus_picture
+
+
+def test_a_thread_takes_the_same_memory_again_and_more_only_for_a_larger_array() -> None:
+    buffers = ThreadBuffers()
+    first = buffers.take("plane", (40, 30))
+    first[:] = 7
+    smaller = buffers.take("plane", (20, 10, 4))
+    assert smaller.shape == (20, 10, 4)
+    assert (smaller == 7).all()
+    assert np.shares_memory(first, smaller)
+    larger = buffers.take("plane", (3000, 2000))
+    assert larger.shape == (3000, 2000)
+    assert not np.shares_memory(first, larger)
+    assert (first == 7).all(), "who still holds the former memory keeps it"
+    assert not np.shares_memory(larger, buffers.take("other plane", (3000, 2000)))
+
+
+def test_two_threads_never_share_a_buffer() -> None:
+    buffers, both_hold_one = ThreadBuffers(), threading.Barrier(2, timeout=30)
+
+    def take(level: int) -> bool:
+        mine = buffers.take("plane", (500, 500))
+        mine[:] = level
+        both_hold_one.wait()
+        return bool((mine == level).all())
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(take, (1, 2))) == [True, True]
+
+
+def test_an_image_does_not_depend_on_the_images_that_its_thread_normalized_before() -> None:
+    reference = ReferenceColor((90.0, 150.0, 160.0), (25.0, 9.0, 11.0))
+    mask = np.zeros((150, 200), dtype=np.uint8)
+    mask[20:140, 30:190] = 255
+    large_mask = np.full((400, 600), 255, dtype=np.uint8)
+    for method in ("clahe_luminance", "reinhard_lab_ref"):
+        configuration = NormalizationConfiguration.model_validate({"method": method})
+        crop = fundus_picture(1, 200, 150)
+        before, _ = normalize_crop(crop, mask, configuration, reference)
+        kept = before.copy()
+        normalize_crop(fundus_picture(2, 600, 400), large_mask, configuration, reference)
+        np.testing.assert_array_equal(before, kept, err_msg="a result is no buffer")
+        np.testing.assert_array_equal(normalize_crop(crop, mask, configuration, reference)[0], kept)
