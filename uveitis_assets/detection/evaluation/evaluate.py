@@ -46,7 +46,6 @@ from uveitis_assets.detection.evaluation.oriented_average_precision import (
     OrientedAveragePrecision,
     has_oriented_labels,
     oriented_average_precision,
-    oriented_selection,
 )
 from uveitis_assets.detection.labelled_split import LabelledImage
 
@@ -148,11 +147,10 @@ def evaluate_detections(
     average_precision = coco_average_precision(
         truths, found, categories, selection_iou=configuration.selection_iou, max_detections=limit
     )
-    if configuration.selection == "oriented":
-        selection_hits, selection = oriented_selection(
-            truths, found, ids, iou=configuration.selection_iou, max_detections=limit
-        )
-        average_precision = replace(average_precision, selection=selection)
+    oriented = _oriented(truths, found, ids, configuration)
+    if configuration.selection == "oriented" and oriented is not None:
+        selection_hits = oriented.selection_hits
+        average_precision = replace(average_precision, selection=oriented.selection)
     intervals = None
     if configuration.bootstrap_samples > 0:
         resamples = patient_resamples(
@@ -174,7 +172,7 @@ def evaluate_detections(
         n_lesions={category: froc_hits[category].n_lesions for category in ids},
         n_patients_with={category: _patients_with(froc_hits[category], patients) for category in ids},
         average_precision=average_precision,
-        oriented_average_precision=_oriented(truths, found, ids, limit),
+        oriented_average_precision=oriented,
         selection_hits=selection_hits,
         froc=froc,
         counts=operating_counts(froc_hits, configuration.operating_score),
@@ -186,11 +184,22 @@ def evaluate_detections(
 
 
 def _oriented(
-    truths: Sequence[GroundTruth], found: Sequence[Detections], category_ids: Sequence[int], max_detections: int
+    truths: Sequence[GroundTruth],
+    found: Sequence[Detections],
+    category_ids: Sequence[int],
+    configuration: EvaluationConfiguration,
 ) -> OrientedAveragePrecision | None:
-    if all(detections.corners is None for detections in found) or not has_oriented_labels(truths):
+    possible = any(detections.corners is not None for detections in found) and has_oriented_labels(truths)
+    # A selection that cannot be made is an error, which says what is missing.
+    if not possible and configuration.selection != "oriented":
         return None
-    return oriented_average_precision(truths, found, category_ids, max_detections=max_detections)
+    return oriented_average_precision(
+        truths,
+        found,
+        category_ids,
+        selection_iou=configuration.selection_iou,
+        max_detections=configuration.max_detections,
+    )
 
 
 def _intervals(

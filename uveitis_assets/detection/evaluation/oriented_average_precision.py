@@ -26,11 +26,14 @@ from uveitis_assets.detection.evaluation.matching import ScoredHits, best_first,
 
 @dataclass(frozen=True, slots=True)
 class OrientedAveragePrecision:
-    """AP of rotated boxes at IoU 0.3 (for lax labels), at 0.5, and averaged over 0.5, 0.55 .. 0.95."""
+    """AP of rotated boxes at IoU 0.3 (for lax labels), at 0.5, averaged over 0.5, 0.55 .. 0.95, and at the selection
+    IoU, with the hits there."""
 
     iou_30: AveragePrecision
     iou_50: AveragePrecision
     iou_50_95: AveragePrecision
+    selection: AveragePrecision
+    selection_hits: dict[int, ScoredHits]
 
 
 def oriented_average_precision(
@@ -38,6 +41,7 @@ def oriented_average_precision(
     detections: Sequence[Detections],
     category_ids: Iterable[int],
     *,
+    selection_iou: float,
     max_detections: int,
 ) -> OrientedAveragePrecision:
     """Judge ``corners`` against ``corners``, image by image and class by class.
@@ -46,13 +50,14 @@ def oriented_average_precision(
         truths: lesions per image, corners in px; taken as the minimum-area rectangles around them.
         detections: one per image, in the same frame, corners present.
         category_ids: the classes that get an AP; other labels are left out.
+        selection_iou: IoU of ``selection``, by which a checkpoint may be chosen.
         max_detections: best-scored detections per image and class that count.
 
     Raises:
         ValueError: detections or lesions without oriented boxes: axis-aligned boxes would be judged as if they were
             oriented. ``has_oriented_labels`` says beforehand whether the lesions have them.
     """
-    thresholds = [0.3, *STRICT_IOUS.tolist()]
+    thresholds = [0.3, *STRICT_IOUS.tolist(), selection_iou]
     ids = sorted(category_ids)
     hits = _hits(truths, detections, ids, thresholds, max_detections)
 
@@ -64,23 +69,14 @@ def oriented_average_precision(
             }
         )
 
-    return OrientedAveragePrecision(over(range(1)), over(range(1, 2)), over(range(1, len(thresholds))))
-
-
-def oriented_selection(
-    truths: Sequence[GroundTruth],
-    detections: Sequence[Detections],
-    category_ids: Iterable[int],
-    *,
-    iou: float,
-    max_detections: int,
-) -> tuple[dict[int, ScoredHits], AveragePrecision]:
-    """Hits and AP of rotated boxes at one IoU, by which a checkpoint may be chosen.
-
-    Arguments and errors are those of ``oriented_average_precision``.
-    """
-    (hits,) = _hits(truths, detections, sorted(category_ids), [iou], max_detections)
-    return hits, AveragePrecision({category: interpolated_average_precision(hits[category]) for category in hits})
+    last = len(thresholds) - 1
+    return OrientedAveragePrecision(
+        iou_30=over(range(1)),
+        iou_50=over(range(1, 2)),
+        iou_50_95=over(range(1, last)),
+        selection=over(range(last, last + 1)),
+        selection_hits=hits[last],
+    )
 
 
 def _hits(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from uveitis_assets.detection.configuration import EvaluationConfiguration
 from uveitis_assets.detection.detections import Detections, GroundTruth
+from uveitis_assets.detection.evaluation import oriented_average_precision as module
 from uveitis_assets.detection.evaluation.evaluate import evaluate_detections
 from uveitis_assets.detection.evaluation.matching import best_first
 from uveitis_assets.detection.evaluation.oriented_average_precision import (
@@ -108,7 +109,7 @@ def assert_equal(per_class: dict[int, float | None], expected: dict[int, float |
 @pytest.mark.parametrize("max_detections", [3, 400])
 def test_on_axis_aligned_rectangles_it_is_pycocotools_ap(seed: int, max_detections: int) -> None:
     truths, detections = oriented_case(seed, spread=0.0, score_step=0.1 if seed % 2 else 0.0)
-    result = oriented_average_precision(truths, detections, CLASSES, max_detections=max_detections)
+    result = oriented_average_precision(truths, detections, CLASSES, selection_iou=0.5, max_detections=max_detections)
     # Ties of scores: pycocotools takes them as they stand.
     ordered = [best_first(detection) for detection in detections]
     reference = PycocotoolsPrecision(truths, ordered, CLASSES, [0.3, *STRICT], max_detections)
@@ -122,7 +123,7 @@ def test_on_axis_aligned_rectangles_it_is_pycocotools_ap(seed: int, max_detectio
 @pytest.mark.parametrize("max_detections", [3, 400])
 def test_on_rotated_rectangles_it_is_what_plain_loops_with_shapely_give(seed: int, max_detections: int) -> None:
     truths, detections = oriented_case(seed, spread=1.5)
-    result = oriented_average_precision(truths, detections, CLASSES, max_detections=max_detections)
+    result = oriented_average_precision(truths, detections, CLASSES, selection_iou=0.5, max_detections=max_detections)
     for category in CLASSES:
         naive = [by_loops(truths, detections, category, iou, max_detections) for iou in (0.3, *STRICT)]
         assert naive[0] is not None
@@ -145,7 +146,9 @@ def test_a_detector_of_the_labels_rectangles_is_perfect_whatever_the_order_of_th
     truths, _ = oriented_case(5, spread=1.5)
     shuffled = [replace(truth, corners=truth.corners[:, [2, 0, 3, 1]]) for truth in truths]
     assert values(
-        oriented_average_precision(shuffled, [perfect(truth) for truth in truths], CLASSES, max_detections=400)
+        oriented_average_precision(
+            shuffled, [perfect(truth) for truth in truths], CLASSES, selection_iou=0.5, max_detections=400
+        )
     ) == pytest.approx([1, 1, 1])
 
 
@@ -153,7 +156,7 @@ def test_axis_aligned_answers_to_oblique_lesions_are_told_apart() -> None:
     truths, _ = oriented_case(6, spread=0.0)
     oblique = [replace(truth, corners=turned(truth.corners, np.full(len(truth), 0.7))) for truth in truths]
     answers = [perfect(truth) for truth in truths]
-    strict = oriented_average_precision(oblique, answers, CLASSES, max_detections=400).iou_50_95.mean
+    strict = oriented_average_precision(oblique, answers, CLASSES, selection_iou=0.5, max_detections=400).iou_50_95.mean
     assert strict is not None
     assert strict < 0.5
 
@@ -180,7 +183,7 @@ def test_the_published_labels_are_judged_as_their_smallest_rectangles(real_data:
         np.testing.assert_allclose(shapely.area(shapely.polygons(rectangle.corners)), shapely.area(outlines), rtol=1e-4)
     ids = sorted({int(label) for truth in truths for label in truth.labels})
     answers = [perfect(truth) for truth in rectangles]
-    result = oriented_average_precision(truths, answers, ids, max_detections=400)
+    result = oriented_average_precision(truths, answers, ids, selection_iou=0.5, max_detections=400)
     assert values(result) == pytest.approx([1, 1, 1])
 
 
@@ -189,7 +192,7 @@ def test_a_class_without_lesions_has_no_ap_and_is_left_out_of_the_mean() -> None
     truth = replace(truth, corners=upright(truth.boxes))
     detection = found((1, (0, 0, 10, 10), 0.9), (2, (0, 0, 10, 10), 0.9))
     detection = replace(detection, corners=upright(detection.boxes))
-    result = oriented_average_precision([truth], [detection], [1, 2], max_detections=400)
+    result = oriented_average_precision([truth], [detection], [1, 2], selection_iou=0.5, max_detections=400)
     assert result.iou_50.per_class == {1: 1.0, 2: None}
     assert result.iou_50.mean == 1.0
 
@@ -201,9 +204,11 @@ def test_lesions_or_detections_without_oriented_boxes_are_refused() -> None:
     assert has_oriented_labels([oriented, lesions()])
     assert not has_oriented_labels([lesions()])
     with pytest.raises(ValueError, match="image 1: expected detections with corners"):
-        oriented_average_precision([oriented] * 2, [Detections.empty(), detection], [1], max_detections=400)
+        oriented_average_precision(
+            [oriented] * 2, [Detections.empty(), detection], [1], selection_iou=0.5, max_detections=400
+        )
     with pytest.raises(ValueError, match="image 0: expected an oriented box for each of 1 lesions, found 1 without"):
-        oriented_average_precision([unknown], [Detections.empty()], [1], max_detections=400)
+        oriented_average_precision([unknown], [Detections.empty()], [1], selection_iou=0.5, max_detections=400)
 
 
 @pytest.mark.parametrize("oriented", [True, False])
@@ -219,8 +224,9 @@ def test_an_evaluation_and_its_report_hold_oriented_ap_when_both_sides_are_orien
         assert evaluation.oriented_average_precision is None
         assert report is None
         return
-    expected = oriented_average_precision(truths, detections, CLASSES, max_detections=9)
-    assert evaluation.oriented_average_precision == expected
+    expected = oriented_average_precision(truths, detections, CLASSES, selection_iou=0.5, max_detections=9)
+    assert evaluation.oriented_average_precision is not None
+    assert evaluation.oriented_average_precision.iou_50_95 == expected.iou_50_95
     assert [report[iou] for iou in ("0.3", "0.5", "0.5:0.95")] == pytest.approx(values(expected))
     assert report["per_class"]["2"]["0.5"] == expected.iou_50.per_class[2]
 
@@ -246,3 +252,23 @@ def test_the_selection_ap_is_of_the_boxes_that_the_configuration_names_and_the_r
     without = [replace(detection, corners=None) for detection in detections]
     with pytest.raises(ValueError, match="expected detections with corners"):
         evaluate_detections(labelled(truths), without, categories, settings)
+
+
+def test_rotated_overlaps_are_computed_once_also_when_they_choose_the_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    truths, detections = oriented_case(3, spread=1.0)
+    calls = 0
+    overlap = module.rotated_overlap
+
+    def counted(found: Detections, truth: GroundTruth) -> NDArray[np.float64]:
+        nonlocal calls
+        calls += 1
+        return overlap(found, truth)
+
+    monkeypatch.setattr(module, "rotated_overlap", counted)
+    settings = EvaluationConfiguration(selection="oriented", bootstrap_samples=0)
+    categories = {category: f"class {category}" for category in CLASSES}
+    evaluate_detections(labelled(truths), detections, categories, settings)
+    pairs = zip(truths, detections, strict=True)
+    assert calls == sum(len(set(truth.labels) & set(found.labels)) for truth, found in pairs)
