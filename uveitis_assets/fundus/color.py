@@ -312,7 +312,16 @@ def _equalize_luminance(
 
 
 def _median_level(plane: Pixels, mask: Pixels) -> int:
-    """Median of the levels above 0 inside a mask, of every fourth row: exact enough to fill with, and much sooner."""
-    histogram = cv2.calcHist([plane[::4]], [0], mask[::4], [256], [0, 256]).ravel()
-    cumulated = np.cumsum(histogram[1:], dtype=np.float64)
+    """Median of the levels above 0 inside a mask, of every fourth row: exact enough to fill with, and much sooner.
+
+    All rows count where those hold no such level.
+    """
+    counts = _counts_of_levels_above_0(plane[::4], mask[::4])
+    if not counts.any():
+        counts = _counts_of_levels_above_0(plane, mask)
+    cumulated = np.cumsum(counts)
     return 1 + int(np.searchsorted(cumulated, cumulated[-1] / 2.0))
+
+
+def _counts_of_levels_above_0(plane: Pixels, mask: Pixels) -> NDArray[np.float64]:
+    return cv2.calcHist([plane], [0], mask, [256], [0, 256])[1:].ravel().astype(np.float64)

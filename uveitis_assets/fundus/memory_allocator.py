@@ -12,7 +12,7 @@ import mmap
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,10 +86,11 @@ class ThreadBuffers(threading.local):
 
 
 def _mapped(size: int) -> mmap.mmap:
-    """Memory in huge pages where the system has them."""
+    """Memory in huge pages where the system has them, else in those that it has."""
     if sys.platform != "linux":
         return mmap.mmap(-1, size)
     whole_pages = -(-size // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
     mapping = mmap.mmap(-1, whole_pages, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    mapping.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # kernels and sandboxes without huge pages refuse the advice
+        mapping.madvise(mmap.MADV_HUGEPAGE)
     return mapping

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 
 from uveitis_assets.fundus.color import ReferenceColor, normalize_crop
 from uveitis_assets.fundus.configuration import NormalizationConfiguration
@@ -26,6 +29,17 @@ def test_a_thread_takes_the_same_memory_again_and_more_only_for_a_larger_array()
     assert not np.shares_memory(first, larger)
     assert (first == 7).all(), "who still holds the former memory keeps it"
     assert not np.shares_memory(larger, buffers.take("other plane", (3000, 2000)))
+
+
+def test_memory_is_there_also_where_the_system_refuses_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithoutHugePages(mmap.mmap):
+        def madvise(self, *_: int) -> None:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", WithoutHugePages)
+    plane = ThreadBuffers().take("plane", (30, 20))
+    plane[:] = 5
+    assert plane.sum() == 30 * 20 * 5
 
 
 def test_two_threads_never_share_a_buffer() -> None:
