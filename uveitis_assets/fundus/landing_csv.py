@@ -50,9 +50,11 @@ def read_landing_csv(
     position_by_name = {name.casefold(): index for index, name in reversed(list(enumerate(found)))}
     missing = [name for name in required if name.casefold() not in position_by_name]
     if missing:
+        # Without any known name the first line may be no header at all, but a patient's row.
+        none = f"none of them in the {len(found)} cells of line 1"
         detail = (
-            f"{relative_path}: expected the columns {', '.join(required)}, found {', '.join(found) or 'none'}; "
-            f"add {', '.join(missing)}"
+            f"{relative_path}: expected the columns {', '.join(required)}, "
+            f"found {', '.join(found) if len(missing) < len(required) else none}; add {', '.join(missing)}"
         )
         return [], [LandingProblem(relative_path, "missing_columns", detail)]
     positions = {

@@ -37,6 +37,13 @@ def test_missing_columns_name_file_found_and_expected(tmp_path):
     assert "t.csv: expected the columns image, level, found picture, level; add image" in problems[0].detail
 
 
+def test_the_first_row_of_a_table_without_a_header_is_not_repeated(tmp_path):
+    _, problems = read(tmp_path, b"Jane Doe;1_left;2\nRichard Roe;2_left;1\n")
+    assert problems[0].reason == "missing_columns"
+    assert "found none of them in the 3 cells of line 1" in problems[0].detail
+    assert "Doe" not in problems[0].detail
+
+
 @pytest.mark.parametrize("data", [b"", b"\n\n", b"\x00\x01\x02\xff"])
 def test_files_that_are_no_tables_are_a_problem(tmp_path, data):
     rows, problems = read(tmp_path, data)

@@ -8,7 +8,10 @@ from uveitis_assets.fundus.landed import LandingProblem
 
 
 def parse_grade(cell: str, place: str) -> tuple[int | None, LandingProblem | None]:
-    """Read a non-negative whole number (``2`` or ``2.0``); an empty cell is no grade and no problem."""
+    """Read a whole number from 0 to 99 (``2`` or ``2.0``); an empty cell is no grade and no problem.
+
+    The problem does not quote the cell: in a table whose columns are mixed up it may hold a patient's name.
+    """
     if not cell:
         return None, None
     try:
@@ -16,7 +19,7 @@ def parse_grade(cell: str, place: str) -> tuple[int | None, LandingProblem | Non
     except ValueError:
         value = -1.0
     if value < 0 or not value.is_integer() or value > 99:
-        detail = f"{place}: expected a grade (a whole number from 0), found {cell[:20]!r}; the image stays unlabelled"
+        detail = f"{place}: expected a whole number from 0 to 99 as grade; the image stays unlabelled, mend the cell"
         return None, LandingProblem(place.rsplit(":", 1)[0], "bad_row", detail)
     return int(value), None
 

@@ -5,7 +5,7 @@ For datasets without a layout of their own. Without a patient column every image
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from unicodedata import normalize
 
@@ -75,11 +75,12 @@ def _match_rows(
 ) -> tuple[dict[str, CsvRow], list[LandingProblem]]:
     """Find each row's file: by its path, else by its name where that is unique, else by its stem."""
     by_path = {normalize("NFC", file): file for file in files}
-    by_name = _unique({file: normalize("NFC", PurePosixPath(file).name) for file in files})
-    by_stem = _unique({file: normalize("NFC", PurePosixPath(file).stem) for file in files})
+    by_name = _grouped(files, lambda path: path.name)
+    by_stem = _grouped(files, lambda path: path.stem)
     row_by_file: dict[str, CsvRow] = {}
     problems: list[LandingProblem] = []
     missing: list[int] = []
+    ambiguous: list[int] = []
     for row in rows:
         cell = normalize("NFC", row.cells[path_column].replace("\\", "/"))
         path = PurePosixPath(cell)
@@ -92,12 +93,12 @@ def _match_rows(
                 )
             )
             continue
-        file = by_path.get(str(path))
-        if file is None and len(path.parts) == 1:
-            file = by_name.get(cell) or by_stem.get(cell)
-        if file is None:
-            missing.append(row.line)
-        elif file in row_by_file:
+        named = [by_path[str(path)]] if str(path) in by_path else by_name.get(cell) or by_stem.get(cell) or []
+        if len(named) != 1:
+            (ambiguous if named else missing).append(row.line)
+            continue
+        file = named[0]
+        if file in row_by_file:
             problems.append(
                 LandingProblem(
                     csv,
@@ -108,9 +109,22 @@ def _match_rows(
         else:
             row_by_file[file] = row
     problems.extend(missing_images_problem(csv, missing))
+    problems.extend(_ambiguous_rows_problem(csv, path_column, ambiguous))
     return row_by_file, problems
 
 
-def _unique(key_by_file: dict[str, str]) -> dict[str, str]:
-    counts = Counter(key_by_file.values())
-    return {key: file for file, key in key_by_file.items() if counts[key] == 1}
+def _grouped(files: Sequence[str], key: Callable[[PurePosixPath], str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for file in files:
+        groups.setdefault(normalize("NFC", key(PurePosixPath(file))), []).append(file)
+    return groups
+
+
+def _ambiguous_rows_problem(csv: str, path_column: str, lines: Sequence[int]) -> list[LandingProblem]:
+    if not lines:
+        return []
+    detail = (
+        f"{csv}: {len(lines)} rows name several images each, the first in line {lines[0]}; write the path below the "
+        f"dataset's folder in {path_column}"
+    )
+    return [LandingProblem(csv, "bad_row", detail)]

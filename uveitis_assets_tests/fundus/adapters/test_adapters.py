@@ -275,8 +275,21 @@ def test_image_folder_with_csv(store):
         "y/3.jpg": ("P2", None, "grade", "grade=1"),
         "y/4.jpg": ("y/4", None, "none", ""),
     }
-    # The bare name 2.jpg is ambiguous, two paths leave the folder, one image is named twice, one eye is unknown.
-    assert sorted(reasons(result)) == ["bad_row", "bad_row", "escapes_root", "escapes_root", "missing"]
+    # Two paths leave the folder, one image is named twice, one eye is unknown, the bare name 2.jpg is ambiguous.
+    assert sorted(reasons(result)) == ["bad_row", "bad_row", "bad_row", "escapes_root", "escapes_root"]
+    assert "meta.csv: 1 rows name several images each, the first in line 5; write the path below" in " ".join(
+        problem.detail for problem in result.problems
+    )
+
+
+def test_a_cell_that_is_no_grade_is_named_by_its_line_and_not_repeated(store):
+    place(store, "1.jpg", "2.jpg", "3.jpg", "4.jpg")
+    table(store, "meta.csv", "image,name\n1,Jane Doe\n2,4711\n3,NaN\n4,2\n")
+    result = scan(store, "image_folder", image_folder={"csv": "meta.csv", "grade_column": "name"})
+    assert [image.notes for image in result.images] == ["", "", "", "grade=2"]
+    details = [problem.detail for problem in result.problems]
+    assert [detail.split(": ")[0] for detail in details] == ["meta.csv:2", "meta.csv:3", "meta.csv:4"]
+    assert not any(cell in detail for detail in details for cell in ("Doe", "4711", "NaN"))
 
 
 def test_image_folder_with_missing_csv_columns_still_lands(store):
