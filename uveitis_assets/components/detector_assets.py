@@ -19,9 +19,9 @@ from uveitis_assets.detection.compute_device import Device
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.storage import ArtefactStore
 
-CHECKPOINT_CODE_VERSION = "1"
-EVALUATION_CODE_VERSION = "1"
-PREDICTIONS_CODE_VERSION = "1"
+CHECKPOINT_CODE_VERSION = "2"
+EVALUATION_CODE_VERSION = "2"
+PREDICTIONS_CODE_VERSION = "2"
 PSEUDO_LABELS_CODE_VERSION = "1"
 
 

@@ -27,6 +27,7 @@ from uveitis_assets.detection.tile_files import (
     read_tile_pixels,
     tiled_picture,
 )
+from uveitis_assets.detection.tile_fitting import fit_to_input
 from uveitis_assets.fundus.geometry import AxisAlignedTransform
 from uveitis_assets.fundus.tiling import cut_tile
 from uveitis_assets.storage import ArtefactStore
@@ -89,28 +90,6 @@ def _as_labelled(image: LabelledImage, tile: int, pixels: NDArray[np.uint8]) -> 
             f"found {pixels.shape[1]}x{pixels.shape[0]}; materialize the lane's coco_labels again"
         )
     return pixels
-
-
-def fit_to_input(pixels: NDArray[np.uint8], input_size: int) -> tuple[NDArray[np.uint8], AxisAlignedTransform]:
-    """Scale a tile so that its longer side is ``input_size`` and pad it with black, right and below.
-
-    Args:
-        pixels: (H, W, 3) uint8.
-        input_size: side of the result, px.
-
-    Returns:
-        (input_size, input_size, 3) uint8, and the exact map from tile px to input px: whole pixel counts make the
-        scales of the two axes differ by a fraction of a pixel.
-    """
-    height, width = pixels.shape[:2]
-    if (height, width) == (input_size, input_size):
-        return pixels, AxisAlignedTransform()
-    longer = max(height, width)
-    new_width, new_height = max(1, round(width * input_size / longer)), max(1, round(height * input_size / longer))
-    fitted = np.zeros((input_size, input_size, 3), np.uint8)
-    interpolation = cv2.INTER_AREA if longer > input_size else cv2.INTER_LINEAR
-    fitted[:new_height, :new_width] = cv2.resize(pixels, (new_width, new_height), interpolation=interpolation)
-    return fitted, AxisAlignedTransform(new_width / width, new_height / height)
 
 
 class TileDataset(Dataset[tuple[Tensor, Target]]):

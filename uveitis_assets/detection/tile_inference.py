@@ -2,7 +2,8 @@
 
 How results depend on the batch. Convolutions and matrix products choose their order of summation by the shape of the
 whole batch, so the same tile in another batch differs in the last bits. Three rules keep results the same all the
-same: only tiles of equal size share a pass, because a larger neighbour would pad them; on the CPU, where a batch
+same: tiles are brought to the network's input size one by one, as in training, and where a network takes any size only
+tiles of equal size share a pass, because a larger neighbour would pad them; on the CPU, where a batch
 saves next to nothing, ``tiles_per_pass`` gives every tile a pass of its own, which is equal to the bit; and boxes and
 scores are rounded to a grid (1/64 px, 0.0001) far coarser than that noise and far finer than any label, before
 anything compares them. On a GPU a value within the noise of a grid line can still fall to either side. It reads no
@@ -21,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from uveitis_assets.detection.detections import Detections
+from uveitis_assets.detection.tile_fitting import fit_to_input
+from uveitis_assets.fundus.geometry import AxisAlignedTransform
 
 Tile = NDArray[np.uint8]
 
@@ -46,7 +49,8 @@ def detect_tiles(
     The model is left in the mode (training or evaluation) that it came in.
 
     Args:
-        model: torchvision's detection interface, already on ``device``; may add ``corners`` to its results.
+        model: torchvision's detection interface, already on ``device``; may add ``corners`` to its results. One that
+            resizes to ``transform.max_size`` gets tiles of that size.
         tiles: uint8 RGB arrays of shape (H, W, 3); sizes may differ.
         batch_size: tiles per forward pass; halved, down to 1, for the rest of the call when memory runs out.
         device: where the model is.
@@ -64,9 +68,10 @@ def detect_tiles(
             raise ValueError(f"tile {number}: expected uint8 of shape (H, W, 3), found {tile.dtype} {tile.shape}")
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+    input_size = _input_size(model)
     by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number, tile in enumerate(tiles):
-        by_shape[tile.shape].append(number)
+        by_shape[tile.shape if input_size is None else (input_size,)].append(number)
     device = torch.device(device)
     results: dict[int, Detections] = {}
     with _evaluating(model), torch.inference_mode(), _mixed_precision(device, amp):
@@ -74,7 +79,7 @@ def detect_tiles(
             start = 0
             while start < len(numbers):
                 chunk = numbers[start : start + batch_size]
-                found = _one_pass(model, [tiles[number] for number in chunk], device)
+                found = _one_pass(model, [tiles[number] for number in chunk], input_size, device)
                 if found is None:
                     batch_size = max(1, len(chunk) // 2)
                     continue
@@ -83,13 +88,27 @@ def detect_tiles(
     return [results[number] for number in range(len(tiles))]
 
 
-def _one_pass(model: torch.nn.Module, tiles: Sequence[Tile], device: torch.device) -> list[Detections] | None:
+def _input_size(model: torch.nn.Module) -> int | None:
+    """Side of the images that the network works on, px; None for one that takes them as they are."""
+    transform = getattr(model, "transform", None)
+    return None if transform is None else int(transform.max_size)
+
+
+def _one_pass(
+    model: torch.nn.Module, tiles: Sequence[Tile], input_size: int | None, device: torch.device
+) -> list[Detections] | None:
     """Detections of one batch; None when more than one tile did not fit into memory together."""
+    fitted = [
+        (tile, AxisAlignedTransform()) if input_size is None else fit_to_input(tile, input_size) for tile in tiles
+    ]
     try:
-        stacked = torch.from_numpy(np.stack(tiles)).to(device, non_blocking=True)
+        stacked = torch.from_numpy(np.stack([pixels for pixels, _ in fitted])).to(device, non_blocking=True)
         images = stacked.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
         outputs = model(list(images))
-        return [_detections(output) for output in outputs]
+        return [
+            _detections(output, to_input.inverse(), tile)
+            for output, (_, to_input), tile in zip(outputs, fitted, tiles, strict=True)
+        ]
     except torch.OutOfMemoryError:
         if len(tiles) == 1:
             raise
@@ -99,7 +118,7 @@ def _one_pass(model: torch.nn.Module, tiles: Sequence[Tile], device: torch.devic
     return None
 
 
-def _detections(output: dict[str, torch.Tensor]) -> Detections:
+def _detections(output: dict[str, torch.Tensor], to_tile: AxisAlignedTransform, tile: Tile) -> Detections:
     columns: dict[str, NDArray[Any]] = {
         name: output[name].detach().to("cpu", torch.float64).numpy()
         for name in ("boxes", "scores", "corners")
@@ -112,12 +131,16 @@ def _detections(output: dict[str, torch.Tensor]) -> Detections:
                 "the training diverged"
             )
     corners = columns.get("corners")
-    return Detections(
-        boxes=_on_grid(columns["boxes"]),
+    height, width = tile.shape[:2]
+    boxes = np.clip(to_tile.apply_boxes(columns["boxes"]), 0.0, (width, height, width, height))
+    found = Detections(
+        boxes=_on_grid(boxes),
         scores=np.round(columns["scores"], SCORE_DECIMALS).astype(np.float32),
         labels=output["labels"].detach().to("cpu", torch.int64).numpy(),
-        corners=None if corners is None else _on_grid(corners),
+        corners=None if corners is None else _on_grid(to_tile.apply(corners)),
     )
+    # What was found in the padding alone shows nothing of the tile.
+    return found.select(np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1)))
 
 
 def _on_grid(values: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -42,6 +42,9 @@ def training_identity(
     # Named only where it differs from what was the only way before: trainings from then stay recognised.
     if configuration.evaluation.selection != "axis_aligned":
         plain["selection"].append(configuration.evaluation.selection)
+    if _are_scaled(val, configuration.model.input_size):
+        # Once validation scaled tiles in a way of its own, and another epoch may have been the best.
+        plain["selection"].append("scaled as in training")
     plain["initialise"] = [configuration.initialise.mode, configuration.initialise.min_matched] if parent else None
     digest = hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8)
     return {
@@ -51,3 +54,8 @@ def training_identity(
         "initial weights": None if parent is None else parent["digest"],
         "number of processes": n_processes(),
     }
+
+
+def _are_scaled(split: LabelledSplit, input_size: int) -> bool:
+    """Whether the network sees some tiles at another size than theirs."""
+    return any((tile.width, tile.height) != (input_size,) * 2 for image in split.images for tile in image.tiles)

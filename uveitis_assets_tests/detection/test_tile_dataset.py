@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from uveitis_assets.detection.coco_split import read_labelled_split
 from uveitis_assets.detection.configuration import AugmentationConfiguration
 from uveitis_assets.detection.labelled_split import LabelledSplit
-from uveitis_assets.detection.tile_dataset import TileDataset, TileDraw, collate, fit_to_input
+from uveitis_assets.detection.tile_dataset import TileDataset, TileDraw, collate
 from uveitis_assets.detection.tile_files import UnreadableTilesError
+from uveitis_assets.detection.tile_fitting import fit_to_input
 from uveitis_assets.storage import ArtefactStore
 from uveitis_assets_tests.detection.tiled_lane import obb_line, tile_pixels, write_lane
 from uveitis_assets_tests.labels.lane import frames_of

@@ -1,3 +1,7 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -5,8 +9,11 @@ import torch
 from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.detections import Detections
 from uveitis_assets.detection.models.detector import build_detector
+from uveitis_assets.detection.tile_dataset import TileDataset
 from uveitis_assets.detection.tile_inference import detect_tiles, tiles_per_pass
+from uveitis_assets.storage import ArtefactStore
 from uveitis_assets_tests.detection.known_detectors import PaintedBoxDetector, painted
+from uveitis_assets_tests.detection.squares import squares_split
 
 CPU = torch.device("cpu")
 
@@ -165,6 +172,56 @@ def test_nan_from_damaged_weights_is_refused() -> None:
 def test_what_is_no_tile_is_refused(tile: np.ndarray) -> None:
     with pytest.raises(ValueError, match="tile 0: expected uint8 of shape"):
         detect_tiles(PaintedBoxDetector(), [tile], batch_size=1, device=CPU, amp=False)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (150, 150), (60, 60), (150, 80), (31, 47)])
+def test_the_network_sees_a_tile_in_inference_as_it_saw_it_in_training(
+    network: torch.nn.Module, store: ArtefactStore, size: tuple[int, int]
+) -> None:
+    (height, width) = size
+    pixels = np.random.default_rng(1).integers(0, 255, (height, width, 3), np.uint8)
+    seen: list[torch.Tensor] = []
+    with network.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone())):
+        detect_tiles(network, [pixels], batch_size=1, device=CPU, amp=False)
+        (image,) = squares_split(store, 1).images
+        (tile,) = image.tiles
+        cv2.imwrite(str(tile.file), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+        tiles = (replace(tile, width=width, height=height),)
+        item, target = TileDataset([replace(image, tiles=tiles)], None, seed=1, input_size=96)[0]
+        network.train()
+        try:
+            network([item.float() / 255], [{"boxes": target["boxes"], "labels": target["labels"]}])
+        finally:
+            network.eval()
+    assert torch.equal(*seen)
+
+
+class FixedSizePaintedBoxDetector(PaintedBoxDetector):
+    """Works on 64 px and finds a box over the whole input besides, and one in its lower right corner."""
+
+    transform = SimpleNamespace(max_size=64)
+
+    def _found(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert tuple(image.shape) == (3, 64, 64)
+        found = super()._found(image)
+        more = torch.tensor([[0.0, 0.0, 64.0, 64.0], [60.0, 60.0, 64.0, 64.0]])
+        return {
+            "boxes": torch.cat([found["boxes"], more]),
+            "scores": torch.cat([found["scores"], torch.ones(2)]),
+            "labels": torch.cat([found["labels"], torch.full((2,), 9)]),
+        }
+
+
+def test_tiles_of_all_sizes_share_a_pass_of_a_network_of_one_size_and_detections_come_back_in_tile_pixels() -> None:
+    model = FixedSizePaintedBoxDetector()
+    tiles = [painted(128, 96, {1: (10, 20, 40, 90)}), painted(32, 64, {2: (3, 5, 60, 30)}), painted(64, 64, {})]
+    found = detect_tiles(model, tiles, batch_size=3, device=CPU, amp=False)
+    assert model.passes == [3]
+    corner = [60, 60, 64, 64]
+    assert found[0].boxes.tolist() == [[10, 20, 40, 90], [0, 0, 96, 128]], "its corner is padding"
+    assert found[1].boxes.tolist() == [[3, 5, 60, 30], [0, 0, 64, 32]]
+    assert found[2].boxes.tolist() == [[0, 0, 64, 64], corner]
+    assert [one.labels.tolist() for one in found] == [[1, 9], [2, 9], [9, 9]]
 
 
 def test_no_tiles_give_no_detections() -> None:

@@ -19,8 +19,9 @@ from uveitis_assets.detection.micro_batches import NonFiniteLossError
 from uveitis_assets.detection.models.freezing import n_frozen_blocks
 from uveitis_assets.detection.tile_store import tile_pixels
 from uveitis_assets.detection.training import train_detector
+from uveitis_assets.detection.training_identity import training_identity
 from uveitis_assets.storage import read_json
-from uveitis_assets_tests.detection.squares import squares_split, tiny
+from uveitis_assets_tests.detection.squares import SIDE, squares_split, tiny
 from uveitis_assets_tests.detection.test_training import Recorder
 
 
@@ -185,3 +186,14 @@ def test_images_without_lesions_alone_are_nothing_to_be_judged_on(store, train, 
     empty = squares_split(store, 2, split="val", n_squares=0)
     with pytest.raises(ValueError, match="squares, fold 0, val: expected images with lesions, found none among 2"):
         train_detector(store, tiny(), tmp_path / "run", train, empty, device="cpu")
+
+
+def test_a_training_whose_tiles_are_scaled_counts_as_another_than_before_they_were_scaled_as_in_training(
+    train: LabelledSplit, val: LabelledSplit
+) -> None:
+    image = val.images[0]
+    larger = dataclasses.replace(image, tiles=(dataclasses.replace(image.tiles[0], width=SIDE + 1),))
+    scaled = dataclasses.replace(val, images=(larger, *val.images[1:]))
+    # All else of the identity is of the configuration, and of labels by their fingerprint.
+    one, other = (training_identity(tiny(), train, split, None) for split in (val, scaled))
+    assert {key for key in one if one[key] != other[key]} == {"configuration"}
