@@ -78,7 +78,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
             samples: dict[str, list[dict[str, float]]] = {"one": [], "floor": [], "two": []}
             for _ in range(arguments.repeats):
                 samples["one"].append(fresh(folder, "pipeline", kind, method, n_images=n_images))
-                samples["floor"].append(fresh(folder, "floor", kind, method))
+                samples["floor"].append(fresh(folder, "floor", kind, method, n_images=n_images))
                 samples["two"].append(fresh(folder, "pipeline", kind, method, n_images=n_images, workers=2))
             report(method, samples)
     if arguments.flat:
@@ -142,7 +142,7 @@ def take_sample(folder: str, mode: str, *, kind: str, method: str, workers: int,
     place = Path(folder)
     inputs = sorted((place / "raw" / kind).iterdir())
     if mode == "floor":
-        return measure_floor(place, inputs)
+        return measure_floor(place, inputs[:n_images])
     return measure_pipeline(place, inputs, method, workers, n_images, follow_memory=mode == "memory")
 
 
