@@ -14,7 +14,7 @@ from typing import Any
 from uveitis_assets.detection.coco_split import read_labelled_split
 from uveitis_assets.detection.compute_device import Device, chosen_device
 from uveitis_assets.detection.figure_jpeg import png_as_jpeg
-from uveitis_assets.detection.fold_weights import fold_weights
+from uveitis_assets.detection.fold_weights import fold_weights, other_weights
 from uveitis_assets.detection.initial_weights import parent_weights
 from uveitis_assets.detection.label_policy import with_classes
 from uveitis_assets.detection.labelled_split import LabelledSplit
@@ -132,6 +132,8 @@ def inspect_checkpoint(store: ArtefactStore, lane: DetectorLaneConfiguration, fo
     errors = []
     if is_unfinished(folder):
         errors.append(f"{folder.path}: the training is not finished; materialize the checkpoint again to go on with it")
+    elif problem := other_weights(folder, f"{lane.name}/checkpoint of fold{fold}"):
+        errors.append(problem)
     errors += [
         f"{name}: found NaN or infinity; train again with a lower learning rate"
         for name, value in file.tensors.items()

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from uveitis_assets.detection.checkpoints import load_trained_detector
-from uveitis_assets.detection.run_folder import RunFolder, is_unfinished
+from uveitis_assets.detection.run_folder import RunFolder, ended_with, is_unfinished
 from uveitis_assets.detection.run_succession import usable_run
 from uveitis_assets.detection.weights_files import file_digest, read_lineage
 from uveitis_assets.storage import ArtefactStore
@@ -109,7 +109,7 @@ def fold_weights(store: ArtefactStore, experiment: str, fold: int) -> FoldWeight
 
     Raises:
         FileNotFoundError: there are none; names what to materialize.
-        TrainingNotUsableError: the training is not finished.
+        TrainingNotUsableError: the training is not finished, or ended with other weights.
     """
     name = f"{experiment}/checkpoint of fold{fold}"
     folder = usable_run(RunFolder(store.run_folder(experiment, fold)))
@@ -120,10 +120,23 @@ def fold_weights(store: ArtefactStore, experiment: str, fold: int) -> FoldWeight
     if not folder.best_weights.is_file():
         raise FileNotFoundError(f"{folder.best_weights}: found no checkpoint; materialize {name} first")
     lineage = read_lineage(folder.best_weights)
+    if problem := other_weights(folder, name):
+        raise TrainingNotUsableError(problem)
     return FoldWeights(
         name=name,
         path=folder.best_weights,
         digest=file_digest(folder.best_weights),
         categories={int(number): str(text) for number, text in lineage.get("categories", {}).items()},
         learned_images=frozenset(lineage.get("learned_images", ())),
+    )
+
+
+def other_weights(folder: RunFolder, name: str) -> str | None:
+    """What to do when the best weights are not those that the run beside them ended with; None when they are."""
+    if ended_with(folder, folder.best_weights):
+        return None
+    return (
+        f"{folder.best_weights}: expected the weights that {name} ended with ({folder.run_file.name}), found others or "
+        f"damaged ones. To use them as they are, put them into the run folder of a lane of their own; materialize "
+        f"{name} to train it anew, which moves what lies there to {folder.replaced_folder.name}/"
     )

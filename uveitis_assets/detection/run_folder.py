@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import yaml
 
-from uveitis_assets.detection.weights_files import read_lineage
+from uveitis_assets.detection.weights_files import file_digest, read_lineage
 from uveitis_assets.storage import read_json, write_bytes, write_json
 
 # run.json comes last: what has lost it is of no training, and its weights count as put there by hand.
@@ -110,7 +110,7 @@ def folder_of_best_weights(path: Path) -> RunFolder:
 
 
 def finished_outcome(folder: RunFolder, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The outcome of a finished run of this identity whose best weights are there and whole, else None."""
+    """The outcome of a finished run of this identity that still has the best weights it ended with, else None."""
     if run_identity(folder) != identity or not has_best_weights(folder):
         return None
     outcome: dict[str, Any] | None = read_json(folder.run_file)["outcome"]
@@ -137,9 +137,14 @@ def begin_run(folder: RunFolder, identity: Mapping[str, Any]) -> None:
 
 
 def finish_run(folder: RunFolder, identity: Mapping[str, Any], outcome: Mapping[str, Any]) -> None:
-    """Mark the run as finished; the last thing a training writes."""
-    created_at = run_created_at(folder)
-    write_json(folder.run_file, {"identity": dict(identity), "created_at": created_at, "outcome": dict(outcome)})
+    """Mark the run as finished, with these best weights; the last thing a training writes."""
+    content = {
+        "identity": dict(identity),
+        "created_at": run_created_at(folder),
+        "outcome": dict(outcome),
+        "best_weights": file_digest(folder.best_weights),
+    }
+    write_json(folder.run_file, content)
 
 
 def write_configuration(folder: RunFolder, configuration: Mapping[str, Any]) -> None:
@@ -176,12 +181,24 @@ def run_created_at(folder: RunFolder) -> str:
 
 
 def has_best_weights(folder: RunFolder) -> bool:
-    """Whether the best weights are there and not cut short; their values are not read."""
+    """Whether the best weights are there, not cut short, and those that the run ended with."""
     try:
         read_lineage(folder.best_weights)
     except (FileNotFoundError, ValueError):
         return False
-    return True
+    return ended_with(folder, folder.best_weights)
+
+
+def ended_with(run: RunFolder, weights: Path) -> bool:
+    """Whether a file, wherever it lies, is the best weights that a run ended with.
+
+    True where no run.json tells: weights put there by hand, unfinished runs, and those of the time before it told.
+    """
+    try:
+        expected = read_json(run.run_file).get("best_weights")
+    except FileNotFoundError:
+        return True
+    return expected is None or (weights.is_file() and file_digest(weights) == expected)
 
 
 def run_identity(folder: RunFolder) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from uveitis_assets.detection.run_folder import (
     OWN_FILES,
     RunFolder,
     begin_run,
+    ended_with,
     has_best_weights,
     is_finished,
     is_unfinished,
@@ -38,7 +39,8 @@ def open_run_folder(folder: RunFolder, identity: Mapping[str, Any]) -> tuple[Run
 
     That is the folder itself, or its ``retraining/`` while the folder holds a usable run, and when a run of
     ``identity`` goes on there (the one in the folder has lost its weights since). What the place holds of a run
-    that cannot be continued (another identity; finished, but its best weights are gone or damaged) is moved below
+    that cannot be continued (another identity; finished, but its best weights are gone, damaged or
+    others) is moved below
     ``replaced/``. Half-files of killed processes are removed: nobody else may be writing there.
 
     Returns:
@@ -79,7 +81,13 @@ def complete_succession(folder: RunFolder) -> str | None:
     successor = folder.successor
     whole = usable_run(folder) == successor
     # The checkpoints move in first and run.json last: this one was killed in between.
-    half_moved = is_finished(successor) and not successor.last_state.parent.exists() and not folder.run_file.exists()
+    half_moved = (
+        is_finished(successor)
+        and not successor.last_state.parent.exists()
+        and not folder.run_file.exists()
+        # Else the weights here were put by hand, and the successor was being moved away.
+        and ended_with(successor, folder.best_weights)
+    )
     if not whole and not half_moved:
         return None
     target = _set_aside(folder, folder.replaced_folder) if whole else None
@@ -131,4 +139,4 @@ def _number(gathered: Path) -> Path | None:
 def _difference(run: RunFolder, identity: Mapping[str, Any]) -> str:
     found = run_identity(run) or {}
     different = sorted(key for key in identity if found.get(key) != identity[key])
-    return f"with another {', '.join(different)}" if different else "that has lost its best weights"
+    return f"with another {', '.join(different)}" if different else "that has lost the best weights it ended with"

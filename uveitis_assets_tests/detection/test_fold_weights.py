@@ -1,5 +1,6 @@
 """Weights of a fold are used once they are finished, as what they are, and never judged by what they learned."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import pytest
 
 from uveitis_assets.detection import fold_evaluation
+from uveitis_assets.detection.fold_training import inspect_checkpoint
 from uveitis_assets.detection.fold_weights import FoldWeights, TrainingNotUsableError, fold_weights
 from uveitis_assets.detection.labelled_split import LabelledSplit
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.detection.run_folder import RunFolder
 from uveitis_assets.detection.run_succession import complete_succession
 from uveitis_assets.detection.training import train_detector
-from uveitis_assets.detection.weights_files import file_digest
+from uveitis_assets.detection.weights_files import file_digest, read_weights_file, save_weights
 from uveitis_assets.storage import ArtefactStore, read_json, write_json
 from uveitis_assets_tests.detection.squares import CATEGORIES, squares_split, tiny
 
@@ -163,3 +165,19 @@ def test_reports_and_figures_of_the_former_weights_do_not_stay_beside_new_ones(
     assert not (trained / "test_report.json").exists()
     assert not (trained / "figures").exists()
     assert (trained / "replaced" / "run_001" / "figures" / "test_froc.png").is_file()
+
+
+def test_weights_put_by_hand_beside_the_files_of_a_finished_run_are_refused_with_what_to_do(
+    trained: Path, store: ArtefactStore, lane: DetectorLaneConfiguration
+) -> None:
+    best = trained / "checkpoints" / "best.safetensors"
+    file = read_weights_file(best)
+    save_weights(best, {name: value + 1 for name, value in file.tensors.items()}, file.details)
+    expected = r"expected the weights that squares/checkpoint of fold0 ended with \(run.json\), found others"
+    with pytest.raises(TrainingNotUsableError, match=f"{expected} .* a lane of their own; materialize .* anew"):
+        fold_weights(store, "squares", 0)
+    (error,) = inspect_checkpoint(store, lane, 0).errors
+    assert re.search(expected, error)
+    # Without the files of a run they are of no training.
+    (trained / "run.json").unlink()
+    assert fold_weights(store, "squares", 0).digest == file_digest(best)

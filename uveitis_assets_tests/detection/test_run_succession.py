@@ -13,7 +13,7 @@ from uveitis_assets.detection.fold_weights import TrainingNotUsableError, fold_w
 from uveitis_assets.detection.run_folder import OWN_FILES, RunFolder, begin_run, finish_run, finished_outcome
 from uveitis_assets.detection.run_succession import complete_succession, open_run_folder
 from uveitis_assets.detection.weights_files import file_digest, save_weights
-from uveitis_assets.storage import ArtefactStore, write_bytes
+from uveitis_assets.storage import ArtefactStore, read_json, write_bytes, write_json
 
 FORMER, NEW = {"configuration": "former"}, {"configuration": "new"}
 
@@ -226,3 +226,50 @@ def test_a_retraining_goes_on_when_the_finished_run_loses_its_weights_meanwhile(
     complete_succession(folder)
     assert finished_outcome(folder, NEW) == {"best_epoch": 1}
     assert open_run_folder(folder, FORMER)[0] == place, "it is in use now"
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("n_changes", range(10))
+def test_weights_put_there_by_hand_never_stand_beside_the_files_of_a_damaged_retraining_that_is_moved_away(
+    store: ArtefactStore, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, n_changes: int
+) -> None:
+    for path in (folder.path / name for name in OWN_FILES if name != "checkpoints"):
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+    by_hand = contents(folder)
+    place = train(folder, NEW, 2.0)
+    cut_short(place.best_weights)
+    with monkeypatch.context() as patched:
+        kill_at(patched, n_changes)
+        with suppress(Killed):
+            open_run_folder(folder, NEW)
+    assert complete_succession(folder) is None
+    assert contents(folder) == by_hand
+    fold_weights(store, "lane", 0).check_unchanged()
+    assert open_run_folder(folder, NEW)[0] == place
+    assert contents(folder) == by_hand
+    assert list(contents(place)) == ["run.json"]
+
+
+def test_other_weights_in_a_finished_run_are_moved_away_with_it_when_it_is_trained_again(folder: RunFolder) -> None:
+    save_weights(folder.best_weights, {"w": torch.tensor([7.0])}, {"configuration": {"model": {}}})
+    replaced = contents(folder)
+    assert finished_outcome(folder, FORMER) is None
+    place, message = open_run_folder(folder, FORMER)
+    assert place == folder
+    assert message is not None
+    assert "held a run that has lost the best weights it ended with; it was moved to replaced/run_001" in message
+    assert contents(RunFolder(folder.replaced_folder / "run_001")) == replaced
+
+
+def test_a_run_that_ended_before_runs_told_their_weights_is_used_as_it_is(
+    store: ArtefactStore, folder: RunFolder
+) -> None:
+    run = read_json(folder.run_file)
+    assert run.pop("best_weights") == file_digest(folder.best_weights)
+    write_json(folder.run_file, run)
+    assert finished_outcome(folder, FORMER) == {"best_epoch": 1}
+    assert fold_weights(store, "lane", 0).digest == file_digest(folder.best_weights)
