@@ -24,8 +24,10 @@ _UP_S = 30
 
 def find_server() -> Path | None:
     """Folder of the newest server's programs: Debian keeps them off the PATH."""
-    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda found: int(found.parts[-3]))
-    found = str(debian[-1]) if debian else shutil.which("postgres")
+    debian = Path("/usr/lib/postgresql").glob("*/bin/postgres")
+    # As numbers, because 10 comes after 9.6.
+    newest = max(debian, key=lambda found: [int(number) for number in found.parts[-3].split(".")], default=None)
+    found = newest or shutil.which("postgres")
     return Path(found).parent if found else None
 
 

@@ -157,8 +157,6 @@ class Deployment:
     @functools.cache  # noqa: B019 (there is one deployment)
     def undisturbed(self, job: Callable[[], dg.JobDefinition]) -> tuple[Mapping[str, Any], list[int]]:
         """What a run of the job leaves behind, and the number of statements that each of its operations sends."""
-        # The first run of all has no earlier one to refer to.
-        self.run(job, Breaks())
         nowhere = Breaks()
         return self.left_behind(self.run(job, nowhere)), nowhere.heard
 

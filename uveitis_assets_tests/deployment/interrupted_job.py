@@ -38,9 +38,9 @@ def torn() -> None:
     raise ValueError("torn")
 
 
-def _job(name: str, asset: dg.AssetsDefinition) -> dg.JobDefinition:
-    job = dg.define_asset_job(name, dg.AssetSelection.assets(asset), executor_def=dg.in_process_executor)
-    return dg.Definitions([asset], jobs=[job]).resolve_job_def(name)
+def _job(name: str, *assets: dg.AssetsDefinition) -> dg.JobDefinition:
+    job = dg.define_asset_job(name, dg.AssetSelection.assets(*assets), executor_def=dg.in_process_executor)
+    return dg.Definitions(assets, jobs=[job]).resolve_job_def(name)
 
 
 def show() -> dg.JobDefinition:
@@ -48,6 +48,6 @@ def show() -> dg.JobDefinition:
     return _job("show", pictures)
 
 
-def tear() -> dg.JobDefinition:
-    """Fails."""
-    return _job("tear", torn)
+def show_and_tear() -> dg.JobDefinition:
+    """Does what ``show`` does, and fails."""
+    return _job("show_and_tear", pictures, torn)
