@@ -96,19 +96,29 @@ def submit(
     longest: Annotated[int, typer.Option("--partitions-per-run", help="Most partitions of one run", min=1)] = 16,
     url: Annotated[str, typer.Option(envvar="UVEITIS_URL", help="The deployment's UI")] = "http://127.0.0.1:3000",
 ) -> None:
-    """Queue runs on the deployment and follow them; the exit status is 1 when a run fails, 2 when none was queued."""
+    """Queue runs on the deployment and follow them.
+
+    The exit status is 1 when a run fails or is deleted, 2 when none was queued.
+    """
     from uveitis_assets.deployment.submission_plan import SubmissionError, Wanted
     from uveitis_assets.deployment.submit import submit_and_follow
     from uveitis_assets.deployment.webserver import WebserverError
 
     wanted = Wanted(partition=partition, partition_range=partition_range, missing=missing, everything=everything)
-    tags = {key: value for key, _, value in (text.partition("=") for text in tag or ())}
+    tags = dict(_parse_tag(text) for text in tag or ())
     try:
         succeeded = submit_and_follow(url, assets, wanted, tags=tags, longest=longest, console=console)
     except (SubmissionError, WebserverError) as error:
         fail(str(error))
     if not succeeded:
         raise typer.Exit(1)
+
+
+def _parse_tag(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        fail(f"--tag: expected key=value, such as uveitis/gpu=required, found {text!r}; nothing was queued")
+    return key, value
 
 
 @app.command()

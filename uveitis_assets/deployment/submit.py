@@ -112,7 +112,7 @@ def follow(
     on_change: Callable[[PlannedRun, RunState], None],
     poll_s: float = _POLL_S,
 ) -> list[FinishedRun]:
-    """Wait until every run has ended, and every retry of it; returns the ends in the order of launching.
+    """Wait until every run has ended or was deleted, and every retry of it; returns the ends in the order of launching.
 
     Args:
         webserver: where the runs are.
@@ -131,9 +131,9 @@ def follow(
     while len(ended) < len(launched):
         states = _patiently(lambda: webserver.runs([of_origin[origin] for origin in launched if origin not in ended]))
         for origin in launched:
-            state = states.get(of_origin[origin])
-            if origin in ended or state is None:
+            if origin in ended:
                 continue
+            state = states[of_origin[origin]]
             if f"{state.run_id} {state.status}" != current[origin]:
                 current[origin] = f"{state.run_id} {state.status}"
                 on_change(launched[origin], state)

@@ -17,7 +17,9 @@ from urllib.parse import urlsplit
 _TIMEOUT_S = 60.0
 _WILL_RETRY_TAG = "dagster/will_retry"
 _RETRY_RUN_TAG = "dagster/auto_retry_run_id"
-_FINISHED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
+# A run that somebody deleted has no status in Dagster's words.
+DELETED = "DELETED"
+_FINISHED = frozenset({"SUCCESS", "FAILURE", "CANCELED", DELETED})
 
 _ASSETS = """
 { assetNodes {
@@ -89,7 +91,7 @@ class DeployedAsset:
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """A run's status in Dagster's words, and the run that retries it, if any does."""
+    """A run's status in Dagster's words, or ``DELETED``, and the run that retries it, if any does."""
 
     run_id: str
     status: str
@@ -165,19 +167,22 @@ class Webserver:
         return str(answer["run"]["runId"])
 
     def runs(self, run_ids: Sequence[str]) -> dict[str, RunState]:
-        """States of the runs that exist, by id."""
+        """States of the runs by id; those of runs that were deleted are ``DELETED``."""
         answer = self._call(_RUNS, {"ids": list(run_ids)})["runsOrError"]
         if answer["__typename"] != "Runs":
             raise WebserverError(f"{self.url}: {answer.get('message', answer['__typename'])}")
-        return {result["runId"]: _parse_run(result) for result in answer["results"]}
+        existing = {result["runId"]: _parse_run(result) for result in answer["results"]}
+        return {run_id: existing.get(run_id, _deleted_run(run_id)) for run_id in run_ids}
 
     def failures(self, run_id: str) -> list[str]:
-        """Why the run failed or was cancelled: the messages of its failed steps, else of the run itself."""
+        """Why the run did not succeed: the messages of its failed steps, else of the run itself."""
         steps: list[str] = []
         of_run: list[str] = []
         after: str | None = None
         while True:
             page = self._call(_EVENTS, {"run": run_id, "after": after})["logsForRun"]
+            if page["__typename"] == "RunNotFoundError":
+                return ["Somebody deleted the run, so nobody knows how it ends. Call the same again to have it made."]
             if page["__typename"] != "EventConnection":
                 raise WebserverError(f"{self.url}: {page.get('message', page['__typename'])}")
             for event in page["events"]:
@@ -248,6 +253,10 @@ def _parse_run(result: Mapping[str, Any]) -> RunState:
         retried_by=tags.get(_RETRY_RUN_TAG),
         device=tags.get("uveitis/device"),
     )
+
+
+def _deleted_run(run_id: str) -> RunState:
+    return RunState(run_id=run_id, status=DELETED, will_retry=False, retried_by=None, device=None)
 
 
 def _error_text(error: Mapping[str, Any] | None) -> str:

@@ -22,7 +22,10 @@ pytestmark = pytest.mark.e2e
 _START_S = 120
 _SETTINGS = """\
 telemetry: {enabled: false}
-run_queue: {dequeue_interval_seconds: 1}
+run_queue:
+  dequeue_interval_seconds: 1
+  # Runs that stay in the queue.
+  tag_concurrency_limits: [{key: held, limit: 0}]
 """
 
 
@@ -42,6 +45,15 @@ class Served:
 
     def materialized(self, *key: str) -> set[str]:
         return set(self.instance.get_materialized_partitions(dg.AssetKey(key)))
+
+
+def _start_submit(url: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "uveitis_assets.cli", "submit", *arguments],
+        env=os.environ | {"UVEITIS_URL": url, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def _submit(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -103,6 +115,15 @@ def _wait_for(port: int, log: Path) -> None:
         time.sleep(0.2)
 
 
+def _wait_for_run(served: Served, before: int) -> dg.DagsterRun:
+    """The first run after the ``before`` earlier ones."""
+    deadline = time.monotonic() + 60
+    while len(made := served.runs()[before:]) == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return made[0]
+
+
 def test_a_partition_is_queued_followed_and_made(served: Served) -> None:
     done = served.submit("eye/manifest", "eye/tiles", "--partition", "b00002", "--tag", "asked/by=a test")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -155,18 +176,33 @@ def test_an_unknown_partition_queues_nothing(served: Served) -> None:
     assert len(served.runs()) == before
 
 
+def test_a_run_that_somebody_deletes_ends_the_submission_as_a_failure(served: Served) -> None:
+    before = len(served.runs())
+    submission = _start_submit(served.url, "eye/tiles", "--partition", "b00001", "--tag", "held=yes")
+    assert submission.stdout is not None
+    assert ": queued  " in submission.stdout.readline()
+    [run] = served.runs()[before:]
+    served.instance.delete_run(run.run_id)
+    output, _ = submission.communicate(timeout=60)
+    assert submission.returncode == 1, output
+    assert f"eye/tiles[b00001]: deleted  {served.url}/runs/{run.run_id}" in output
+    assert "Somebody deleted the run" in output
+
+
+@pytest.mark.parametrize("tag", ["held", "=yes", ""])
+def test_a_tag_without_key_or_value_queues_nothing_and_says_how_to_write_one(served: Served, tag: str) -> None:
+    before = len(served.runs())
+    done = served.submit("eye/tiles", "--partition", "b00001", "--tag", tag)
+    assert done.returncode == 2
+    assert f"--tag: expected key=value, such as uveitis/gpu=required, found {tag!r}" in done.stdout
+    assert len(served.runs()) == before
+
+
 def test_following_waits_for_a_web_server_that_goes_away(served: Served) -> None:
     with _Interrupting(served.url) as (url, refuse):
-        submission = subprocess.Popen(
-            [sys.executable, "-m", "uveitis_assets.cli", "submit", "eye/tiles", "--partition", "b00001"],
-            env=os.environ | {"UVEITIS_URL": url, "PYTHONPATH": str(REPOSITORY)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
         before = len(served.runs())
-        deadline = time.monotonic() + 60
-        while len(served.runs()) == before and time.monotonic() < deadline:
-            time.sleep(0.05)
+        submission = _start_submit(url, "eye/tiles", "--partition", "b00001")
+        _wait_for_run(served, before)
         refuse.set()
         time.sleep(3)
         assert submission.poll() is None
