@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 _GB = 1e9
 _DISK_FAILURE_GB = 5.0
 _DISK_WARNING_GB = 20.0
-_WHAT_IT_HOLDS = {
-    "postgres_password": "the database's password, which docker/prepare.sh makes for a new deployment",
-    "uveitis_wandb_key": "the key of Weights & Biases, or nothing",
+_WHAT_PREPARING_MAKES = {
+    "postgres_password": "makes one for a new deployment; the password of a database that is there has to be restored",
+    "uveitis_wandb_key": "makes an empty file, or copies the key from the file that WANDB_KEY_FILE names",
 }
 _MAY_BE_EMPTY = {"uveitis_wandb_key"}
 
@@ -71,24 +71,20 @@ def _check_folder(name: str, folder: Path, settings: DeploymentSettings) -> Find
 
 def _check_secret(name: str, settings: DeploymentSettings) -> Finding:
     check, file = f"secret: {name}", settings.secrets / name
-    owner = f"{settings.uid}:{settings.gid}"
+    remedy = f"SETTINGS_FILE={settings.file} docker/prepare.sh {_WHAT_PREPARING_MAKES[name]}"
     try:
         found = file.stat()
     except PermissionError:
         return warning(check, f"{file}: may not be looked at by uid {os.getuid()}", "call this with sudo")
     except FileNotFoundError:
-        return failure(
-            check,
-            f"{file}: found no file, and runs mount it",
-            f"{_WHAT_IT_HOLDS[name]}: put that there, then chown {owner} {file} && chmod 600 {file}",
-        )
+        return failure(check, f"{file}: found no file, and runs mount it", remedy)
     if found.st_size == 0 and name not in _MAY_BE_EMPTY:
-        return failure(check, f"{file}: is empty", f"put {_WHAT_IT_HOLDS[name]}, there")
+        return failure(check, f"{file}: is empty", remedy)
     if found.st_uid != settings.uid or stat.S_IMODE(found.st_mode) & 0o077:
         return failure(
             check,
             f"{file}: belongs to uid {found.st_uid} with mode {stat.S_IMODE(found.st_mode):03o}",
-            f"chown {owner} {file} && chmod 600 {file}",
+            f"chown {settings.uid}:{settings.gid} {file} && chmod 600 {file}",
         )
     return ok(check, "readable by its owner only" if found.st_size else "empty")
 
