@@ -280,8 +280,10 @@ def write_bytes(path: Path, data: bytes | bytearray | memoryview, *, mode: int =
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk tells no name
+            error.filename = str(path)
         raise
 
 

@@ -53,6 +53,7 @@ from uveitis_assets.fundus.stage_index import (
     read_index_reference,
     read_stage_index,
     read_stage_journal,
+    whole_row,
     write_stage_index,
 )
 from uveitis_assets.storage import TEMPORARY_SUFFIX, ArtefactStore, artefact_key
@@ -331,7 +332,7 @@ class _BatchRun:
     def _earlier_rows(self, stage: PreprocessStage) -> dict[str, Row]:
         rows: dict[str, Row | None] = dict(read_stage_index(self.store.stage_index(self.lane, stage, self.batch)))
         rows |= read_stage_journal(self.store.stage_journal(self.lane, stage, self.batch))
-        return {image_id: row for image_id, row in rows.items() if row is not None}
+        return {image_id: whole_row(stage, row) for image_id, row in rows.items() if row is not None}
 
     def _holding_row(self, image: RegisteredImage, stage: PreprocessStage, *, passing: bool = False) -> Row | None:
         """The image's earlier row if its inputs are the present ones and its files exist.
@@ -487,7 +488,8 @@ class _BatchRun:
             remove_artefacts(self.store, artefact_key(image.image_id), stage, self.configuration.tiling.global_size)
 
     def _quarantine_row(self, image: RegisteredImage, stage: PreprocessStage, reason: str, detail: str | None) -> Row:
-        return self._common_columns(image, stage) | {"quarantine_reason": reason, "quarantine_detail": detail}
+        columns = self._common_columns(image, stage) | {"quarantine_reason": reason, "quarantine_detail": detail}
+        return whole_row(stage, columns)
 
     def _common_columns(self, image: RegisteredImage, stage: PreprocessStage) -> Row:
         return {

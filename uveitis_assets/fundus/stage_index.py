@@ -6,6 +6,7 @@ killed run is continued where it stopped. It knows the columns, not how the valu
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -62,6 +63,11 @@ STAGE_SCHEMAS: dict[PreprocessStage, pl.Schema] = {
         }
     ),
 }
+
+
+def whole_row(stage: PreprocessStage, columns: Mapping[str, Any]) -> Row:
+    """The columns given, and None in the stage's others: what a quarantined image's row looks like in the index."""
+    return dict.fromkeys(STAGE_SCHEMAS[stage]) | dict(columns)
 
 
 def read_stage_index(path: Path) -> dict[str, Row]:
@@ -123,13 +129,16 @@ def read_stage_journal(path: Path) -> dict[str, Row | None]:
 
 
 class StageJournal:
-    """Append-only journal of one stage of one running batch; lines are whole or, after a kill, torn at the end."""
+    """Append-only journal of one stage of one running batch; lines are whole or, after a kill, torn at the end.
+
+    Raises:
+        OSError: a line did not fit on the disk.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        # A line that a killed process left torn must not swallow the next one.
-        os.write(self._handle, b"\n")
 
     def begin(self, image_id: str) -> None:
         """Note that the image's earlier artefacts are about to be overwritten: no earlier row holds any more."""
@@ -140,8 +149,10 @@ class StageJournal:
         self._append(image_id, row)
 
     def _append(self, image_id: str, row: Mapping[str, Any] | None) -> None:
-        line = json.dumps({"image_id": image_id, "row": row}, allow_nan=False) + "\n"
-        os.write(self._handle, line.encode())
+        # A line break before it, too: a line that a kill or a full disk left torn must not swallow this one.
+        line = b"\n" + json.dumps({"image_id": image_id, "row": row}, allow_nan=False).encode() + b"\n"
+        if os.write(self._handle, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def __enter__(self) -> Self:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from uveitis_assets.fundus import image_stages, roi_sam2
+from uveitis_assets.fundus import preprocess as preprocess_module
 from uveitis_assets.fundus.color import ReferenceColor, normalize_crop
 from uveitis_assets.fundus.configuration import (
     PreprocessConfiguration,
@@ -217,7 +219,9 @@ def test_dropping_an_image_kind_removes_it_when_the_stage_is_made_again(store: A
 def test_a_second_run_computes_nothing_and_touches_nothing(
     store: ArtefactStore, computed: list[tuple[str, str]]
 ) -> None:
-    images = land_many(store, 3)
+    refused = land(store, "refused.png", fundus_picture(9))
+    refused = replace(refused, quarantine_reason="alpha_channel", quarantine_detail="found RGBA")
+    images = [*land_many(store, 3), refused, land(store, "black.png", np.zeros((100, 100, 3), dtype=np.uint8))]
     preprocess(store, images)
     times = {path: path.stat().st_mtime_ns for path in store.root.rglob("*.p*") if path.is_file()}
     computed.clear()
@@ -475,6 +479,22 @@ def test_a_journal_with_a_torn_line_is_continued(store: ArtefactStore, computed:
     preprocess(store, images)
     assert computed == [("lane::image02", "tiles")]
     assert artefact_bytes(store.root) == whole
+
+
+def test_a_run_that_ends_before_its_books_are_closed_is_continued_also_where_images_were_set_aside(
+    store: ArtefactStore, tmp_path: Path, computed: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [*land_many(store, 1), land(store, "black.png", np.zeros((100, 100, 3), dtype=np.uint8))]
+    undisturbed = ArtefactStore(root=tmp_path / "undisturbed", raw=store.raw)
+    preprocess(undisturbed, images)
+    with monkeypatch.context() as patched:
+        patched.setattr(preprocess_module, "write_stage_index", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(store, images)
+    computed.clear()
+    preprocess(store, images)
+    assert computed == []
+    assert artefact_bytes(store.root) == artefact_bytes(undisturbed.root)
 
 
 def test_an_image_begun_anew_is_not_taken_for_done_when_the_old_configuration_returns(

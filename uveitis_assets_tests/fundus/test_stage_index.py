@@ -13,8 +13,10 @@ from uveitis_assets.fundus.stage_index import (
     StageJournal,
     read_stage_index,
     read_stage_journal,
+    whole_row,
     write_stage_index,
 )
+from uveitis_assets_tests.test_storage import room_in_a_file
 
 
 def row(image_id: str, **columns: Any) -> dict[str, Any]:
@@ -94,3 +96,20 @@ def test_a_torn_line_costs_only_itself_even_when_the_journal_goes_on(tmp_path: P
     with StageJournal(path) as journal:
         journal.finish("x::c", row("x::c"))
     assert list(read_stage_journal(path)) == ["x::a", "x::c"]
+
+
+def test_a_line_without_room_on_the_disk_is_an_error_and_costs_no_later_line(tmp_path: Path) -> None:
+    path = tmp_path / "b1.journal"
+    with StageJournal(path) as journal:
+        journal.finish("x::a", row("x::a"))
+        with room_in_a_file(path.stat().st_size + 100), pytest.raises(OSError, match=r"b1\.journal"):
+            journal.finish("x::b", row("x::b"))
+        journal.finish("x::c", row("x::c"))
+    assert list(read_stage_journal(path)) == ["x::a", "x::c"]
+
+
+def test_a_whole_row_is_what_the_index_gives_back(tmp_path: Path) -> None:
+    for stage in STAGE_SCHEMAS:
+        columns = whole_row(stage, {"image_id": "x::a", "quarantine_reason": "missing"})
+        write_stage_index(tmp_path / f"{stage}.parquet", stage, [columns])
+        assert read_stage_index(tmp_path / f"{stage}.parquet") == {"x::a": columns}
