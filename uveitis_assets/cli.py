@@ -28,6 +28,7 @@ app = typer.Typer(
     help="Retinal-imaging data assets on Dagster.",
 )
 _LISTED = 10
+_SETTINGS = Path("docker/.env")
 
 
 @app.callback()
@@ -126,12 +127,15 @@ def doctor(
     settings: Annotated[
         Path,
         typer.Option(envvar="UVEITIS_SETTINGS", help="Settings of the deployment, as docker/prepare.sh wrote them"),
-    ] = Path("docker/.env"),
+    ] = _SETTINGS,
 ) -> None:
     """Check the deployment on this host, or a single machine without one; every failure comes with its remedy."""
     from uveitis_assets.deployment.doctor import examine
     from uveitis_assets.storage import ArtefactStore
 
+    # Whoever names a file means a deployment.
+    if settings != _SETTINGS and not settings.is_file():
+        fail(f"{settings}: expected the settings that docker/prepare.sh wrote, found no such file")
     if not examine(settings, ArtefactStore.from_environment().root, console):
         raise typer.Exit(1)
 

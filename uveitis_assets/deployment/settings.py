@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -36,10 +37,15 @@ class DeploymentSettings:
         """Read lines of NAME=value, with or without our prefix; comments and other names are skipped.
 
         Raises:
-            SettingsError: a name is missing or a number is none.
-            OSError: the file cannot be read.
+            SettingsError: the file cannot be read, a name is missing, or a number is none.
         """
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        try:
+            lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(
+                f"{file}: it cannot be read: {error}; call this as its owner, or name the file that "
+                "docker/prepare.sh wrote"
+            ) from None
         entries = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
         values = {name.removeprefix(_OURS): value for name, _, value in entries}
         try:
@@ -47,9 +53,9 @@ class DeploymentSettings:
                 file=file,
                 deployment=values["DEPLOYMENT"],
                 image=values["IMAGE_TAG"],
-                url=f"http://127.0.0.1:{int(values['PORT'])}",
-                uid=int(values["UID"]),
-                gid=int(values["GID"]),
+                url=f"http://127.0.0.1:{_number(values, 'PORT')}",
+                uid=_number(values, "UID"),
+                gid=_number(values, "GID"),
                 socket=Path(values["DOCKER_SOCKET"]),
                 data=Path(values["DATA"]),
                 raw=Path(values["RAW"]),
@@ -61,7 +67,7 @@ class DeploymentSettings:
                 f"{file}: found no {error.args[0]}; delete the file and call docker/prepare.sh again"
             ) from None
         except ValueError as error:
-            raise SettingsError(f"{file}: {error}; correct the number, or delete the file and prepare again") from None
+            raise SettingsError(f"{file}: {error}; correct it, or delete the file and call docker/prepare.sh") from None
 
     @property
     def container_settings(self) -> ContainerSettings:
@@ -75,3 +81,10 @@ class DeploymentSettings:
             secrets=("postgres_password", "uveitis_wandb_key"),
             secrets_folder=str(self.secrets),
         )
+
+
+def _number(values: Mapping[str, str], name: str) -> int:
+    try:
+        return int(values[name])
+    except ValueError:
+        raise ValueError(f"{name}: expected a whole number, found {values[name]!r}") from None

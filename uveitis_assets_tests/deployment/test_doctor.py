@@ -13,7 +13,9 @@ from unittest import mock
 import pytest
 from docker.errors import APIError, DockerException, ImageNotFound
 from rich.console import Console
+from typer.testing import CliRunner
 
+from uveitis_assets.cli import app
 from uveitis_assets.deployment.doctor import diagnose_engine, examine
 from uveitis_assets.deployment.engine_checks import judge_answer
 from uveitis_assets.deployment.findings import Finding, ok
@@ -317,6 +319,26 @@ def test_settings_that_lack_a_name_are_refused(settings: DeploymentSettings) -> 
     settings.file.write_text("\n".join(lines))
     with pytest.raises(SettingsError, match="found no IMAGE_TAG"):
         DeploymentSettings.read(settings.file)
+
+
+def test_a_number_that_is_none_is_named_with_what_was_found(settings: DeploymentSettings) -> None:
+    settings.file.write_text(settings.file.read_text().replace("PORT=3000", "PORT=http"))
+    with pytest.raises(SettingsError, match="PORT: expected a whole number, found 'http'"):
+        DeploymentSettings.read(settings.file)
+
+
+def test_settings_that_cannot_be_read_are_a_finding(settings: DeploymentSettings, tmp_path: Path) -> None:
+    settings.file.write_bytes(b"\xff\xfe")
+    console = Console(record=True, width=400)
+    assert not examine(settings.file, tmp_path, console)
+    assert f"{settings.file}: it cannot be read" in console.export_text()
+
+
+def test_settings_that_were_named_and_are_not_there_are_no_single_machine(tmp_path: Path) -> None:
+    named = tmp_path / "env"
+    done = CliRunner().invoke(app, ["doctor", "--settings", str(named)])
+    assert done.exit_code == 2
+    assert f"{named}: expected the settings that docker/prepare.sh wrote, found no such file" in done.output
 
 
 def test_the_report_prints_remedies_whole_and_fails(settings: DeploymentSettings, tmp_path: Path) -> None:
