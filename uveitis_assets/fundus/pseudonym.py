@@ -1,7 +1,7 @@
 """Pseudonyms of patients: a keyed hash that cannot be turned back without the installation's secret key.
 
-The key stands beside the ledger, readable by its owner only, and is made on first use. Losing it changes every
-pseudonym but no split.
+The key stands beside the ledger, readable by its owner only, and is made on first use. A lost key is not replaced by
+itself: another one changes every pseudonym, but no split.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from pathlib import Path
 
 from uveitis_assets.storage import ArtefactStore
 
@@ -16,25 +17,21 @@ _KEY_BYTES = 32
 
 
 def patient_key(store: ArtefactStore) -> bytes:
-    """Read the secret key, making it first where there is none; processes racing for it agree on one.
+    """Read the secret key, making it first where no pseudonym exists; processes racing for it agree on one.
 
     Raises:
-        ValueError: the key file does not hold 64 hex digits.
+        ValueError: the key file does not hold 64 hex digits, or is gone although manifests hold pseudonyms.
     """
     path = store.patient_key_file()
     if not path.exists():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(handle, "w") as stream:
-                stream.write(secrets.token_hex(_KEY_BYTES) + "\n")
-            # A hard link is made only where no file is: unlike a rename it never replaces another process's key.
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink(missing_ok=True)
+        # Looked for again: another process may have made the key and a manifest since.
+        if store.lanes_with_manifests() and not path.exists():
+            raise ValueError(
+                f"{path}: expected the key that the manifests' pseudonyms were made with, found none; restore it "
+                "(UVEITIS_PATIENT_KEY_FILE says where it is looked for), or put 64 other hex digits there to give "
+                "every patient a new pseudonym"
+            )
+        _make_key(path)
     text = path.read_text().strip()
     try:
         key = bytes.fromhex(text)
@@ -43,6 +40,21 @@ def patient_key(store: ArtefactStore) -> bytes:
     if len(key) != _KEY_BYTES:
         raise ValueError(f"{path}: expected {2 * _KEY_BYTES} hex digits, found {len(text)} characters; restore the key")
     return key
+
+
+def _make_key(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "w") as stream:
+            stream.write(secrets.token_hex(_KEY_BYTES) + "\n")
+        # A hard link is made only where no file is: unlike a rename it never replaces another process's key.
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def pseudonym(key: bytes, *parts: str, prefix: str = "p") -> str:

@@ -41,6 +41,20 @@ def test_a_damaged_key_is_refused_not_replaced(store):
         patient_key(store)
 
 
+def test_a_lost_key_is_asked_for_where_pseudonyms_exist_and_not_replaced(store, tmp_path, monkeypatch):
+    key = patient_key(store)
+    store.manifest_part("lane", "b00001").parent.mkdir(parents=True)
+    store.manifest_part("lane", "b00001").touch()
+    assert patient_key(store) == key
+    monkeypatch.setenv("UVEITIS_PATIENT_KEY_FILE", str(tmp_path / "not mounted" / "key"))
+    with pytest.raises(ValueError, match=r"not mounted/key: expected the key that the manifests' .* restore it"):
+        patient_key(store)
+    assert not (tmp_path / "not mounted").exists()
+    (tmp_path / "not mounted").mkdir()
+    (tmp_path / "not mounted" / "key").write_text(key.hex())
+    assert patient_key(store) == key
+
+
 def test_processes_racing_for_the_key_agree(store):
     code = (
         "import sys\n"
