@@ -2,8 +2,9 @@
 
 On a single machine nobody asks a run's process whether it lives: its run would stay "started" for ever, hold its place
 in a pool, so that the next run of a GPU asset waits for ever, and count as work in progress. Each run therefore holds a
-lock that the system takes away with its process. A run killed before its first step began holds none yet and is not
-found. In the Docker deployment the launcher watches the containers, and each has a folder of locks of its own.
+lock that the system takes away with its process, and takes it before it asks a pool for a place: no place is lost with
+a run that holds no lock. A run killed within the moment between its first event and its lock stays "started" until
+somebody ends it in the UI. In the Docker deployment the launcher watches the containers, and each has a folder of locks of its own.
 """
 
 import fcntl

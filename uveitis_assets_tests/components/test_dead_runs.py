@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 
+from uveitis_assets.components import dead_runs as dead_runs_module
 from uveitis_assets.components.dead_runs import dead_runs, end_dead_runs, hold_run_lock
 from uveitis_assets_tests.e2e.installation import Installation
 
@@ -65,6 +67,11 @@ def nothing() -> None:
 
 @dg.job
 def work() -> None:
+    nothing()
+
+
+@dg.job(executor_def=dead_runs_module.in_process_executor)
+def locked_work() -> None:
     nothing()
 
 
@@ -136,6 +143,30 @@ def test_the_sensor_ends_dead_runs_and_asks_for_nothing(
     assert isinstance(result, dg.SkipReason)
     assert run_id in str(result.skip_message)
     assert holders(instance) == set()
+
+
+def test_a_run_holds_its_lock_before_it_asks_the_pool_for_a_place(
+    instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    instance.event_log_storage.set_concurrency_slots("gpu", 1)
+    order: list[str] = []
+    storage = type(instance.event_log_storage)
+    claim = storage.claim_concurrency_slot
+
+    def locked(folder: Path, run_id: str) -> None:
+        hold_run_lock(folder, run_id)
+        order.append("lock")
+
+    def claimed(*arguments: Any, **options: Any) -> Any:
+        order.append("place")
+        return claim(*arguments, **options)
+
+    monkeypatch.setattr(dead_runs_module, "hold_run_lock", locked)
+    monkeypatch.setattr(storage, "claim_concurrency_slot", claimed)
+    with dg.execute_job(dg.reconstructable(locked_work), instance) as result:
+        assert result.success
+    assert order == ["lock", "place"]
 
 
 @pytest.mark.e2e
