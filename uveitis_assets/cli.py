@@ -56,8 +56,16 @@ def register(
     with _instance() as instance:
         for name in chosen:
             if not folders[name].is_dir():
-                fail(f"{folders[name]}: expected the landing folder of {name}, found none")
-            report, added = register_lane(store, configured[name], instance)
+                fail(
+                    f"{folders[name]}: expected the landing folder of {name}, found none; create it, or set UVEITIS_RAW"
+                )
+            try:
+                report, added = register_lane(store, configured[name], instance)
+            except OSError as error:
+                fail(
+                    f"{error.filename}: {error.strerror}; expected to write below UVEITIS_DATA ({store.root}) and to "
+                    f"read below UVEITIS_RAW ({store.raw}): mend the folder, or set the variable to another one"
+                )
             _print_registration(name, report, added)
             _print_commands(store, configured[name])
 

@@ -93,8 +93,20 @@ def test_the_commands_that_register_prints_bring_the_lane_up_to_date(tmp_path: P
         (["register", "uwf700"], {"DAGSTER_HOME": "home"}, "expected an absolute path"),
         (["register", "fgadr"], {}, "raw/fgadr: expected the landing folder of fgadr, found none"),
         (["register", "uwf700"], {"UVEITIS_RAW": "LINKED"}, "expected a path below"),
+        (
+            ["register", "uwf700"],
+            {"UVEITIS_DATA": "FILE", "UVEITIS_RAW": "LANDED"},
+            "/locks: Not a directory; expected",
+        ),
     ],
-    ids=["unknown lane", "no DAGSTER_HOME", "relative DAGSTER_HOME", "no folder", "folder linked from outside"],
+    ids=[
+        "unknown lane",
+        "no DAGSTER_HOME",
+        "relative DAGSTER_HOME",
+        "no folder",
+        "folder linked from outside",
+        "no data folder",
+    ],
 )
 def test_register_explains_what_keeps_it_from_working(
     tmp_path: Path, sample: Path, arguments: list[str], environment: dict[str, str], expected: str
@@ -103,7 +115,9 @@ def test_register_explains_what_keeps_it_from_working(
     (user.data / "raw" / "uwf-700").mkdir(parents=True)
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "uwf-700").symlink_to(sample / "uwf-700")
-    user.environment = {name: value.replace("LINKED", str(tmp_path / "linked")) for name, value in environment.items()}
+    (tmp_path / "file").touch()
+    places = {"LINKED": tmp_path / "linked", "FILE": tmp_path / "file", "LANDED": user.data / "raw"}
+    user.environment = {name: str(places.get(value, value)) for name, value in environment.items()}
     code, output = user.run("uveitis-assets", *arguments)
     assert code == 2
     assert expected in output
