@@ -4,7 +4,8 @@ On a single machine nobody asks a run's process whether it lives: its run would 
 in a pool, so that the next run of a GPU asset waits for ever, and count as work in progress. Each run therefore holds a
 lock that the system takes away with its process, and takes it before it asks a pool for a place: no place is lost with
 a run that holds no lock. A run killed within the moment between its first event and its lock stays "started" until
-somebody ends it in the UI. In the Docker deployment the launcher watches the containers, and each has a folder of locks of its own.
+somebody ends it in the UI. In the Docker deployment the launcher watches the containers, and each has a folder of locks
+of its own.
 """
 
 import fcntl

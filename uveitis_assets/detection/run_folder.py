@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -167,11 +168,21 @@ def write_state(folder: RunFolder, state: Mapping[str, Any]) -> None:
 
 
 def read_state(folder: RunFolder) -> dict[str, Any] | None:
-    """The state of ``write_state`` with its tensors on the CPU, or None when there is none."""
+    """The state of ``write_state`` with its tensors on the CPU, or None when there is none.
+
+    Raises:
+        ValueError: the file is damaged, or holds code.
+    """
     try:
         state: dict[str, Any] = torch.load(folder.last_state, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{folder.last_state}: expected the state of a training to go on from, found a damaged file ({reason}); "
+            "copy it again, or delete it: the training then begins anew"
+        ) from error
     return state
 
 

@@ -121,6 +121,26 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_uninterrupted_one(
     assert rows[0] == rows[1]
 
 
+@pytest.mark.parametrize("damage", ["cut short", "empty", "code"])
+def test_a_damaged_state_is_refused_with_what_to_do_and_without_it_the_training_begins_anew(
+    store, train, val, tmp_path: Path, damage: str
+) -> None:
+    configuration = tiny(training={"checkpoint_every_steps": 1})
+    with pytest.raises(KeyboardInterrupt):
+        train_detector(store, configuration, tmp_path, train, val, device="cpu", progress=Recorder(3))
+    state = tmp_path / "checkpoints" / "last.pth"
+    if damage == "code":
+        torch.save({"model": pytest.fail}, state)
+    else:
+        state.write_bytes(state.read_bytes()[: state.stat().st_size // 2] if damage == "cut short" else b"")
+    with pytest.raises(ValueError, match=r"last\.pth: expected the state of a training .* delete it: the training"):
+        train_detector(store, configuration, tmp_path, train, val, device="cpu")
+    state.unlink()
+    listener = Recorder()
+    train_detector(store, configuration, tmp_path, train, val, device="cpu", progress=listener)
+    assert listener.steps[0] == 1
+
+
 def test_a_finished_training_is_recognised_and_not_run_again(store, train, val, tmp_path: Path) -> None:
     first = train_detector(store, tiny(), tmp_path / "run", train, val, device="cpu")
     before = {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "run").rglob("*"))}
