@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -164,6 +165,15 @@ def test_nan_from_damaged_weights_is_refused() -> None:
 
     with pytest.raises(ValueError, match="boxes: expected finite values"):
         detect_tiles(Diverged(), [painted(8, 8, {})], batch_size=1, device=CPU, amp=False)
+
+
+@pytest.mark.parametrize("part", ["rpn.head.cls_logits", "roi_heads.box_predictor.cls_score"])
+def test_damaged_weights_do_not_pass_for_weights_that_find_nothing(network: torch.nn.Module, part: str) -> None:
+    damaged = copy.deepcopy(network)
+    with torch.no_grad():
+        damaged.get_submodule(part).bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="the weights are damaged, or the training diverged"):
+        detect_tiles(damaged, noise_tiles(1), batch_size=1, device=CPU, amp=False)
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,18 @@ def candidates(
     """For each image the proposals' classes above the score threshold of ``heads`` whose boxes have an extent.
 
     Arguments are those of ``RoIHeads.postprocess_detections``.
+
+    Raises:
+        ValueError: NaN or infinite answers, or an image without proposals, which the network drops when they are NaN:
+            no comparison would hold for them, and damaged weights would pass for ones that find nothing.
     """
     n_per_image = [len(boxes) for boxes in proposals]
+    finite = class_logits.isfinite().all() & box_regression.isfinite().all()
+    if not all(n_per_image) or not bool(finite):
+        raise ValueError(
+            "the detector's answers: expected finite values for regions of every tile, found NaN, infinity or no "
+            "regions; the weights are damaged, or the training diverged: lower training.learning_rate"
+        )
     boxes_per_image = torch.split(heads.box_coder.decode(box_regression, proposals), n_per_image)
     scores_per_image = torch.split(functional.softmax(class_logits, -1), n_per_image)
     for all_boxes, all_scores, shape in zip(boxes_per_image, scores_per_image, image_shapes, strict=True):
