@@ -31,7 +31,8 @@ def chosen_splits(
     With ``overfit_images`` both are the same few training images: what was learned by heart has to be found again.
 
     Raises:
-        ValueError: no image with a lesion to learn from or to be judged on, or lesions without the boxes that choose.
+        ValueError: no image with a lesion to learn from or to be judged on, lesions of categories that the network
+            does not have, or without the boxes that choose.
     """
     if configuration.overfit_images:
         train = val = overfit_split(train, configuration.overfit_images)
@@ -41,12 +42,23 @@ def chosen_splits(
                 f"{split.lane}, fold {split.fold}, {split.split}: expected images with lesions, found none among "
                 f"{len(split.images)}; label some, or choose another fold"
             )
+        _check_categories(split, configuration.model.n_categories)
     if configuration.evaluation.selection == "oriented" and not has_oriented_labels([i.truth for i in val.images]):
         raise ValueError(
             f"{val.lane}, fold {val.fold}, {val.split}: evaluation.selection: expected an oriented box on every "
             "lesion, found lesions without; set it to axis_aligned"
         )
     return train, val
+
+
+def _check_categories(split: LabelledSplit, n_categories: int) -> None:
+    """On a GPU a label that the network has no place for would end the process without a cause."""
+    largest = max(int(image.truth.labels.max(initial=0)) for image in split.images)
+    if largest > n_categories:
+        raise ValueError(
+            f"{split.lane}, fold {split.fold}, {split.split}: model.n_categories: expected at least {largest}, the "
+            f"largest category id of the labels, found {n_categories}"
+        )
 
 
 def check_never_learned(learned_before: Collection[str], val: LabelledSplit) -> None:

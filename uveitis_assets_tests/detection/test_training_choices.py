@@ -20,7 +20,7 @@ from uveitis_assets.detection.models.freezing import n_frozen_blocks
 from uveitis_assets.detection.tile_store import tile_pixels
 from uveitis_assets.detection.training import train_detector
 from uveitis_assets.detection.training_identity import training_identity
-from uveitis_assets.storage import read_json
+from uveitis_assets.storage import ArtefactStore, read_json
 from uveitis_assets_tests.detection.squares import SIDE, squares_split, tiny
 from uveitis_assets_tests.detection.test_training import Recorder
 
@@ -197,3 +197,12 @@ def test_a_training_whose_tiles_are_scaled_counts_as_another_than_before_they_we
     # All else of the identity is of the configuration, and of labels by their fingerprint.
     one, other = (training_identity(tiny(), train, split, None) for split in (val, scaled))
     assert {key for key in one if one[key] != other[key]} == {"configuration"}
+
+
+def test_labels_of_more_categories_than_the_network_has_are_refused_before_the_training(
+    store: ArtefactStore, train: LabelledSplit, val: LabelledSplit, tmp_path: Path
+) -> None:
+    small = tiny(model={"n_categories": 1})
+    with pytest.raises(ValueError, match=r"train: model\.n_categories: expected at least 2, .* found 1"):
+        train_detector(store, small, tmp_path / "run", train, val, device="cpu")
+    assert not (tmp_path / "run" / "run.json").exists()
