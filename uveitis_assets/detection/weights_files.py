@@ -161,11 +161,17 @@ def _read_safetensors(path: Path) -> WeightsFile:
 
 
 def _lineage(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    if _LINEAGE in metadata:
-        lineage: dict[str, Any] = json.loads(metadata[_LINEAGE])
-        return lineage
     sidecar = path.with_suffix(".json")
-    return read_json(sidecar) if sidecar.is_file() else {}
+    try:
+        if _LINEAGE in metadata:
+            lineage = json.loads(metadata[_LINEAGE])
+        else:
+            lineage = read_json(sidecar) if sidecar.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: lineage: expected JSON, found {error}; copy the file again") from error
+    if not isinstance(lineage, dict):
+        raise ValueError(f"{path}: lineage: expected names and values, found {type(lineage).__name__}; copy it again")
+    return lineage
 
 
 def _damaged(path: Path, error: SafetensorError) -> ValueError:

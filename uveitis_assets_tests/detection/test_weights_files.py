@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 
 from uveitis_assets.detection.configuration import DetectorConfiguration
 from uveitis_assets.detection.weights_files import (
     file_digest,
     parent_of,
+    read_lineage,
     read_weights_file,
     save_weights,
     weights_lineage,
@@ -133,3 +135,13 @@ def test_files_without_tensors_and_missing_files_are_named(tmp_path: Path) -> No
 def test_the_prefix_of_a_distributed_wrapper_is_taken_off(tmp_path: Path) -> None:
     torch.save({"model": {f"module.{name}": value for name, value in WEIGHTS.items()}}, tmp_path / "w.pth")
     assert read_weights_file(tmp_path / "w.pth").tensors.keys() == WEIGHTS.keys()
+
+
+@pytest.mark.parametrize(("text", "found"), [("{not json", "expected JSON"), ("[1]", "names and values, found list")])
+def test_a_lineage_that_cannot_be_read_is_named(tmp_path: Path, text: str, found: str) -> None:
+    path = tmp_path / "best.safetensors"
+    path.write_bytes(save({"w": torch.ones(1)}, metadata={"lineage": text}))
+    with pytest.raises(ValueError, match=rf"best\.safetensors: lineage: .*{found}.*again"):
+        read_lineage(path)
+    with pytest.raises(ValueError, match=r"best\.safetensors: lineage"):
+        read_weights_file(path)
