@@ -31,6 +31,7 @@ from uveitis_assets.detection.preprocessed_images import (
     PreprocessedImage,
     read_preprocessed_images,
 )
+from uveitis_assets.detection.run_folder import read_state_file
 from uveitis_assets.detection.tile_files import read_global_image
 from uveitis_assets.detection.weights_files import file_digest, read_weights_file
 from uveitis_assets.detection.weights_report import load_matching
@@ -71,7 +72,8 @@ def pretrain_encoder(
 ) -> PretrainingOutcome:
     """Train, or continue where a killed run stopped, and write ``pretrain_runs/<name>/encoder.safetensors``.
 
-    A folder of another configuration or of other images is started anew; its encoder stays until the new one is done.
+    A folder of another configuration, start file or of other images is started anew; its encoder stays until the new
+    one is done.
 
     Args:
         store: global images in, run folder out.
@@ -109,7 +111,8 @@ def _pretrain(
         started_from = _load_start(model, store.root / configuration.start_from)
     model.to(device).train()
     optimizer = torch.optim.AdamW(_parameter_groups(model, configuration.weight_decay), betas=(0.9, 0.95))
-    position = _resume(folder, fingerprint, model, optimizer, device) or _Position(0, 0, (), 0.0)
+    position = _resume(folder, fingerprint, model, optimizer, started_from=started_from, device=device)
+    position = position or _Position(0, 0, (), 0.0)
     if position.step or position.epoch:
         log(f"continuing at epoch {position.epoch + 1}, step {position.step + 1} of {steps_per_epoch}")
     n_steps = configuration.epochs * steps_per_epoch
@@ -133,10 +136,10 @@ def _pretrain(
             loss_sum = position.loss_sum + loss.item()
             position = _Position(position.epoch, position.step + 1, position.losses, loss_sum)
             if (done + 1) % configuration.checkpoint_every_steps == 0:
-                _save_state(folder, fingerprint, model, optimizer, position)
+                _save_state(folder, fingerprint, model, optimizer, position, started_from=started_from)
         losses = (*position.losses, position.loss_sum / steps_per_epoch)
         position = _Position(position.epoch + 1, 0, losses, 0.0)
-        _save_state(folder, fingerprint, model, optimizer, position)
+        _save_state(folder, fingerprint, model, optimizer, position, started_from=started_from)
         log(f"epoch {position.epoch} of {configuration.epochs}: loss {losses[-1]:.4f}")
     encoder = folder / "encoder.safetensors"
     lineage = {
@@ -269,7 +272,13 @@ def _random_view(
 
 
 def _save_state(
-    folder: Path, fingerprint: str, model: MaskedAutoencoder, optimizer: torch.optim.Optimizer, position: _Position
+    folder: Path,
+    fingerprint: str,
+    model: MaskedAutoencoder,
+    optimizer: torch.optim.Optimizer,
+    position: _Position,
+    *,
+    started_from: str,
 ) -> None:
     """What a killed training is continued from; safe to load (tensors and plain values)."""
     state = {
@@ -282,6 +291,7 @@ def _save_state(
                 "losses": position.losses,
                 "loss_sum": position.loss_sum,
                 "fingerprint": fingerprint,
+                "started_from": started_from,
             }
         ),
     }
@@ -291,14 +301,20 @@ def _save_state(
 
 
 def _resume(
-    folder: Path, fingerprint: str, model: MaskedAutoencoder, optimizer: torch.optim.Optimizer, device: str
+    folder: Path,
+    fingerprint: str,
+    model: MaskedAutoencoder,
+    optimizer: torch.optim.Optimizer,
+    *,
+    started_from: str,
+    device: str,
 ) -> _Position | None:
-    path = folder / "last.pth"
-    if not path.exists():
+    state = read_state_file(folder / "last.pth", device=device)
+    if state is None:
         return None
-    state = torch.load(path, map_location=device, weights_only=True)
     saved = json.loads(state["position"])
-    if saved.pop("fingerprint") != fingerprint:
+    # States of the time before they told what they started from are continued.
+    if saved["fingerprint"] != fingerprint or saved.get("started_from", started_from) != started_from:
         return None
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])

@@ -168,19 +168,24 @@ def write_state(folder: RunFolder, state: Mapping[str, Any]) -> None:
 
 
 def read_state(folder: RunFolder) -> dict[str, Any] | None:
-    """The state of ``write_state`` with its tensors on the CPU, or None when there is none.
+    """The state of ``write_state`` with its tensors on the CPU, or None when there is none; see ``read_state_file``."""
+    return read_state_file(folder.last_state, device="cpu")
+
+
+def read_state_file(path: Path, *, device: str) -> dict[str, Any] | None:
+    """Tensors and plain values that a killed training goes on from, or None when there is no file.
 
     Raises:
         ValueError: the file is damaged, or holds code.
     """
     try:
-        state: dict[str, Any] = torch.load(folder.last_state, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         return None
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"{folder.last_state}: expected the state of a training to go on from, found a damaged file ({reason}); "
+            f"{path}: expected the state of a training to go on from, found a damaged file ({reason}); "
             "copy it again, or delete it: the training then begins anew"
         ) from error
     return state

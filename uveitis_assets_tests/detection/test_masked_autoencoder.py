@@ -233,3 +233,29 @@ def test_a_changed_configuration_starts_anew(lane: ArtefactStore) -> None:
     lines: list[str] = []
     pretrain_encoder(lane, configuration(epochs=1, seed=1), device="cpu", log=lines.append)
     assert not any("continuing" in line for line in lines)
+
+
+def test_another_file_of_the_same_name_to_start_from_starts_anew(lane: ArtefactStore) -> None:
+    starts = configuration(start_from="retfound.pth", epochs=1, learning_rate=1e-9)
+    weights = []
+    for seed in (7, 8):
+        torch.manual_seed(seed)
+        other = MaskedAutoencoder(TINY).state_dict()
+        torch.save({"model": other}, lane.root / "retfound.pth")
+        lines: list[str] = []
+        outcome = pretrain_encoder(lane, starts, device="cpu", log=lines.append)
+        assert not any("continuing" in line for line in lines)
+        name = "blocks.0.attn.qkv.weight"
+        torch.testing.assert_close(load_file(outcome.encoder)[name], other[name])
+        weights.append(load_file(outcome.encoder)[name])
+    assert not torch.equal(*weights)
+    pretrain_encoder(lane, starts, device="cpu", log=lines.append)
+    assert any("continuing" in line for line in lines), "nothing has changed"
+
+
+def test_a_damaged_state_of_a_pretraining_is_refused_with_what_to_do(lane: ArtefactStore) -> None:
+    outcome = pretrain_encoder(lane, configuration(epochs=1), device="cpu", log=lambda line: None)
+    state = outcome.encoder.with_name("last.pth")
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"last\.pth: .*damaged file .* delete it: the training then begins anew"):
+        pretrain_encoder(lane, configuration(epochs=1), device="cpu", log=lambda line: None)
