@@ -7,6 +7,7 @@ import dagster as dg
 
 from uveitis_assets.antlr_runtime import read_both_grammar_formats
 from uveitis_assets.components.dead_runs import dead_runs, in_process_executor
+from uveitis_assets.components.defs_files import check_defs_files
 
 # Dagster's command line parses --select after it has loaded this module.
 read_both_grammar_formats()
@@ -19,5 +20,7 @@ warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 @dg.definitions
 def defs() -> dg.Definitions:
     """Load the lanes; steps of a run share one process, so that a chain of small steps starts Python once."""
-    lanes = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+    package = Path(__file__).parent
+    check_defs_files(package / "defs")
+    lanes = dg.load_from_defs_folder(path_within_project=package)
     return dg.Definitions.merge(lanes, dg.Definitions(executor=in_process_executor, sensors=[dead_runs]))

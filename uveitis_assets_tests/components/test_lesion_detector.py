@@ -11,8 +11,8 @@ import pytest
 
 from uveitis_assets.components.partition_runs import range_tags
 from uveitis_assets.detection.batch_predictor import BatchPredictor, PredictedBatch
-from uveitis_assets.detection.weights_files import read_weights_file, save_weights
-from uveitis_assets.storage import ArtefactStore, read_json
+from uveitis_assets.detection.weights_files import file_digest, read_weights_file, save_weights
+from uveitis_assets.storage import ArtefactStore, read_json, write_json
 from uveitis_assets_tests.components.running_platform import QUIET, Platform, requested, use
 from uveitis_assets_tests.lane_project import fundus_lanes, load_project
 
@@ -148,14 +148,16 @@ def test_a_child_starts_from_its_parents_weights_of_the_same_fold_or_says_what_i
 
 def test_a_checkpoint_is_not_judged_by_images_that_it_learned(trained: Platform) -> None:
     path = trained.store.run_folder("parent", 0) / "checkpoints" / "best.safetensors"
-    file = read_weights_file(path)
+    weights = read_weights_file(path)
     report = (path.parents[1] / "val_report.json").read_bytes()
     labels = read_json(trained.store.coco_file("uwf700", "val", 0, tiles=False))
     judged = [image["image_id"] for image in labels["images"]]
-    before = path.read_bytes(), path.with_suffix(".json").read_bytes()
+    changed = path, path.with_suffix(".json"), path.parents[1] / "run.json"
+    before = [file.read_bytes() for file in changed]
     try:
         # As after a new dealing of the splits, which moves images from train to val.
-        save_weights(path, file.tensors, {**file.details, "learned_images": judged[:1]})
+        save_weights(path, weights.tensors, {**weights.details, "learned_images": judged[:1]})
+        write_json(changed[2], read_json(changed[2]) | {"best_weights": file_digest(path)})
         result = trained.definitions.resolve_job_def("parent_training").execute_in_process(
             instance=trained.instance,
             run_config=QUIET,
@@ -164,8 +166,8 @@ def test_a_checkpoint_is_not_judged_by_images_that_it_learned(trained: Platform)
             raise_on_error=False,
         )
     finally:
-        path.write_bytes(before[0])
-        path.with_suffix(".json").write_bytes(before[1])
+        for file, content in zip(changed, before, strict=True):
+            file.write_bytes(content)
     assert not result.success
     assert f"1 of {len(judged)} images of val of fold0 were learned" in failures(result)
     assert (path.parents[1] / "val_report.json").read_bytes() == report
