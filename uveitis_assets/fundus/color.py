@@ -7,7 +7,8 @@ Pixels are mapped in bands of rows that stay in the core's cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from uveitis_assets.fundus.configuration import NormalizationConfiguration
 from uveitis_assets.fundus.lab import lab_converter
-from uveitis_assets.fundus.memory_allocator import ThreadBuffers
+from uveitis_assets.fundus.memory_allocator import thread_buffer
 
 # A band and its temporary arrays (up to eight bytes a pixel) stay in the core's second cache. Smaller ones cost two
 # threads a tenth of their speed: each call takes the interpreter lock again (measured).
@@ -29,10 +30,11 @@ _SMALLEST_LAB_STD = 1.0
 # A flat channel has no z-score; any small number keeps it grey.
 _SMALLEST_STD = 1e-6
 _PROBE_PIXELS = 67
+_ERODED_BLOCK_PX = 256
 
 Pixels = NDArray[np.uint8]
-# Planes that a thread needs again for its next image.
-_buffers = ThreadBuffers()
+# Rows and columns.
+Box = tuple[slice, slice]
 # Writes the normalized pixels of rows and columns inside the mask's bounding box into an array of their size.
 BandMap = Callable[[slice, slice, Pixels], object]
 
@@ -60,9 +62,20 @@ def erode_mask(mask: Pixels, radius_px: int) -> Pixels:
     """
     if radius_px == 0:
         return mask
-    side = 2 * radius_px + 1
-    eroded = cv2.erode(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
-    return np.asarray(eroded, dtype=np.uint8) if cv2.countNonZero(eroded) else mask
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius_px + 1, 2 * radius_px + 1))
+    eroded = np.empty(mask.shape, dtype=np.uint8)
+    # Only blocks that the outline runs through take work; they are large beside what they need of their neighbours.
+    side = _ERODED_BLOCK_PX + 8 * radius_px
+    for y, x in itertools.product(range(0, mask.shape[0], side), range(0, mask.shape[1], side)):
+        top, left = max(0, y - radius_px), max(0, x - radius_px)
+        block = eroded[y : y + side, x : x + side]
+        surrounded = mask[top : y + side + radius_px, left : x + side + radius_px]
+        n_set = cv2.countNonZero(surrounded)
+        if n_set in {0, surrounded.size}:
+            block[:] = 255 if n_set else 0
+        else:
+            block[:] = cv2.erode(surrounded, kernel)[y - top :, x - left :][: block.shape[0], : block.shape[1]]
+    return eroded if cv2.countNonZero(eroded) else mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +121,10 @@ class ChannelSummation:
         if n_inside < mask.size:
             planes = [cv2.bitwise_and(plane, mask, dst=plane) for plane in planes]
         self._n_pixels += n_inside
-        self._n_lit += cv2.countNonZero(cv2.max(cv2.max(planes[0], planes[1]), planes[2]))
+        if any(cv2.countNonZero(plane) == n_inside for plane in planes):
+            self._n_lit += n_inside
+        else:
+            self._n_lit += cv2.countNonZero(cv2.max(cv2.max(planes[0], planes[1]), planes[2]))
         self._sums += [cv2.sumElems(plane)[0] for plane in planes]
         self._squares += [cv2.norm(plane, cv2.NORM_L2SQR) for plane in planes]
 
@@ -118,8 +134,12 @@ class ChannelSummation:
 
 def channel_sums(image: Pixels, mask: Pixels) -> ChannelSums:
     """Exact sums of a (H, W, 3) uint8 image inside a (H, W) mask, 0 or 255."""
+    return _sums_of_boxes(image, mask, _boxes(mask))
+
+
+def _sums_of_boxes(image: Pixels, mask: Pixels, boxes: Iterable[Box]) -> ChannelSums:
     summation = ChannelSummation()
-    for box in _boxes(mask):
+    for box in boxes:
         summation.add(image[box], mask[box])
     return summation.total()
 
@@ -158,7 +178,8 @@ def normalize_crop(
     if out is None:
         out = np.empty(crop_rgb.shape, dtype=np.uint8)
     inner = erode_mask(mask, configuration.stats_erode_px)
-    sums = channel_sums(crop_rgb, inner)
+    boxes = list(_boxes(mask))
+    sums = _sums_of_boxes(crop_rgb, inner, boxes)
     # An ROI without any light keeps its black pixels: there is nothing else to take statistics from.
     n_excluded = sums.n_black if sums.n_black < sums.n_pixels else 0
     rgb = sums.without(n_excluded, (0, 0, 0)).statistics()
@@ -171,13 +192,13 @@ def normalize_crop(
         case "grayworld":
             band_map = _scaled(crop_rgb, _grayworld_scaling(rgb))
         case "clahe_luminance":
-            band_map = _equalize_luminance(crop_rgb, mask, inner, configuration)
+            band_map = _equalize_luminance(crop_rgb, mask, boxes, inner, configuration)
         case "reinhard_lab_ref":
             if reference is None:
                 raise ValueError("reinhard_lab_ref needs reference colours: materialize reference_color first")
             metadata |= {"ref_lab_mean": list(reference.lab_mean), "ref_lab_std": list(reference.lab_std)}
-            band_map = _match_lab(crop_rgb, mask, inner, n_excluded, reference)
-    _render(mask, out, band_map)
+            band_map = _match_lab(crop_rgb, boxes, inner, n_excluded, reference)
+    _render(mask, boxes, out, band_map)
     return out, metadata
 
 
@@ -187,7 +208,7 @@ def _bands(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, min(shape[0], start + rows))
 
 
-def _boxes(mask: Pixels) -> Iterator[tuple[slice, slice]]:
+def _boxes(mask: Pixels) -> Iterator[Box]:
     """Rows and columns of the mask's bounding box in each band that it reaches."""
     for rows in _bands(mask.shape):
         x, y, width, height = cv2.boundingRect(mask[rows])
@@ -195,10 +216,10 @@ def _boxes(mask: Pixels) -> Iterator[tuple[slice, slice]]:
             yield slice(rows.start + y, rows.start + y + height), slice(x, x + width)
 
 
-def _render(mask: Pixels, out: Pixels, band_map: BandMap) -> None:
+def _render(mask: Pixels, boxes: Iterable[Box], out: Pixels, band_map: BandMap) -> None:
     """Fill ``out`` with ``band_map`` of every band where the mask is set and with black elsewhere."""
     black_from = 0
-    for rows, columns in _boxes(mask):
+    for rows, columns in boxes:
         out[black_from : rows.start] = 0
         out[rows, : columns.start] = 0
         out[rows, columns.stop :] = 0
@@ -258,18 +279,20 @@ def _grayworld_scaling(statistics: ChannelStatistics) -> Scaling:
     return Scaling(np.divide(mean.mean(), mean, out=np.ones(3), where=mean > 0), np.zeros(3))
 
 
-def _lab_boxes(image_rgb: Pixels, mask: Pixels, lab: Pixels) -> Iterator[tuple[slice, slice]]:
+def _lab_boxes(image_rgb: Pixels, boxes: Iterable[Box], lab: Pixels) -> Iterator[Box]:
     """Convert to LAB in four channels (see lab.py) box by box; each box comes while it is in the cache."""
-    lab_converter.announce(mask.size)
-    for box in _boxes(mask):
+    lab_converter.announce(lab[..., 0].size)
+    for box in boxes:
         lab_converter.to_lab(image_rgb[box], lab[box])
         yield box
 
 
-def _match_lab(image_rgb: Pixels, mask: Pixels, inner: Pixels, n_black: int, reference: ReferenceColor) -> BandMap:
-    lab = _buffers.take("lab", (*mask.shape, 4))
+def _match_lab(
+    image_rgb: Pixels, boxes: Iterable[Box], inner: Pixels, n_black: int, reference: ReferenceColor
+) -> BandMap:
+    lab = thread_buffer("color.lab", (*inner.shape, 4))
     summation = ChannelSummation()
-    for box in _lab_boxes(image_rgb, mask, lab):
+    for box in _lab_boxes(image_rgb, boxes, lab):
         summation.add(lab[box], inner[box])
     source = summation.total().without(n_black, _BLACK_LAB).statistics()
     gain = np.asarray(reference.lab_std) / np.maximum(np.asarray(source.std), _SMALLEST_LAB_STD)
@@ -285,14 +308,19 @@ def _match_lab(image_rgb: Pixels, mask: Pixels, inner: Pixels, n_black: int, ref
 
 
 def _equalize_luminance(
-    image_rgb: Pixels, mask: Pixels, inner: Pixels, configuration: NormalizationConfiguration
+    image_rgb: Pixels,
+    mask: Pixels,
+    boxes: Iterable[Box],
+    inner: Pixels,
+    configuration: NormalizationConfiguration,
 ) -> BandMap:
     """CLAHE of L inside the mask's bounding box; outside the mask L is its median, so that the dark surround does not
     pull the outer cells' histograms."""
-    lab = _buffers.take("lab", (*mask.shape, 4))
-    luminance = _buffers.take("luminance", mask.shape)
-    for box in _lab_boxes(image_rgb, mask, lab):
-        cv2.extractChannel(lab[box], 0, dst=luminance[box])
+    lab = thread_buffer("color.lab", (*mask.shape, 4))
+    luminance = thread_buffer("color.luminance", mask.shape)
+    for box in _lab_boxes(image_rgb, boxes, lab):
+        # The lowest byte of each word, at three times the speed of cv2.extractChannel (measured).
+        np.copyto(luminance[box], lab[box].view("<u4")[..., 0], casting="unsafe")
     median = _median_level(luminance, inner)
     x, y, width, height = cv2.boundingRect(mask)
     box = (slice(y, y + height), slice(x, x + width))
@@ -301,12 +329,10 @@ def _equalize_luminance(
         outside = cv2.bitwise_not(inside[rows])
         cv2.copyTo(np.full_like(outside, median), outside, filled[rows])
     grid = (configuration.clahe_grid, configuration.clahe_grid)
-    equalized = cv2.createCLAHE(configuration.clahe_clip_limit, grid).apply(filled, dst=filled)
+    cv2.createCLAHE(configuration.clahe_clip_limit, grid).apply(filled, dst=filled)
 
     def band_map(rows: slice, columns: slice, band: Pixels) -> None:
-        new_luminance = equalized[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
-        cv2.insertChannel(new_luminance, lab[rows, columns], 0)
-        lab_converter.to_rgb(lab[rows, columns], band)
+        lab_converter.to_rgb(lab[rows, columns], band, luminance[rows, columns])
 
     return band_map
 

@@ -23,6 +23,7 @@ from uveitis_assets.fundus.crop import crop_box
 from uveitis_assets.fundus.geometry import ImageFrames
 from uveitis_assets.fundus.image_file import content_hash, decode_rgb, read_landed_file
 from uveitis_assets.fundus.landed import RegisteredImage
+from uveitis_assets.fundus.memory_allocator import thread_buffer
 from uveitis_assets.fundus.png import encode_png
 from uveitis_assets.fundus.quarantine import QuarantineError
 from uveitis_assets.fundus.roi import RoiFunction, downscale_for_roi, find_roi
@@ -135,7 +136,8 @@ class ImageStages:
         tiling, persist = self._configuration.tiling, self._configuration.persist
         frame = self._normalized()
         if tiling.frame == "global" or "global" in persist:
-            global_image = render_global(canvas, frames.global_size)
+            black_from = frames.pad_xy[1] + frames.crop_size[1]
+            global_image = render_global(canvas, frames.global_size, black_from=black_from)
             self._write_or_remove(
                 "global" in persist, self._store.global_image(self.key, frames.global_size), global_image
             )
@@ -206,7 +208,7 @@ class ImageStages:
         x0, y0, x1, y1 = box = crop_box(mask, self._configuration.roi.crop_pad_px)
         crop = raw[y0:y1, x0:x1]
         self._frames = image_frames((raw.shape[1], raw.shape[0]), box, self._configuration.tiling)
-        self._canvas, inside = padded_canvas(self._frames)
+        inside = self._new_canvas(self._frames)
         _, metadata = normalize_crop(
             crop, mask[y0:y1, x0:x1], self._configuration.normalize, self._settings.reference_color, out=inside
         )
@@ -228,8 +230,17 @@ class ImageStages:
             raise PrerequisiteError(
                 f"{path}: expected {self._frames.crop_size} pixels, found {normalized.shape[1::-1]}"
             )
-        self._canvas, inside = padded_canvas(self._frames)
+        inside = self._new_canvas(self._frames)
         inside[:] = normalized
+
+    def _new_canvas(self, frames: ImageFrames) -> Pixels:
+        """The square that the normalized crop is rendered into, here: in the view that is returned.
+
+        Its memory is the thread's: an image is done when the thread begins with the next.
+        """
+        memory = thread_buffer("image_stages.canvas", (frames.padded_side, frames.padded_side, 3))
+        self._canvas, inside = padded_canvas(frames, memory)
+        return inside
 
     def _laid_out(self) -> ImageFrames:
         if self._frames is None:

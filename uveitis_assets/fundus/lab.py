@@ -8,11 +8,14 @@ images.
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from uveitis_assets.fundus.memory_allocator import thread_buffer
 
 Pixels = NDArray[np.uint8]
 
@@ -20,6 +23,7 @@ Pixels = NDArray[np.uint8]
 _PIXELS_BEFORE_TABLES = 36_000_000
 _N_COLORS = 1 << 24
 _CHUNK = 1 << 18
+_LOWEST_BYTE = 0 if sys.byteorder == "little" else -1
 
 
 class LabConverter:
@@ -48,22 +52,41 @@ class LabConverter:
             cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB), cv2.COLOR_RGB2RGBA, dst=out)
             out[..., 3] = 0
         else:
-            words = _words(np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA), dtype=np.uint8))
+            rgba = thread_buffer("lab.words", out.shape)
+            cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA, dst=rgba)
             # The opaque fourth channel makes a signed word the colour's index counted from the table's end.
-            np.take(self._tables[0], words.view(np.int32).astype(np.intp), out=_words(out), mode="wrap")
+            index = _index(_words(rgba).view(np.int32))
+            np.take(self._tables[0], index, out=_words(out), mode="wrap")
 
-    def to_rgb(self, lab: Pixels, out: Pixels) -> None:
-        """Convert (H, W, 4) LAB, whose fourth channel is 0, into (H, W, 3) RGB."""
+    def to_rgb(self, lab: Pixels, out: Pixels, luminance: Pixels | None = None) -> None:
+        """Convert (H, W, 4) LAB, whose fourth channel is 0, into (H, W, 3) RGB.
+
+        ``luminance``, (H, W), takes the place of LAB's first channel.
+        """
         if self._tables is None:
-            cv2.cvtColor(cv2.cvtColor(lab, cv2.COLOR_RGBA2RGB), cv2.COLOR_LAB2RGB, dst=out)
+            three_channels = cv2.cvtColor(lab, cv2.COLOR_RGBA2RGB)
+            if luminance is not None:
+                cv2.insertChannel(luminance, three_channels, 0)
+            cv2.cvtColor(three_channels, cv2.COLOR_LAB2RGB, dst=out)
         else:
-            words = np.empty(lab.shape[:2], dtype="<u4")
-            np.take(self._tables[1], _words(lab).astype(np.intp), out=words, mode="wrap")
-            cv2.cvtColor(words.view(np.uint8).reshape(lab.shape), cv2.COLOR_RGBA2RGB, dst=out)
+            index = _index(_words(lab))
+            if luminance is not None:
+                index.view(np.uint8).reshape(*index.shape, -1)[..., _LOWEST_BYTE] = luminance
+            rgba = thread_buffer("lab.words", lab.shape)
+            np.take(self._tables[1], index, out=_words(rgba), mode="wrap")
+            cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB, dst=out)
 
 
 def _words(pixels: Pixels) -> NDArray[np.uint32]:
     return pixels.view("<u4")[..., 0]
+
+
+def _index(words: NDArray[np.uint32] | NDArray[np.int32]) -> NDArray[np.intp]:
+    """The words in the type that np.take would convert them to, in memory that serves band after band."""
+    n_bytes = np.dtype(np.intp).itemsize
+    index = thread_buffer("lab.index", (*words.shape, n_bytes)).view(np.intp)[..., 0]
+    np.copyto(index, words)
+    return index
 
 
 def _color_table(conversion: int) -> NDArray[np.uint32]:

@@ -34,8 +34,18 @@ _n_users = 0
 def reused_buffers() -> Iterator[None]:
     """Let freed memory stay in the process while the context lasts; afterwards it goes back to the system.
 
-    Threads share one heap meanwhile, so that a buffer freed by one serves the next. Without glibc it does nothing.
+    Threads share one heap meanwhile, so that a buffer freed by one serves the next; without glibc they do not. The
+    calling thread's ``thread_buffer`` memory goes back as well; other threads' goes when they end.
     """
+    try:
+        with _one_lasting_heap():
+            yield
+    finally:
+        _buffers.by_name.clear()
+
+
+@contextmanager
+def _one_lasting_heap() -> Iterator[None]:
     global _n_users  # noqa: PLW0603 - the allocator is one per process, and so is its count of users
     library = _glibc()
     if library is None:
@@ -65,24 +75,34 @@ def _glibc() -> ctypes.CDLL | None:
     return library if hasattr(library, "gnu_get_libc_version") else None
 
 
-class ThreadBuffers(threading.local):
-    """Named buffers of the calling thread, kept until it ends.
-
-    They lie in huge pages of their own. The heap's pages are small ones, whose addresses alone cost a seventh of the
-    time of CLAHE (measured); they are also cleared again and again in a process whose earlier threads have ended, since
-    new threads inherit those threads' heaps, which ``reused_buffers`` has no say in.
-    """
+class _ThreadBuffers(threading.local):
+    """The calling thread's buffers by name."""
 
     def __init__(self) -> None:
-        self._buffers: dict[str, NDArray[np.uint8]] = {}
+        self.by_name: dict[str, NDArray[np.uint8]] = {}
 
-    def take(self, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """An array of the shape, holding what was left in it; taking the name again gives the same memory."""
-        size = math.prod(shape)
-        if name not in self._buffers or self._buffers[name].size < size:
-            self._buffers.pop(name, None)
-            self._buffers[name] = np.frombuffer(_mapped(size), dtype=np.uint8)
-        return self._buffers[name][:size].reshape(shape)
+
+_buffers = _ThreadBuffers()
+
+
+def thread_buffer(name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """An array of the calling thread, kept for its next image: taking the name again gives the same memory.
+
+    It holds what was left in it. Buffers lie in huge pages of their own. The heap's pages are small ones, whose
+    addresses alone cost a seventh of the time of CLAHE (measured); they are also cleared again and again in a process
+    whose earlier threads have ended, since new threads inherit those threads' heaps, which ``reused_buffers`` has no
+    say in.
+
+    Args:
+        name: what the buffer is for; one name a purpose, in the whole package.
+        shape: of the uint8 array; a larger one than before takes new memory.
+    """
+    size = math.prod(shape)
+    buffers = _buffers.by_name
+    if name not in buffers or buffers[name].size < size:
+        buffers.pop(name, None)
+        buffers[name] = np.frombuffer(_mapped(size), dtype=np.uint8)
+    return buffers[name][:size].reshape(shape)
 
 
 def _mapped(size: int) -> mmap.mmap:

@@ -366,6 +366,13 @@ class _BatchRun:
         """Run the jobs in threads; images whose ROI begins with SAM 2 pass it in batches first."""
         sam2 = self._load_sam2([job.image for job in jobs if "roi_masks" in job.stages])
         settings = StageSettings(self.store, self.configuration, self._reference, sam2.segment_one if sam2 else None)
+        if workers == 1 and sam2 is None:
+            # The thread that is here keeps its memory; a new one can inherit an ended one's, see memory_allocator.
+            for done, job in enumerate(jobs, start=1):
+                self._process(job, settings, None)
+                if progress is not None:
+                    progress(done, len(jobs))
+            return
         with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="preprocess") as pool:
             futures: list[Future[None]] = []
             try:

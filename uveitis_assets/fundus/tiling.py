@@ -4,7 +4,9 @@ from. Coordinates are those of geometry.py; it reads and writes no files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -58,32 +60,46 @@ def _starts(length: int, tile_size: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-def padded_canvas(frames: ImageFrames) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def padded_canvas(
+    frames: ImageFrames, memory: NDArray[np.uint8] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Square with a black margin that the global image is made from, and the view that the crop belongs into.
 
     Rendering the normalized crop into the view, whose pixels are not set yet, saves a copy of the image.
+
+    Args:
+        frames: the image's frames.
+        memory: (side, side, 3) uint8 to make the square in; new memory without it.
 
     Returns:
         (side, side, 3) uint8 and its (crop height, crop width, 3) view.
     """
     side = frames.padded_side
     (pad_x, pad_y), (width, height) = frames.pad_xy, frames.crop_size
-    canvas = np.empty((side, side, 3), dtype=np.uint8)
+    canvas = np.empty((side, side, 3), dtype=np.uint8) if memory is None else memory
     canvas[:pad_y] = canvas[pad_y + height :] = 0
     canvas[:, :pad_x] = canvas[:, pad_x + width :] = 0
     return canvas, canvas[pad_y : pad_y + height, pad_x : pad_x + width]
 
 
-def render_global(canvas: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def render_global(canvas: NDArray[np.uint8], size: int, *, black_from: int | None = None) -> NDArray[np.uint8]:
     """Scale the padded square to the global image: area averages downwards, bilinear upwards.
 
     Args:
         canvas: (side, side, 3) uint8 RGB.
         size: side of the result, px.
+        black_from: row from which on the canvas is known to be black, so that it need not be averaged.
     """
     side = canvas.shape[0]
-    interpolation = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(canvas, (size, size), interpolation=interpolation), dtype=np.uint8)
+    if side <= size:
+        return np.asarray(cv2.resize(canvas, (size, size), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+    # Whole rows of the result, and the canvas rows that reach into them.
+    n_rows = size if black_from is None else max(1, math.ceil(Fraction(black_from * size, side)))
+    lit = canvas[: math.ceil(Fraction(n_rows * side, size))]
+    scaled = cv2.resize(lit, None, fx=size / side, fy=size / side, interpolation=cv2.INTER_AREA)
+    global_image = np.zeros((size, size, 3), dtype=np.uint8)
+    global_image[:n_rows] = scaled[:n_rows]
+    return global_image
 
 
 def cut_tile(image: NDArray[np.uint8], tile: Tile) -> NDArray[np.uint8]:

@@ -208,6 +208,16 @@ def test_erosion_takes_off_an_ellipse_and_nothing_at_the_array_s_border(radius_p
     np.testing.assert_array_equal(erode_mask(mask, radius_px) > 0, expected)
 
 
+@pytest.mark.parametrize(("height", "width", "radius_px"), [(700, 900, 4), (289, 577, 4), (500, 700, 30)])
+def test_masks_of_many_blocks_are_eroded_like_one(height: int, width: int, radius_px: int) -> None:
+    mask = np.zeros((height, width), dtype=np.uint8)
+    cv2.ellipse(mask, (width // 2, height // 2), (width // 2 - 5, height // 2 + 40), 0, 0, 360, 255, -1)
+    mask[height // 2, width // 2] = 0
+    mask[: height // 3, :3] = 255
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius_px + 1, 2 * radius_px + 1))
+    np.testing.assert_array_equal(erode_mask(mask, radius_px), cv2.erode(mask, kernel))
+
+
 def test_an_erosion_that_would_empty_the_roi_is_left_out() -> None:
     mask = np.zeros((30, 30), dtype=np.uint8)
     mask[10:15, 10:15] = 255

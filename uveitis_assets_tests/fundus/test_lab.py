@@ -33,6 +33,20 @@ def test_tables_give_what_opencv_gives_for_every_kind_of_colour(
         np.testing.assert_array_equal(rgb, cv2.cvtColor(colors, cv2.COLOR_LAB2RGB))
 
 
+def test_another_luminance_takes_the_place_of_the_first_channel(
+    converters: tuple[LabConverter, LabConverter],
+) -> None:
+    lab = np.random.default_rng(2).integers(0, 256, (60, 70, 4), dtype=np.uint8)
+    lab[..., 3] = 0
+    luminance = np.random.default_rng(3).integers(0, 256, (60, 90), dtype=np.uint8)[:, 10:80]
+    expected = cv2.cvtColor(np.dstack([luminance, lab[..., 1:3]]), cv2.COLOR_LAB2RGB)
+    for converter in converters:
+        before, rgb = lab.copy(), np.empty((60, 70, 3), dtype=np.uint8)
+        converter.to_rgb(lab, rgb, luminance)
+        np.testing.assert_array_equal(rgb, expected)
+        np.testing.assert_array_equal(lab, before)
+
+
 def test_results_are_written_into_views(converters: tuple[LabConverter, LabConverter]) -> None:
     colors = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     for converter in converters:

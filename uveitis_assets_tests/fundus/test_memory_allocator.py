@@ -12,23 +12,31 @@ import pytest
 
 from uveitis_assets.fundus.color import ReferenceColor, normalize_crop
 from uveitis_assets.fundus.configuration import NormalizationConfiguration
-from uveitis_assets.fundus.memory_allocator import ThreadBuffers
+from uveitis_assets.fundus.memory_allocator import reused_buffers, thread_buffer
 from uveitis_assets_tests.fundus.preprocess_inputs import fundus_picture
 
 
 def test_a_thread_takes_the_same_memory_again_and_more_only_for_a_larger_array() -> None:
-    buffers = ThreadBuffers()
-    first = buffers.take("plane", (40, 30))
+    first = thread_buffer("plane", (40, 30))
     first[:] = 7
-    smaller = buffers.take("plane", (20, 10, 4))
+    smaller = thread_buffer("plane", (20, 10, 4))
     assert smaller.shape == (20, 10, 4)
     assert (smaller == 7).all()
     assert np.shares_memory(first, smaller)
-    larger = buffers.take("plane", (3000, 2000))
+    larger = thread_buffer("plane", (3000, 2000))
     assert larger.shape == (3000, 2000)
     assert not np.shares_memory(first, larger)
     assert (first == 7).all(), "who still holds the former memory keeps it"
-    assert not np.shares_memory(larger, buffers.take("other plane", (3000, 2000)))
+    assert not np.shares_memory(larger, thread_buffer("other plane", (3000, 2000)))
+
+
+def test_the_thread_s_memory_goes_back_when_the_work_that_needs_it_is_over() -> None:
+    with reused_buffers():
+        plane = thread_buffer("plane", (40, 30))
+        plane[:] = 7
+        assert np.shares_memory(plane, thread_buffer("plane", (40, 30)))
+    assert (plane == 7).all(), "who still holds it keeps it"
+    assert not np.shares_memory(plane, thread_buffer("plane", (40, 30)))
 
 
 def test_memory_is_there_also_where_the_system_refuses_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,16 +45,16 @@ def test_memory_is_there_also_where_the_system_refuses_huge_pages(monkeypatch: p
             raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(mmap, "mmap", WithoutHugePages)
-    plane = ThreadBuffers().take("plane", (30, 20))
+    plane = thread_buffer("plane where pages are small", (30, 20))
     plane[:] = 5
     assert plane.sum() == 30 * 20 * 5
 
 
 def test_two_threads_never_share_a_buffer() -> None:
-    buffers, both_hold_one = ThreadBuffers(), threading.Barrier(2, timeout=30)
+    both_hold_one = threading.Barrier(2, timeout=30)
 
     def take(level: int) -> bool:
-        mine = buffers.take("plane", (500, 500))
+        mine = thread_buffer("plane", (500, 500))
         mine[:] = level
         both_hold_one.wait()
         return bool((mine == level).all())

@@ -92,6 +92,15 @@ def test_the_global_image_is_the_padded_crop_scaled_by_area() -> None:
     np.testing.assert_array_equal(render_global(canvas, 64), cv2.resize(square, (64, 64), interpolation=cv2.INTER_AREA))
 
 
+@settings(max_examples=80, deadline=None)
+@given(st.integers(33, 400), st.integers(32, 120), st.floats(0.0, 1.0), st.integers(0, 9))
+def test_rows_that_are_known_to_be_black_change_nothing(side: int, size: int, share: float, seed: int) -> None:
+    canvas = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    black_from = round(share * side)
+    canvas[black_from:] = 0
+    np.testing.assert_array_equal(render_global(canvas, size, black_from=black_from), render_global(canvas, size))
+
+
 def test_integer_scales_give_exact_block_means() -> None:
     canvas = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
     means = canvas.reshape(128, 4, 128, 4, 3).mean(axis=(1, 3))
