@@ -34,8 +34,10 @@ def threshold_retina_mask(image_rgb: NDArray[np.uint8], sat_threshold: int = 18)
     mask = cv2.bitwise_or(saturated, bright)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_KERNEL_PX, _KERNEL_PX))
     mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, kernel)
-    mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel)
-    largest = _largest_component(np.asarray(mask, dtype=np.uint8))
+    closed = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel), dtype=np.uint8)
+    largest = _largest_component(closed)
+    if largest is closed:  # closing again changes nothing
+        return closed
     return np.asarray(cv2.morphologyEx(largest, cv2.MORPH_CLOSE, kernel), dtype=np.uint8)
 
 

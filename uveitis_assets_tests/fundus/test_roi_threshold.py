@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from uveitis_assets.fundus.roi_threshold import _largest_component, threshold_retina_mask
@@ -36,6 +38,25 @@ def test_a_higher_saturation_threshold_never_adds_pixels_of_a_dim_image() -> Non
     picture = (fundus_picture(2) * 0.6).astype(np.uint8)
     areas = [np.count_nonzero(threshold_retina_mask(picture, threshold)) for threshold in (0, 18, 120, 255)]
     assert areas == sorted(areas, reverse=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([1.0, 3.0, 6.0, 12.0]), st.floats(0.1, 0.9))
+def test_blobs_of_any_shape_are_opened_closed_reduced_to_the_largest_and_closed(
+    seed: int, sigma: float, share: float
+) -> None:
+    field = cv2.GaussianBlur(np.random.default_rng(seed).random((90, 110)), (0, 0), sigma)
+    blobs = np.where(field > np.quantile(field, share), np.uint8(255), np.uint8(0))
+    picture = np.zeros((90, 110, 3), dtype=np.uint8)
+    picture[blobs > 0] = (200, 90, 60)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11))
+    opened = cv2.morphologyEx(blobs, cv2.MORPH_OPEN, kernel)
+    closed = cv2.morphologyEx(opened, cv2.MORPH_CLOSE, kernel)
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
+    areas = statistics[:, cv2.CC_STAT_AREA] * (np.arange(len(statistics)) > 0)
+    largest = np.where(labels == np.argmax(areas), closed, np.uint8(0))
+    expected = cv2.morphologyEx(largest, cv2.MORPH_CLOSE, kernel)
+    np.testing.assert_array_equal(threshold_retina_mask(picture), expected)
 
 
 def test_a_black_image_gives_an_empty_mask() -> None:
