@@ -55,7 +55,31 @@ class PretrainingOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class _Training:
+    """What stays the same over a pretraining; model and optimizer hold its progress."""
+
+    configuration: EncoderPretrainingConfiguration
+    images: Sequence[PreprocessedImage]
+    folder: Path
+    fingerprint: str
+    started_from: str
+    model: MaskedAutoencoder
+    optimizer: torch.optim.Optimizer
+    device: str
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.images) / self.configuration.batch_size)
+
+    @property
+    def n_steps(self) -> int:
+        return self.configuration.epochs * self.steps_per_epoch
+
+
+@dataclass(frozen=True, slots=True)
 class _Position:
+    """Steps taken, losses of the epochs before, and the sum of this one's."""
+
     epoch: int
     step: int
     losses: tuple[float, ...]
@@ -101,9 +125,30 @@ def _pretrain(
     threads: int,
 ) -> PretrainingOutcome:
     images, n_held_out = _images(store, configuration)
-    folder = store.pretraining_folder(configuration.name)
-    fingerprint = _fingerprint(configuration, images)
-    steps_per_epoch = math.ceil(len(images) / configuration.batch_size)
+    training = _new_training(store, configuration, images, device)
+    position = _resume(training) or _Position(0, 0, (), 0.0)
+    if position.step or position.epoch:
+        log(f"continuing at epoch {position.epoch + 1}, step {position.step + 1} of {training.steps_per_epoch}")
+    while position.epoch < configuration.epochs:
+        position = _finish_epoch(store, training, position, threads)
+        _save_state(training, position)
+        log(f"epoch {position.epoch} of {configuration.epochs}: loss {position.losses[-1]:.4f}")
+    return PretrainingOutcome(
+        _write_encoder(training, position.losses),
+        len(images),
+        n_held_out,
+        training.n_steps,
+        position.losses,
+        training.started_from,
+    )
+
+
+def _new_training(
+    store: ArtefactStore,
+    configuration: EncoderPretrainingConfiguration,
+    images: Sequence[PreprocessedImage],
+    device: str,
+) -> _Training:
     torch.manual_seed(configuration.seed)
     model = MaskedAutoencoder(SHAPES[configuration.encoder])
     started_from = "random weights"
@@ -111,48 +156,68 @@ def _pretrain(
         started_from = _load_start(model, store.root / configuration.start_from)
     model.to(device).train()
     optimizer = torch.optim.AdamW(_parameter_groups(model, configuration.weight_decay), betas=(0.9, 0.95))
-    position = _resume(folder, fingerprint, model, optimizer, started_from=started_from, device=device)
-    position = position or _Position(0, 0, (), 0.0)
-    if position.step or position.epoch:
-        log(f"continuing at epoch {position.epoch + 1}, step {position.step + 1} of {steps_per_epoch}")
-    n_steps = configuration.epochs * steps_per_epoch
-    warmup_steps = round(configuration.warmup_epochs * steps_per_epoch)
-    peak = configuration.learning_rate * configuration.batch_size / 256
+    return _Training(
+        configuration,
+        images,
+        folder=store.pretraining_folder(configuration.name),
+        fingerprint=_fingerprint(configuration, images),
+        started_from=started_from,
+        model=model,
+        optimizer=optimizer,
+        device=device,
+    )
+
+
+def _finish_epoch(store: ArtefactStore, training: _Training, position: _Position, threads: int) -> _Position:
+    """Take the epoch's remaining steps; returns the beginning of the next one."""
+    every = training.configuration.checkpoint_every_steps
+    for pixels, noise in _batches(store, training, position, threads):
+        loss_sum = position.loss_sum + _take_step(training, position, pixels, noise)
+        position = _Position(position.epoch, position.step + 1, position.losses, loss_sum)
+        if (position.epoch * training.steps_per_epoch + position.step) % every == 0:
+            _save_state(training, position)
+    losses = (*position.losses, position.loss_sum / training.steps_per_epoch)
+    return _Position(position.epoch + 1, 0, losses, 0.0)
+
+
+def _take_step(training: _Training, position: _Position, pixels: torch.Tensor, noise: torch.Tensor) -> float:
+    """One step of the optimizer; returns the loss before it."""
+    configuration, device = training.configuration, training.device
+    rate = learning_rate(
+        position.epoch * training.steps_per_epoch + position.step,
+        n_steps=training.n_steps,
+        warmup_steps=round(configuration.warmup_epochs * training.steps_per_epoch),
+        peak=configuration.learning_rate * configuration.batch_size / 256,
+        lowest=0.0,
+    )
+    for group in training.optimizer.param_groups:
+        group["lr"] = rate
     half = uses_bfloat16(configuration.amp, device)
-    while position.epoch < configuration.epochs:
-        for pixels, noise in _batches(store, images, configuration, position, model=model, threads=threads):
-            done = position.epoch * steps_per_epoch + position.step
-            rate = learning_rate(done, n_steps=n_steps, warmup_steps=warmup_steps, peak=peak, lowest=0.0)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with torch.autocast(device.split(":", maxsplit=1)[0], dtype=torch.bfloat16, enabled=half):
-                loss = model(pixels.to(device), noise.to(device), configuration.masked_share)
-            if not torch.isfinite(loss):
-                where = f"epoch {position.epoch + 1}, step {position.step + 1}"
-                raise ValueError(f"{configuration.name}: loss {loss.item()} at {where}; lower learning_rate")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            loss_sum = position.loss_sum + loss.item()
-            position = _Position(position.epoch, position.step + 1, position.losses, loss_sum)
-            if (done + 1) % configuration.checkpoint_every_steps == 0:
-                _save_state(folder, fingerprint, model, optimizer, position, started_from=started_from)
-        losses = (*position.losses, position.loss_sum / steps_per_epoch)
-        position = _Position(position.epoch + 1, 0, losses, 0.0)
-        _save_state(folder, fingerprint, model, optimizer, position, started_from=started_from)
-        log(f"epoch {position.epoch} of {configuration.epochs}: loss {losses[-1]:.4f}")
-    encoder = folder / "encoder.safetensors"
+    with torch.autocast(device.split(":", maxsplit=1)[0], dtype=torch.bfloat16, enabled=half):
+        loss = training.model(pixels.to(device), noise.to(device), configuration.masked_share)
+    if not torch.isfinite(loss):
+        where = f"epoch {position.epoch + 1}, step {position.step + 1}"
+        raise ValueError(f"{configuration.name}: loss {loss.item()} at {where}; lower learning_rate")
+    training.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    training.optimizer.step()
+    return float(loss.item())
+
+
+def _write_encoder(training: _Training, losses: tuple[float, ...]) -> Path:
+    """The encoder's weights, and their lineage beside them."""
+    encoder = training.folder / "encoder.safetensors"
     lineage = {
-        "encoder": configuration.encoder,
-        "configuration": configuration.model_dump(mode="json"),
-        "images": fingerprint,
-        "n_images": len(images),
-        "started_from": started_from,
-        "losses": [round(loss, 6) for loss in position.losses],
+        "encoder": training.configuration.encoder,
+        "configuration": training.configuration.model_dump(mode="json"),
+        "images": training.fingerprint,
+        "n_images": len(training.images),
+        "started_from": training.started_from,
+        "losses": [round(loss, 6) for loss in losses],
     }
-    write_bytes(encoder, save(model.encoder_state()))
+    write_bytes(encoder, save(training.model.encoder_state()))
     write_json(encoder.with_suffix(".json"), lineage)
-    return PretrainingOutcome(encoder, len(images), n_held_out, n_steps, position.losses, started_from)
+    return encoder
 
 
 def _images(
@@ -217,20 +282,15 @@ def _parameter_groups(model: MaskedAutoencoder, weight_decay: float) -> list[dic
 
 
 def _batches(
-    store: ArtefactStore,
-    images: Sequence[PreprocessedImage],
-    configuration: EncoderPretrainingConfiguration,
-    position: _Position,
-    *,
-    model: MaskedAutoencoder,
-    threads: int,
+    store: ArtefactStore, training: _Training, position: _Position, threads: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The rest of the epoch's batches: pixels (B, 3, S, S) and noise (B, n_patches)."""
+    configuration, images = training.configuration, training.images
     order = np.random.default_rng((configuration.seed, position.epoch)).permutation(len(images))
     size = configuration.batch_size
     groups = [order[start : start + size] for start in range(0, len(order), size)][position.step :]
-    n_patches = model.patch_embed.num_patches
-    side = model.shape.image_size
+    n_patches = training.model.patch_embed.num_patches
+    side = training.model.shape.image_size
 
     def sample(number: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         rng = np.random.default_rng((configuration.seed, position.epoch, int(number)))
@@ -271,51 +331,37 @@ def _random_view(
     return np.ascontiguousarray(normalized.transpose(2, 0, 1))
 
 
-def _save_state(
-    folder: Path,
-    fingerprint: str,
-    model: MaskedAutoencoder,
-    optimizer: torch.optim.Optimizer,
-    position: _Position,
-    *,
-    started_from: str,
-) -> None:
+def _save_state(training: _Training, position: _Position) -> None:
     """What a killed training is continued from; safe to load (tensors and plain values)."""
     state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "model": training.model.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
         "position": json.dumps(
             {
                 "epoch": position.epoch,
                 "step": position.step,
                 "losses": position.losses,
                 "loss_sum": position.loss_sum,
-                "fingerprint": fingerprint,
-                "started_from": started_from,
+                "fingerprint": training.fingerprint,
+                "started_from": training.started_from,
             }
         ),
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_bytes(folder / "last.pth", buffer.getbuffer())
+    write_bytes(training.folder / "last.pth", buffer.getbuffer())
 
 
-def _resume(
-    folder: Path,
-    fingerprint: str,
-    model: MaskedAutoencoder,
-    optimizer: torch.optim.Optimizer,
-    *,
-    started_from: str,
-    device: str,
-) -> _Position | None:
-    state = read_state_file(folder / "last.pth", device=device)
+def _resume(training: _Training) -> _Position | None:
+    """Load the state of a training of the same configuration, start file and images, where there is one."""
+    state = read_state_file(training.folder / "last.pth", device=training.device)
     if state is None:
         return None
     saved = json.loads(state["position"])
     # States of the time before they told what they started from are continued.
-    if saved["fingerprint"] != fingerprint or saved.get("started_from", started_from) != started_from:
+    started_from = saved.get("started_from", training.started_from)
+    if saved["fingerprint"] != training.fingerprint or started_from != training.started_from:
         return None
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    training.model.load_state_dict(state["model"])
+    training.optimizer.load_state_dict(state["optimizer"])
     return _Position(saved["epoch"], saved["step"], tuple(saved["losses"]), saved["loss_sum"])
