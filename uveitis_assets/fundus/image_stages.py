@@ -7,6 +7,7 @@ read back from its artefact otherwise. Batches, resuming and threads are preproc
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,9 @@ from uveitis_assets.storage import TEMPORARY_SUFFIX, ArtefactStore, artefact_key
 
 Pixels = NDArray[np.uint8]
 
+# Which image the thread's canvas holds.
+_canvas_holder = threading.local()
+
 
 class PrerequisiteError(RuntimeError):
     """An earlier stage of the image has not been materialized with the present configuration."""
@@ -50,7 +54,7 @@ class StageSettings:
 
 
 class ImageStages:
-    """One image on its way through the stages.
+    """One image on its way through the stages, all in one thread, which begins with no other image meanwhile.
 
     Args:
         image: the registered image.
@@ -78,6 +82,7 @@ class ImageStages:
         self._mask: Pixels | None = None
         self._frames: ImageFrames | None = None
         self._canvas: Pixels | None = None
+        self._canvas_key = object()
 
     def run(self, stage: PreprocessStage) -> dict[str, Any]:
         """Compute and write one stage.
@@ -238,6 +243,7 @@ class ImageStages:
 
         Its memory is the thread's: an image is done when the thread begins with the next.
         """
+        _canvas_holder.key = self._canvas_key
         memory = thread_buffer("image_stages.canvas", (frames.padded_side, frames.padded_side, 3))
         self._canvas, inside = padded_canvas(frames, memory)
         return inside
@@ -250,6 +256,8 @@ class ImageStages:
     def _padded(self) -> Pixels:
         if self._canvas is None:
             raise AssertionError("the canvas is filled with the normalized crop")
+        if getattr(_canvas_holder, "key", None) is not self._canvas_key:
+            raise AssertionError(f"{self.key}: another image has taken this one's canvas")
         return self._canvas
 
     def _normalized(self) -> Pixels:

@@ -35,7 +35,8 @@ def reused_buffers() -> Iterator[None]:
     """Let freed memory stay in the process while the context lasts; afterwards it goes back to the system.
 
     Threads share one heap meanwhile, so that a buffer freed by one serves the next; without glibc they do not. The
-    calling thread's ``thread_buffer`` memory goes back as well; other threads' goes when they end.
+    calling thread's ``thread_buffer`` memory goes back as well (also at the end of an inner context); other threads'
+    goes when they end.
     """
     try:
         with _one_lasting_heap():
@@ -88,10 +89,10 @@ _buffers = _ThreadBuffers()
 def thread_buffer(name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """An array of the calling thread, kept for its next image: taking the name again gives the same memory.
 
-    It holds what was left in it. Buffers lie in huge pages of their own. The heap's pages are small ones, whose
-    addresses alone cost a seventh of the time of CLAHE (measured); they are also cleared again and again in a process
-    whose earlier threads have ended, since new threads inherit those threads' heaps, which ``reused_buffers`` has no
-    say in.
+    It holds what was left in it, and whoever took the name before finds it overwritten: nothing that outlives the image
+    may lie in it. Buffers lie in huge pages of their own. The heap's pages are small ones, whose addresses alone cost a
+    seventh of the time of CLAHE (measured); they are also cleared again and again in a process whose earlier threads
+    have ended, since new threads inherit those threads' heaps, which ``reused_buffers`` has no say in.
 
     Args:
         name: what the buffer is for; one name a purpose, in the whole package.

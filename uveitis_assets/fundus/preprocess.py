@@ -130,7 +130,7 @@ def preprocess_batch(  # noqa: PLR0917 - the batch, then what to do with it
         images: all images of the batch.
         configuration: the lane's configuration.
         stages: which of roi_masks, normalized_crops and tiles.
-        workers: threads over images.
+        workers: threads over images; 1 is the calling thread, unless SAM 2 works beside it.
         code_version: part of every fingerprint.
         progress: called with images done and images to do, from this thread.
 
@@ -363,15 +363,23 @@ class _BatchRun:
             self._touched[stage] = True
 
     def execute(self, jobs: Sequence[_Job], workers: int, progress: Callable[[int, int], None] | None) -> None:
-        """Run the jobs in threads; images whose ROI begins with SAM 2 pass it in batches first."""
+        """Run the jobs in threads, or in this one where it is the only worker.
+
+        Images whose ROI begins with SAM 2 pass it in batches first.
+        """
         sam2 = self._load_sam2([job.image for job in jobs if "roi_masks" in job.stages])
         settings = StageSettings(self.store, self.configuration, self._reference, sam2.segment_one if sam2 else None)
+
+        def report(done: int) -> None:
+            if progress is not None:
+                progress(done, len(jobs))
+
         if workers == 1 and sam2 is None:
-            # The thread that is here keeps its memory; a new one can inherit an ended one's, see memory_allocator.
+            # A new thread may be given the heap of one that has ended, whose pages the kernel clears anew for each
+            # image, see memory_allocator.
             for done, job in enumerate(jobs, start=1):
                 self._process(job, settings, None)
-                if progress is not None:
-                    progress(done, len(jobs))
+                report(done)
             return
         with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="preprocess") as pool:
             futures: list[Future[None]] = []
@@ -380,8 +388,7 @@ class _BatchRun:
                     futures.append(pool.submit(self._process, job, settings, sam2_result))
                 for done, future in enumerate(as_completed(futures), start=1):
                     future.result()
-                    if progress is not None:
-                        progress(done, len(jobs))
+                    report(done)
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise

@@ -4,9 +4,7 @@ from. Coordinates are those of geometry.py; it reads and writes no files.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -94,8 +92,8 @@ def render_global(canvas: NDArray[np.uint8], size: int, *, black_from: int | Non
     if side <= size:
         return np.asarray(cv2.resize(canvas, (size, size), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
     # Whole rows of the result, and the canvas rows that reach into them.
-    n_rows = size if black_from is None else max(1, math.ceil(Fraction(black_from * size, side)))
-    lit = canvas[: math.ceil(Fraction(n_rows * side, size))]
+    n_rows = size if black_from is None else max(1, -(-black_from * size // side))
+    lit = canvas[: -(-n_rows * side // size)]
     scaled = cv2.resize(lit, None, fx=size / side, fy=size / side, interpolation=cv2.INTER_AREA)
     global_image = np.zeros((size, size, 3), dtype=np.uint8)
     global_image[:n_rows] = scaled[:n_rows]

@@ -184,6 +184,18 @@ def test_the_median_of_a_plane_is_taken_from_all_rows_where_every_fourth_holds_n
     assert color._median_level(plane, mask) == 1
 
 
+def test_sums_over_few_pixels_are_exact() -> None:
+    generator = np.random.default_rng(1)
+    for _ in range(200):
+        height, width = generator.integers(1, 90, 2)
+        image = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        mask = np.where(generator.random((height, width)) < 0.7, np.uint8(255), np.uint8(0))
+        pixels = image[mask > 0].astype(np.int64)
+        sums = channel_sums(image, mask)
+        assert sums.sums.tolist() == pixels.sum(axis=0).tolist()
+        assert sums.squares.tolist() == (pixels**2).sum(axis=0).tolist()
+
+
 def test_sums_over_many_pixels_are_exact() -> None:
     image = np.random.default_rng(0).integers(200, 256, (2100, 2000, 3), dtype=np.uint8)
     mask = np.full(image.shape[:2], 255, dtype=np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -61,6 +62,20 @@ def test_pillow_finds_all_checksums_right() -> None:
     damaged[len(data) // 2] ^= 1
     with Image.open(io.BytesIO(bytes(damaged))) as picture, pytest.raises((OSError, SyntaxError)):
         picture.verify()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (1, 15), (1, 16), (4, 4), (5, 1, 3), (40, 40, 3)])
+def test_a_stream_is_flushed_before_the_encoder_takes_the_routine_that_leaves_its_bytes_to_chance(
+    shape: tuple[int, ...],
+) -> None:
+    image = np.random.default_rng(5).integers(0, 256, shape, dtype=np.uint8)
+    data = encode_png(image)
+    start = data.index(b"IDAT") + 4
+    flushed = data.index(b"\x00\x00\xff\xff", start) + 4
+    rows = np.pad(image.reshape(shape[0], -1), ((1, 0), (0, 0)))
+    filtered = np.pad(np.diff(rows.astype(np.int64), axis=0).astype(np.uint8), ((0, 0), (1, 0)), constant_values=2)
+    assert zlib.decompressobj().decompress(data[start:flushed]) == filtered.tobytes()[:16]
+    np.testing.assert_array_equal(decoded_by_opencv(data), image)
 
 
 def test_threads_give_the_same_bytes_as_one_after_the_other() -> None:

@@ -26,7 +26,7 @@ from uveitis_assets.fundus.configuration import (
     TilingConfiguration,
 )
 from uveitis_assets.fundus.geometry import ImageFrames
-from uveitis_assets.fundus.image_stages import ImageStages
+from uveitis_assets.fundus.image_stages import ImageStages, StageSettings
 from uveitis_assets.fundus.landed import RegisteredImage
 from uveitis_assets.fundus.preprocess import BatchFailedError, BatchOutcome, preprocess_batch
 from uveitis_assets.fundus.reference_color import ReferenceColorMissingError
@@ -93,6 +93,37 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 # What is written --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["zscore_rgb", "clahe_luminance", "reinhard_lab_ref"])
+def test_images_of_many_shapes_that_share_a_thread_get_what_each_gets_alone(
+    store: ArtefactStore, tmp_path: Path, method: str
+) -> None:
+    sizes = [(300, 170), (170, 300), (400, 390), (110, 110), (260, 240)]
+    images = [
+        land(store, f"image{number}.png", fundus_picture(number, width, height))
+        for number, (width, height) in enumerate(sizes)
+    ]
+    write_json(store.reference_color_file(), REFERENCE)
+    preprocess(store, images, with_normalization(method))
+    together = {name: data for name, data in artefact_bytes(store.root).items() if name.endswith(".png")}
+    alone = {}
+    for number, image in enumerate(images):
+        other = ArtefactStore(root=tmp_path / f"alone{number}", raw=store.raw)
+        write_json(other.reference_color_file(), REFERENCE)
+        preprocess(other, [image], with_normalization(method))
+        alone |= {name: data for name, data in artefact_bytes(other.root).items() if name.endswith(".png")}
+    assert together == alone
+
+
+def test_an_image_whose_canvas_the_thread_gave_to_another_is_refused(store: ArtefactStore) -> None:
+    first, second = (ImageStages(image, StageSettings(store, SMALL), {}) for image in land_many(store, 2))
+    for image in (first, second):
+        image.run("roi_masks")
+        image.run("normalized_crops")
+    second.run("tiles")
+    with pytest.raises(AssertionError, match="another image has taken this one's canvas"):
+        first.run("tiles")
 
 
 @pytest.mark.parametrize("method", ["none", "zscore_rgb", "grayworld", "clahe_luminance", "reinhard_lab_ref"])

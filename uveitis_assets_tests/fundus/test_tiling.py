@@ -90,6 +90,9 @@ def test_the_global_image_is_the_padded_crop_scaled_by_area() -> None:
     square[75:225] = crop
     np.testing.assert_array_equal(canvas, square)
     np.testing.assert_array_equal(render_global(canvas, 64), cv2.resize(square, (64, 64), interpolation=cv2.INTER_AREA))
+    used_before, inside = padded_canvas(frames, np.full((301, 301, 3), 255, dtype=np.uint8))
+    inside[:] = crop
+    np.testing.assert_array_equal(used_before, square)
 
 
 @settings(max_examples=80, deadline=None)
