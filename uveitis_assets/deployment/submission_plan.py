@@ -32,10 +32,14 @@ class Wanted:
     everything: bool = False
 
     def check(self) -> None:
-        """Raise SubmissionError when more than one is set."""
+        """Raise SubmissionError when more than one is set, or the range is none."""
         given = [self.partition is not None, self.partition_range is not None, self.missing, self.everything]
         if sum(given) > 1:
             raise SubmissionError("give one of --partition, --partition-range, --missing and --all")
+        if self.partition_range is not None:
+            ends = self.partition_range.split("...")
+            if len(ends) > 2 or not all(ends):
+                raise SubmissionError(f"{self.partition_range}: expected a range as first...last")
 
     @property
     def is_open(self) -> bool:
@@ -89,7 +93,6 @@ def plan_stages(
     Raises:
         SubmissionError: a partition is unknown, or none was named for partitioned assets.
     """
-    wanted.check()
     runs: list[list[PlannedRun]] = []
     for group in _groups(assets):
         first = group[0]
@@ -159,8 +162,6 @@ def _wanted_partitions(
         existing = [materialized(asset) for asset in group]
         return {key for key in partitions if not all(key in made for made in existing)}
     ends = [wanted.partition] if wanted.partition is not None else (wanted.partition_range or "").split("...")
-    if len(ends) > 2 or not all(ends):
-        raise SubmissionError(f"{wanted.partition_range}: expected a range as first...last")
     for end in ends:
         if end not in partitions:
             if lenient:

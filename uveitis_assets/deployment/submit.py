@@ -55,9 +55,10 @@ def submit_and_follow(
         Whether every run succeeded. A stage whose runs did not all succeed is the last.
 
     Raises:
-        SubmissionError: the deployment does not have what was asked for; nothing was queued.
+        SubmissionError: arguments that exclude each other, or what the deployment does not have; nothing was queued.
         WebserverError: the web server does not answer, or refused a run.
     """
+    wanted.check()
     webserver = Webserver(url)
     known = webserver.assets()
     whole_lanes = {name for name in names if "/" not in name}

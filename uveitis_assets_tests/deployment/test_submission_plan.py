@@ -1,11 +1,14 @@
 """Which runs a submission turns into, on assets made up for it."""
 
+import io
 import re
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from uveitis_assets.deployment.submission_plan import PlannedRun, SubmissionError, Wanted, plan_stages, select_assets
+from uveitis_assets.deployment.submit import submit_and_follow
 from uveitis_assets.deployment.webserver import DeployedAsset
 
 BATCHES = ("b00001", "b00002", "b00003", "b00004", "b00005")
@@ -133,11 +136,8 @@ def test_an_asset_without_partitions_is_one_run_or_none_when_it_is_there() -> No
         (["uwf/tiles"], Wanted(partition="b00009"), "found no partition b00009; expected for example b0000"),
         (["uwf/tiles"], Wanted(partition_range="b00001"), None),
         (["uwf/tiles"], Wanted(partition_range="b00003...b00001"), "b00003 comes after b00001"),
-        (["uwf/tiles"], Wanted(partition_range="b00001...b00002...b00003"), "expected a range as first...last"),
-        (["uwf/tiles"], Wanted(partition_range="...b00003"), "expected a range as first...last"),
         (["uwf/tiles"], Wanted(), "has partitions b00001 to b00005: give --partition"),
         (["uwf"], Wanted(partition="b9"), "b9: no asset of uwf has this partition"),
-        (["uwf"], Wanted(partition="b00001", missing=True), "give one of"),
     ],
 )
 def test_what_the_deployment_does_not_have_is_refused_with_what_it_has(
@@ -148,6 +148,22 @@ def test_what_the_deployment_does_not_have_is_refused_with_what_it_has(
         return
     with pytest.raises(SubmissionError, match=re.escape(message)):
         _plan(names, wanted)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (Wanted(partition_range="b00001...b00002...b00003"), "expected a range as first...last"),
+        (Wanted(partition_range="...b00003"), "expected a range as first...last"),
+        (Wanted(partition_range=""), "expected a range as first...last"),
+        (Wanted(partition="b00001", missing=True), "give one of"),
+        (Wanted(partition="b00001", partition_range="b00001...b00002"), "give one of"),
+    ],
+)
+def test_wishes_that_no_deployment_could_fulfil_are_refused_before_it_is_asked(wanted: Wanted, message: str) -> None:
+    nobody = Console(file=io.StringIO())
+    with pytest.raises(SubmissionError, match=re.escape(message)):
+        submit_and_follow("http://127.0.0.1:9", ["uwf"], wanted, tags={}, longest=16, console=nobody)
 
 
 def test_an_asset_without_registered_partitions_says_how_to_get_some() -> None:
