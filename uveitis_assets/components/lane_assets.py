@@ -242,13 +242,15 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
         "Only labelled images are listed: an empty label file is a negative, a missing one is not.",
     )
     def coco_labels(context: dg.AssetExecutionContext, config: LabelsRunConfig) -> Iterator[dg.MaterializeResult[None]]:
-        from uveitis_assets.fundus.manifest import read_manifest, require_one_dealing
+        from uveitis_assets.fundus.manifest import read_manifest, require_one_dealing, require_parts
         from uveitis_assets.labels.class_map import load_class_map
         from uveitis_assets.labels.coco import build_coco_split, write_coco_summary
         from uveitis_assets.labels.overlays import label_contact_sheet, write_label_overlays
 
         store = ArtefactStore.from_environment()
         store.remove_dead_partial_files()
+        # Once, before anything is written: batches that land while this runs have no part yet, and need none.
+        require_parts(store, lane.name, context.instance.get_materialized_partitions(keys.manifest))
         class_map = load_class_map()
         names = class_map.names
         workers = worker_count(config.workers)

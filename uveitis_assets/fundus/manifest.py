@@ -17,6 +17,7 @@ import io
 import operator
 import os
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,10 @@ import polars as pl
 from uveitis_assets.fundus.configuration import DatasetConfiguration, SplitConfiguration
 from uveitis_assets.fundus.dealing import deal, read_dealing, read_ledger_snapshot
 from uveitis_assets.fundus.landed import SPLITS
-from uveitis_assets.fundus.ledger import label_hash, message_name
+from uveitis_assets.fundus.ledger import label_hash, message_name, registered_batches
 from uveitis_assets.fundus.pseudonym import patient_key, pseudonym
 from uveitis_assets.fundus.registered_state import registered_states
+from uveitis_assets.fundus.stage_fingerprint import STAGES
 from uveitis_assets.storage import ArtefactStore, json_bytes, write_bytes
 
 _EARLIER_COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -60,6 +62,8 @@ _SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 _DEALT = ("split", "split_name", "fold_splits", "split_fingerprint")
 # Parquet metadata of a part: digest of what was registered about the batch when the part was made.
 _STATE_METADATA = "registered_state"
+# Batches that a message names.
+_LISTED = 10
 EXPORTED_COLUMNS = (*_EARLIER_COLUMNS, "content_hash", "quarantine_reason")
 
 
@@ -180,6 +184,32 @@ def read_manifest(store: ArtefactStore, lane: str) -> pl.DataFrame:
     with store.lock(_manifest_lock(lane)):
         parts = _read_parts(store, lane)
     return _one_row_per_image(parts)
+
+
+def require_parts(store: ArtefactStore, lane: str, made_before: Collection[str] = ()) -> None:
+    """Refuse a lane whose manifest was never made or lost parts: what is made from it would lose their images.
+
+    A batch that has only landed has no part yet and is not missed: its images follow when it was run.
+
+    Args:
+        store: where ledger, parts and stage indexes lie.
+        lane: the lane's name.
+        made_before: batches whose manifest is known to have been made; those with a stage index are known by that.
+
+    Raises:
+        ValueError: says what to materialize.
+    """
+    parts = {part.stem for part in store.manifest_parts(lane)}
+    missing = [batch for batch in registered_batches(store, lane) if batch not in parts]
+    if parts:
+        made = set(made_before).union(*(store.indexed_batches(lane, stage) for stage in STAGES))
+        missing = [batch for batch in missing if batch in made]
+    if missing:
+        more = f" and {len(missing) - _LISTED} more batches" if len(missing) > _LISTED else ""
+        raise ValueError(
+            f"{lane}: found no manifest of {', '.join(missing[:_LISTED])}{more} in "
+            f"{store.manifest_part(lane, missing[0]).parent}; materialize {lane}/manifest first"
+        )
 
 
 def dealt_otherwise(manifest: pl.DataFrame, fingerprint: str) -> list[str]:

@@ -138,7 +138,7 @@ def build_coco_split(
         workers: threads that read labels; the result does not depend on it.
 
     Raises:
-        ValueError: the lane has no lesion labels, or the manifest has fewer folds.
+        ValueError: the lane has no lesion labels, the manifest has fewer folds, or no batch of the lane has tiles.
         UnknownClassError: the configuration names a class that the class map does not have.
     """
     if labels.format == "none":
@@ -147,6 +147,13 @@ def build_coco_split(
     rows = _rows_of_split(manifest, lane, fold, split)
     usable = [row for row in rows if row["quarantine_reason"] is None]
     labelled = [row for row in usable if row["label_format"] == labels.format]
+    if labelled and not store.indexed_batches(lane, "tiles"):
+        # Whatever the split has would be replaced by files without images.
+        batches = ", ".join(sorted({row["batch"] for row in labelled})[:10])
+        raise ValueError(
+            f"{lane}: {store.stage_index(lane, 'tiles', 'any').parent}: expected the tiles' index of {batches}, found "
+            f"no batch's; materialize {lane}/tiles first"
+        )
     preprocessed = _preprocessed_hashes(store, lane, labelled)
 
     growing = _CocoFiles(store, label_space, labels)

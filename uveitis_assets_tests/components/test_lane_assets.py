@@ -230,6 +230,58 @@ def test_two_runs_of_one_label_partition_take_turns_from_reading_the_manifest_to
     assert list(of_asset)[:4] == [(name, True, False) for name in names]
 
 
+def failure_text(result: dg.ExecuteInProcessResult) -> str:
+    (failure,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    assert failure.error is not None
+    return failure.error.to_string()
+
+
+@pytest.mark.parametrize("lost", [("b00001", "b00002", "b00003"), ("b00002",)])
+def test_labels_of_a_lane_that_lost_its_manifest_are_refused_and_those_that_are_there_stay(
+    finished: Platform, lost: tuple[str, ...]
+) -> None:
+    for batch in lost:
+        finished.store.manifest_part("uwf700", batch).unlink()
+    before = artefacts(finished.store.root, ["labels_coco"])
+    result = finished.run_labels("uwf700")
+    assert not result.success
+    text = failure_text(result)
+    assert f"uwf700: found no manifest of {', '.join(lost)} in {finished.store.root}/index/uwf700/manifest" in text
+    assert "materialize uwf700/manifest first" in text
+    assert artefacts(finished.store.root, ["labels_coco"]) == before
+    assert finished.run("uwf700", "b00001", "b00003", only=["manifest"]).success
+    assert finished.run_labels("uwf700").success
+    assert artefacts(finished.store.root, ["labels_coco"]) == before
+
+
+def test_a_lost_part_is_missed_on_another_instance_too_and_a_batch_that_was_never_run_is_not(
+    finished: Platform,
+) -> None:
+    store = finished.store
+    before = artefacts(store.root, ["labels_coco"])
+    fresh = dg.DagsterInstance.ephemeral()
+    finished.instance = fresh
+    finished.add_batches("uwf700")
+    store.manifest_part("uwf700", "b00003").unlink()
+    assert "found no manifest of b00003" in failure_text(finished.run_labels("uwf700"))
+    for stage in BATCH_ASSETS[1:]:
+        store.stage_index("uwf700", stage, "b00003").unlink()
+    assert artefacts(store.root, ["labels_coco"]) == before
+    assert finished.run_labels("uwf700").success, "as when it had only landed"
+
+
+def test_labels_of_a_lane_that_lost_its_tiles_are_refused_and_those_that_are_there_stay(finished: Platform) -> None:
+    for batch in ("b00001", "b00002", "b00003"):
+        finished.store.stage_index("uwf700", "tiles", batch).unlink()
+    before = artefacts(finished.store.root, ["labels_coco"])
+    result = finished.run_labels("uwf700", "fold0|train", None)
+    assert not result.success
+    (failure,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    assert failure.user_failure_data is not None
+    assert "found no batch's; materialize uwf700/tiles first" in str(failure.user_failure_data.description)
+    assert artefacts(finished.store.root, ["labels_coco"]) == before
+
+
 def test_a_key_that_is_not_registered_is_refused(finished: Platform) -> None:
     with pytest.raises(dg.DagsterUnknownPartitionError, match="b00009"):
         finished.run("fgadr", "b00009")
