@@ -48,12 +48,13 @@ def _evaluate_manifest(
     import polars as pl
 
     from uveitis_assets.fundus.ledger import registered_images
+    from uveitis_assets.fundus.manifest import read_part
 
     store = ArtefactStore.from_environment()
     path = store.manifest_part(lane.name, batch)
     if not path.exists():
         return _not_materialized(LaneKeys.of(lane).manifest, batch)
-    part = pl.read_parquet(path)
+    part = read_part(path)
     listed = Counter(part["image_id"].to_list())
     registered = {image.image_id for image in registered_images(store, lane, batch)}
     errors = list(lane_errors)

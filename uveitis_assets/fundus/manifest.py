@@ -62,6 +62,8 @@ _SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 _DEALT = ("split", "split_name", "fold_splits", "split_fingerprint")
 # Parquet metadata of a part: digest of what was registered about the batch when the part was made.
 _STATE_METADATA = "registered_state"
+# What every part has, however long ago it was made.
+_FIRST_COLUMNS = frozenset((*_EARLIER_COLUMNS, "content_hash", "quarantine_reason", "batch", "fold_splits"))
 # Batches that a message names.
 _LISTED = 10
 EXPORTED_COLUMNS = (*_EARLIER_COLUMNS, "content_hash", "quarantine_reason")
@@ -95,16 +97,18 @@ def build_manifest_part(
     Where the lane's other parts were dealt by another split configuration, they are dealt again first.
 
     A file that is gone or has another size than when it was registered is listed with ``missing`` or
-    ``changed_since_registration``.
+    ``changed_since_registration``. What stands in the batch's own part is not read: a damaged one is replaced.
 
     Raises:
-        ValueError: the batch is not in the ledger, or the pinned splits file is wrong.
+        ValueError: the batch is not in the ledger, the pinned splits file is wrong, or another part is damaged.
     """
     with store.lock(_manifest_lock(dataset.name)):
         part, problems, state = _manifest_rows(store, dataset, splits, batch)
         # Before this part is seen: a run of many batches would leave two dealings side by side until its export.
         dealt_again = (
-            () if _is_dealt(store, dataset.name, splits) else _deal_parts_again(store, dataset.name, splits)[1]
+            ()
+            if _is_dealt(store, dataset.name, splits, without=batch)
+            else _deal_parts_again(store, dataset.name, splits, without=batch)[1]
         )
         _write_parquet(store.manifest_part(dataset.name, batch), part, state)
     return dataclasses.replace(summarize(part, problems), dealt_again=dealt_again)
@@ -262,9 +266,29 @@ def _manifest_lock(lane: str) -> str:
     return f"{lane}.manifest"
 
 
-def _read_parts(store: ArtefactStore, lane: str) -> pl.DataFrame:
-    """Rows of all parts in the order of their batches. Parts made before a column was added lack it: null there."""
-    parts = [pl.read_parquet(part) for part in store.manifest_parts(lane)]
+def read_part(part: Path) -> pl.DataFrame:
+    """Rows of one part. One that was made before a column was added lacks it.
+
+    Raises:
+        ValueError: the file is not a manifest part; the message names it.
+    """
+    try:
+        rows = pl.read_parquet(part)
+        absent = _FIRST_COLUMNS.difference(rows.columns)
+        problem = f"no column {', '.join(sorted(absent))}" if absent else None
+    except pl.exceptions.PolarsError as error:
+        problem = str(error).partition("\n")[0]
+    if problem:
+        raise ValueError(
+            f"{part}: expected the manifest rows of a batch, found {problem}; delete the file and materialize "
+            f"{part.parts[-3]}/manifest[{part.stem}] again"
+        )
+    return rows
+
+
+def _read_parts(store: ArtefactStore, lane: str, *, without: str | None = None) -> pl.DataFrame:
+    """Rows of all parts, or of all but one batch's, in the order of their batches; null where a part lacks a column."""
+    parts = [read_part(part) for part in store.manifest_parts(lane) if part.stem != without]
     return pl.concat([pl.DataFrame(schema=_SCHEMA), *parts], how="diagonal")
 
 
@@ -273,14 +297,16 @@ def _one_row_per_image(parts: pl.DataFrame) -> pl.DataFrame:
 
 
 def _deal_parts_again(
-    store: ArtefactStore, lane: str, splits: SplitConfiguration
+    store: ArtefactStore, lane: str, splits: SplitConfiguration, *, without: str | None = None
 ) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    """Bring the sides of all parts up to configuration and ledger; returns all rows and the batches that changed.
+    """Bring the sides of all parts, or of all but one batch's, up to configuration and ledger.
+
+    Returns all their rows and the batches that changed.
 
     An image that the ledger now knows under another id is found by its content. A row that it does not know at all
     keeps its sides and their fingerprint: the check of the manifest lists it.
     """
-    parts = _read_parts(store, lane)
+    parts = _read_parts(store, lane, without=without)
     ledger = store.ledger_file(lane)
     if parts.is_empty() or not ledger.exists():
         return parts, ()
@@ -312,11 +338,11 @@ def _deal_parts_again(
     return updated, tuple(changed)
 
 
-def _is_dealt(store: ArtefactStore, lane: str, splits: SplitConfiguration) -> bool:
-    """Say whether the lane's parts bear the present dealing: parts are dealt in order, so that the last one tells."""
+def _is_dealt(store: ArtefactStore, lane: str, splits: SplitConfiguration, *, without: str) -> bool:
+    """Say whether the lane's parts but one batch's bear the present dealing: dealt in order, so that the last tells."""
     fingerprint = read_dealing(store.root, splits).fingerprint
     for path in reversed(store.manifest_parts(lane)):
-        part = pl.read_parquet(path)
+        part = pl.DataFrame() if path.stem == without else read_part(path)
         if part.height:
             return "split_fingerprint" in part.columns and fingerprint in part["split_fingerprint"]
     return True

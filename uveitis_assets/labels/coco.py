@@ -138,7 +138,8 @@ def build_coco_split(
         workers: threads that read labels; the result does not depend on it.
 
     Raises:
-        ValueError: the lane has no lesion labels, the manifest has fewer folds, or no batch of the lane has tiles.
+        ValueError: the lane has no lesion labels, the manifest has fewer folds, no batch of the lane has tiles, or an
+            index of tiles is damaged.
         UnknownClassError: the configuration names a class that the class map does not have.
     """
     if labels.format == "none":
@@ -353,7 +354,14 @@ def _preprocessed_hashes(store: ArtefactStore, lane: str, rows: Iterable[Mapping
         path = store.stage_index(lane, "tiles", batch)
         if not path.exists():
             continue
-        index = pl.read_parquet(path, columns=["image_id", "content_hash", "quarantine_reason"])
+        try:
+            index = pl.read_parquet(path, columns=["image_id", "content_hash", "quarantine_reason"])
+        except pl.exceptions.PolarsError as error:
+            found = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{path}: expected the tiles' index of a batch, found {found}; delete the file and materialize "
+                f"{lane}/tiles[{batch}] again"
+            ) from error
         done = index.filter(pl.col("quarantine_reason").is_null())
         hashes.update(zip(done["image_id"], done["content_hash"], strict=True))
     return hashes

@@ -1,7 +1,9 @@
 """The manifest: earlier columns, honest rows, no raw patient id outside the ledger."""
 
 import csv
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -101,6 +103,56 @@ def test_parts_without_a_later_column_are_read_with_nulls(store):
     first = store.manifest_part("lane", "b00001")
     pl.read_parquet(first).drop("label_hashes").write_parquet(first)
     assert [row["label_hashes"] for row in rows(store).values()] == [None, []]
+
+
+DAMAGES = {
+    "garbage": lambda data: b"garbage",
+    "empty": lambda data: b"",
+    "cut off": lambda data: data[: len(data) // 2],
+    "another table": lambda data: parquet_of(other=[1]),
+}
+
+
+def parquet_of(**columns):
+    buffer = io.BytesIO()
+    pl.DataFrame(columns).write_parquet(buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_part_is_replaced_by_its_own_batch_and_named_to_all_others(store, damage):
+    for number in range(3):
+        land(store, f"{number}.jpg")
+    build(store, lane(batch_size=1))
+    part = store.manifest_part("lane", "b00002")
+    whole = part.read_bytes()
+    part.write_bytes(DAMAGES[damage](whole))
+    named = (
+        rf"^{re.escape(str(part))}: expected the manifest rows of a batch, found .*; delete the file and materialize "
+        r"lane/manifest\[b00002\] again$"
+    )
+    for use in (
+        lambda: read_manifest(store, "lane"),
+        lambda: export_manifest(store, lane(batch_size=1), SplitConfiguration()),
+        lambda: write_splits_files(store, "stage0", 5),
+        lambda: build_manifest_part(store, lane(batch_size=1), SplitConfiguration(seed=7), "b00003"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            use()
+    build_manifest_part(store, lane(batch_size=1), SplitConfiguration(), "b00002")
+    assert part.read_bytes() == whole
+    assert len(read_manifest(store, "lane")) == 3
+
+
+def test_the_last_part_heals_too(store):
+    for number in range(2):
+        land(store, f"{number}.jpg")
+    build(store, lane(batch_size=1))
+    part = store.manifest_part("lane", "b00002")
+    whole = part.read_bytes()
+    part.write_bytes(b"garbage")
+    build_manifest_part(store, lane(batch_size=1), SplitConfiguration(), "b00002")
+    assert part.read_bytes() == whole
 
 
 def test_several_masks_are_joined_by_semicolons(store, real_data):

@@ -375,6 +375,20 @@ def test_images_whose_preprocessing_is_of_other_bytes_or_missing_are_counted(sto
     assert summary.counts()["n_not_preprocessed"] == 4
 
 
+def test_a_damaged_index_of_tiles_is_named_with_what_to_do(store: ArtefactStore) -> None:
+    lane = FakeLane(store, "uwf700")
+    lane.add("a", FRAMES, [lane.write_label("x.txt", SQUARE.format(4))])
+    manifest = lane.finish()
+    index = store.stage_index("uwf700", "tiles", "b00001")
+    for damaged in (b"garbage", b""):
+        index.write_bytes(damaged)
+        with pytest.raises(
+            ValueError, match=r"tiles/b00001\.parquet: expected the tiles' index .* uwf700/tiles\[b00001\]"
+        ):
+            build(lane, manifest=manifest)
+    assert not store.coco_file("uwf700", "train", 0, tiles=False).exists()
+
+
 def test_an_image_that_the_index_quarantines_is_not_preprocessed(store: ArtefactStore) -> None:
     lane = FakeLane(store, "uwf700")
     lane.add("a", FRAMES, [lane.write_label("x.txt", SQUARE.format(4))])
