@@ -8,8 +8,10 @@ definitions loads them.
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -22,14 +24,43 @@ Layout = Literal["uwf700", "fgadr", "deepdrid", "eyepacs", "image_folder"]
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class Configuration(BaseModel):
-    """Base of all configuration: immutable, unknown fields are errors."""
+# YAML 1.2 reads 2e-5 as a number, but PyYAML wants a point in it (2.0e-5) and hands it over as text.
+_NUMBER_WITHOUT_POINT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+class Configuration(BaseModel):
+    """Base of all configuration: immutable, unknown fields and values of another type are errors.
+
+    Strict, because ``batch_size: yes`` would be 1 otherwise, and ``'16'`` 16: nobody means that. A whole number is a
+    number still. Text is never a number, save one: ``2e-5``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written_in_yaml(cls, values: object) -> object:
+        """Lists for tuples, which YAML and JSON do not have, and numbers that PyYAML takes for text."""
+        if not isinstance(values, Mapping):
+            return values
+        numeric = {name for name, field in cls.model_fields.items() if _holds_numbers(field.annotation)}
+        return {name: _from_yaml(value, numeric=name in numeric) for name, value in values.items()}
 
     def fingerprint(self) -> str:
         """16 hex digits that change when any value changes."""
         return hashlib.blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()
+
+
+def _holds_numbers(annotation: Any) -> bool:
+    return annotation is float or any(_holds_numbers(part) for part in get_args(annotation))
+
+
+def _from_yaml(value: object, *, numeric: bool) -> object:
+    if isinstance(value, list | tuple):
+        return tuple(_from_yaml(part, numeric=numeric) for part in value)
+    if numeric and isinstance(value, str) and _NUMBER_WITHOUT_POINT.fullmatch(value):
+        return float(value)
+    return value
 
 
 def _path_below(root: str, kind: str, text: str) -> str:

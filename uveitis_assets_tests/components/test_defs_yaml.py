@@ -47,6 +47,28 @@ MISTAKES = {
         "Extra inputs are not permitted",
     ),
     "wrong type": ([("batch_size: 4", "batch_size: four")], 6, "batch_size", "should be a valid integer"),
+    "yes for a number": ([("batch_size: 4", "batch_size: yes")], 6, "batch_size", "should be a valid integer"),
+    "a number in quotes": ([("batch_size: 4", "batch_size: '4'")], 6, "batch_size", "should be a valid integer"),
+    "a broken number for a whole one": (
+        [("batch_size: 4", "batch_size: 4.0")],
+        6,
+        "batch_size",
+        "should be a valid integer",
+    ),
+    "a number for yes or no": (
+        [("    csv: images.csv", "    csv: images.csv\n    identify_by_content: 1")],
+        9,
+        "identify_by_content",
+        "should be a valid boolean",
+    ),
+    "yes for a share": (
+        [("    tile_size: 96", "    tile_size: 96\n    overlap: no")],
+        15,
+        "overlap",
+        "should be a valid number",
+    ),
+    "a template": ([("batch_size: 4", "batch_size: '{{ env.BATCH_SIZE }}'")], 6, "batch_size", "valid integer"),
+    "a list for a number": ([("batch_size: 4", "batch_size: [4]")], 6, "batch_size", "should be a valid integer"),
     "out of range": ([("batch_size: 4", "batch_size: 0")], 6, "batch_size", "greater than or equal to 1"),
     "nested out of range": ([("tile_size: 96", "tile_size: 7")], 14, "tile_size", "greater than or equal to 32"),
     "unknown choice": (
