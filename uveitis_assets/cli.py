@@ -160,6 +160,7 @@ def _landing_folder(store: "ArtefactStore", lane: "LaneConfiguration") -> Path:
 def _load_lanes() -> "dict[str, LaneConfiguration]":
     from pydantic import ValidationError
 
+    from uveitis_assets.components.defs_files import DefsFileError
     from uveitis_assets.components.lanes import load_lanes
     from uveitis_assets.fundus.lane_conflicts import LaneConflictError
 
@@ -169,7 +170,7 @@ def _load_lanes() -> "dict[str, LaneConfiguration]":
         # Dagster wraps what is wrong with a defs.yaml in a tree of all components and a long trace.
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, ValidationError | LaneConflictError):
+            if isinstance(cause, ValidationError | DefsFileError | LaneConflictError):
                 fail(str(cause))
             cause = cause.__cause__
         raise
