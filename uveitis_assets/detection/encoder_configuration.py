@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from uveitis_assets.fundus.configuration import Configuration
+from uveitis_assets.fundus.configuration import Configuration, Owner
 
 
 class EncoderPretrainingConfiguration(Configuration):
@@ -17,7 +17,7 @@ class EncoderPretrainingConfiguration(Configuration):
 
     name: str = Field(pattern=r"^[a-z0-9]+(_[a-z0-9]+)*$", max_length=64, description="Lane name: key prefix, folder")
     description: str = Field("", description="One sentence about the encoder, shown in the UI")
-    owners: tuple[str, ...] = Field(("team:imaging",), description="E-mail addresses or team:<name>")
+    owners: tuple[Owner, ...] = Field(("team:imaging",), description="E-mail addresses or team:<name>")
     learn_from: tuple[str, ...] = Field(min_length=1, description="Fundus lanes whose global images are shown")
     encoder: Literal["vit_l16", "vit_b16", "tiny_p16"] = Field(
         "vit_l16", description="vit_l16 is RETFound's; tiny_p16 (64 px input) is for tests"

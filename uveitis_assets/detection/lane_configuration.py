@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from uveitis_assets.detection.configuration import DetectorConfiguration, PseudoLabelConfiguration
-from uveitis_assets.fundus.configuration import Configuration, Ratio
+from uveitis_assets.fundus.configuration import Configuration, Owner, Ratio
 
 _OF_ONE_TRAINING = frozenset({"model", "initialise", "augmentation", "sampling", "training", "evaluation", "inference"})
 
@@ -40,7 +40,7 @@ class DetectorLaneConfiguration(DetectorConfiguration):
 
     name: str = Field(pattern=r"^[a-z0-9]+(_[a-z0-9]+)*$", max_length=64, description="Lane name: key prefix, folders")
     description: str = Field("", description="One sentence about the detector, shown in the UI")
-    owners: tuple[str, ...] = Field(("team:imaging",), description="E-mail addresses or team:<name>")
+    owners: tuple[Owner, ...] = Field(("team:imaging",), description="E-mail addresses or team:<name>")
     train_on: str = Field(description="Fundus lane whose COCO labels are learned; its folds are the detector's")
     predict_on: str = Field(description="Fundus lane whose batches are predicted")
     classes: tuple[str, ...] = Field(

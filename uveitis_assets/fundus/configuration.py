@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 RoiMethod = Literal["threshold", "uwf", "sam2_prompted"]
 NormalizationMethod = Literal["none", "zscore_rgb", "grayworld", "clahe_luminance", "reinhard_lab_ref"]
@@ -61,6 +61,19 @@ def _from_yaml(value: object, *, numeric: bool) -> object:
     if numeric and isinstance(value, str) and _NUMBER_WITHOUT_POINT.fullmatch(value):
         return float(value)
     return value
+
+
+# What Dagster takes for an owner; it refuses others later, without file and line.
+_OWNER = re.compile(r"team:.+|[A-Za-z0-9_][A-Za-z0-9._%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}", re.DOTALL)
+
+
+def _owner(text: str) -> str:
+    if not _OWNER.fullmatch(text):
+        raise ValueError(f"expected an e-mail address or team:<name>, such as team:imaging, found {text!r}")
+    return text
+
+
+Owner = Annotated[str, AfterValidator(_owner)]
 
 
 def _path_below(root: str, kind: str, text: str) -> str:
@@ -334,7 +347,7 @@ class LaneConfiguration(DatasetConfiguration):
     """A fundus lane: the attributes of a defs.yaml."""
 
     description: str = Field("", description="One sentence about the dataset, shown in the UI")
-    owners: tuple[str, ...] = Field(("team:imaging",), description="E-mail addresses or team:<name>")
+    owners: tuple[Owner, ...] = Field(("team:imaging",), description="E-mail addresses or team:<name>")
     roi: RoiConfiguration = RoiConfiguration()
     normalize: NormalizationConfiguration = NormalizationConfiguration()
     tiling: TilingConfiguration = TilingConfiguration()
@@ -381,7 +394,7 @@ class ReferenceColorConfiguration(Configuration):
     datasets: tuple[str, ...] = Field(
         ("deepdrid_regular", "eyepacs", "fgadr"), min_length=1, description="Dataset tags to sample"
     )
-    owners: tuple[str, ...] = Field(("team:imaging",), description="E-mail addresses or team:<name>")
+    owners: tuple[Owner, ...] = Field(("team:imaging",), description="E-mail addresses or team:<name>")
     per_dataset: int = Field(50, ge=1, description="Images sampled of each dataset tag")
     max_images: int = Field(0, ge=0, description="Images altogether at most; 0 sets no limit")
     downsample_max_side: int = Field(512, ge=64, le=4096, description="Longest side that images are shrunk to, px")

@@ -8,8 +8,11 @@ import sys
 import traceback
 from pathlib import Path
 
+import dagster as dg
 import pytest
+from pydantic import ValidationError
 
+from uveitis_assets.fundus.configuration import LaneConfiguration
 from uveitis_assets_tests.components.running_platform import Platform, read_coco
 from uveitis_assets_tests.lane_project import fundus_lanes, load_project, write_project
 
@@ -69,6 +72,12 @@ MISTAKES = {
     ),
     "a template": ([("batch_size: 4", "batch_size: '{{ env.BATCH_SIZE }}'")], 6, "batch_size", "valid integer"),
     "a list for a number": ([("batch_size: 4", "batch_size: [4]")], 6, "batch_size", "should be a valid integer"),
+    "an owner without address": (
+        [("  batch_size: 4", "  owners: [team:imaging, bob]")],
+        6,
+        "owners",
+        "expected an e-mail address or team:<name>, such as team:imaging, found 'bob'",
+    ),
     "out of range": ([("batch_size: 4", "batch_size: 0")], 6, "batch_size", "greater than or equal to 1"),
     "nested out of range": ([("tile_size: 96", "tile_size: 7")], 14, "tile_size", "greater than or equal to 32"),
     "unknown choice": (
@@ -164,6 +173,21 @@ def test_a_mistake_in_defs_yaml_is_named_with_file_line_and_expectation(
     assert f"{name}/defs/clinic/defs.yaml:{line}" in message
     assert field in message
     assert expectation in message
+
+
+@pytest.mark.parametrize(
+    "owner",
+    ["bob", "team:imaging", "team:", "team", "team:a b", "bob@clinic.fr", "bob@clinic", "@clinic.fr", "bob@clinic.fr ",
+     "b.o+b@eye.clinic.fr", "Bob <bob@clinic.fr>", ".bob@clinic.fr", "_b@c.fr", "", "team:imaging\n", "bob@-.fr"],
+)  # fmt: skip
+def test_owners_are_those_that_dagster_takes(owner: str) -> None:
+    try:
+        dg.AssetSpec("manifest", owners=[owner])
+    except dg.DagsterInvalidDefinitionError:
+        with pytest.raises(ValidationError, match="expected an e-mail address or team:<name>"):
+            LaneConfiguration(name="clinic", layout="image_folder", folder="clinic", owners=(owner,))
+    else:
+        LaneConfiguration(name="clinic", layout="image_folder", folder="clinic", owners=(owner,))
 
 
 SMALL_LANE = """\
