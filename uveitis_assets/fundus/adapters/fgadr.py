@@ -1,14 +1,14 @@
 """FGADR: ``Original_Images/<name>`` with one mask folder per lesion class, ``<Lesion>_Masks/<name>``.
 
-A mask bears the image's name or its stem with another image extension. An image without any mask is unlabelled: a
-missing label is not a negative.
+A mask bears the image's name or, where no other image could be meant, its stem with another image extension. An image
+without any mask is unlabelled: a missing label is not a negative.
 """
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from unicodedata import normalize
 
+from uveitis_assets.fundus.adapters.label_matching import LabelMatcher
 from uveitis_assets.fundus.configuration import DatasetConfiguration
 from uveitis_assets.fundus.eye import eye_from_name
 from uveitis_assets.fundus.image_file import is_image_name
@@ -21,26 +21,16 @@ _IMAGES = "Original_Images"
 def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
     """Read the layout; dataset tag the lane's name, patient the file's stem, notes ``mask_count=N``."""
     mask_folders = sorted({file.split("/", 1)[0] for file in tree.files if file.split("/", 1)[0].endswith("_Masks")})
-    masks_by_name: dict[str, dict[str, str]] = {}
-    masks_by_stem: dict[str, dict[str, str]] = {}
-    for folder in mask_folders:
-        for file in tree.below(folder):
-            if is_image_name(file):
-                name = normalize("NFC", file.removeprefix(folder + "/"))
-                masks_by_name.setdefault(folder, {})[name] = file
-                masks_by_stem.setdefault(folder, {}).setdefault(_without_extension(name), file)
-    used: set[str] = set()
+    files = [file for file in tree.below(_IMAGES) if is_image_name(file)]
+    matcher = LabelMatcher(files, extension_counts=True)
+    masks = [[file for file in tree.below(folder) if is_image_name(file)] for folder in mask_folders]
+    matches = [matcher.match(of_folder) for of_folder in masks]
+    # Without its doubtful mask an image would look free of that lesion: it is unlabelled altogether.
+    doubtful = frozenset[str]().union(*(match.doubtful_images for match in matches))
     images = []
-    for file in tree.below(_IMAGES):
-        if not is_image_name(file):
-            continue
-        name = normalize("NFC", file.removeprefix(_IMAGES + "/"))
-        found = (
-            masks_by_name.get(folder, {}).get(name) or masks_by_stem.get(folder, {}).get(_without_extension(name))
-            for folder in mask_folders
-        )
-        masks = tuple(mask for mask in found if mask)
-        used.update(masks)
+    for file in files:
+        found = (match.label_by_image.get(file) for match in matches)
+        label_paths = () if file in doubtful else tuple(mask for mask in found if mask)
         stem = PurePosixPath(file).stem
         images.append(
             LandedImage(
@@ -48,18 +38,19 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
                 dataset=dataset.name,
                 patient=stem,
                 eye=eye_from_name(stem),
-                label_format="mask" if masks else "none",
-                label_paths=masks,
-                notes=f"mask_count={len(masks)}",
+                label_format="mask" if label_paths else "none",
+                label_paths=label_paths,
+                notes=f"mask_count={len(label_paths)}",
                 patient_from_name=True,
             )
         )
-    problems = []
+    problems = [problem for match in matches for problem in match.problems]
     if not images:
         problems.append(
             LandingProblem(_IMAGES, "no_images", f"expected images in {_IMAGES}/, found none; land them there")
         )
-    unused = sorted(file for folder in masks_by_name.values() for file in folder.values() if file not in used)
+    used = frozenset[str]().union(*(match.doubtful_labels.union(match.label_by_image.values()) for match in matches))
+    unused = sorted(file for of_folder in masks for file in of_folder if file not in used)
     if unused:
         problems.append(
             LandingProblem(
@@ -70,7 +61,3 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
             )
         )
     return LandingScan(tuple(images), (*tree.problems, *problems))
-
-
-def _without_extension(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))

@@ -73,17 +73,22 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
 def _match_rows(
     rows: list[CsvRow], files: list[str], csv: str, path_column: str
 ) -> tuple[dict[str, CsvRow], list[LandingProblem]]:
-    """Find each row's file: by its path, else by its name where that is unique, else by its stem."""
-    by_path = {normalize("NFC", file): file for file in files}
+    """Find each row's file: by its path, else by its name where that is unique, else by its stem.
+
+    A path that differs in Unicode form serves where it is unique. Rows that give a file's very path come first: another
+    row does not take their image from them.
+    """
+    exact = set(files)
+    by_path = _grouped(files, str)
     by_name = _grouped(files, lambda path: path.name)
     by_stem = _grouped(files, lambda path: path.stem)
     row_by_file: dict[str, CsvRow] = {}
     problems: list[LandingProblem] = []
     missing: list[int] = []
     ambiguous: list[int] = []
-    for row in rows:
+    for row in sorted(rows, key=lambda row: _cell_path(row, path_column) not in exact):
+        path = PurePosixPath(_cell_path(row, path_column))
         cell = normalize("NFC", row.cells[path_column].replace("\\", "/"))
-        path = PurePosixPath(cell)
         if path.is_absolute() or ".." in path.parts:
             problems.append(
                 LandingProblem(
@@ -93,7 +98,9 @@ def _match_rows(
                 )
             )
             continue
-        named = [by_path[str(path)]] if str(path) in by_path else by_name.get(cell) or by_stem.get(cell) or []
+        named = by_path.get(normalize("NFC", str(path))) or by_name.get(cell) or by_stem.get(cell) or []
+        if str(path) in exact:
+            named = [str(path)]
         if len(named) != 1:
             (ambiguous if named else missing).append(row.line)
             continue
@@ -103,7 +110,7 @@ def _match_rows(
                 LandingProblem(
                     csv,
                     "bad_row",
-                    f"{csv}:{row.line}: the image stands in line {row_by_file[file].line} already; the first one holds",
+                    f"{csv}:{row.line}: the image stands in line {row_by_file[file].line} already, which holds",
                 )
             )
         else:
@@ -111,6 +118,10 @@ def _match_rows(
     problems.extend(missing_images_problem(csv, missing))
     problems.extend(_ambiguous_rows_problem(csv, path_column, ambiguous))
     return row_by_file, problems
+
+
+def _cell_path(row: CsvRow, path_column: str) -> str:
+    return str(PurePosixPath(row.cells[path_column].replace("\\", "/")))
 
 
 def _grouped(files: Sequence[str], key: Callable[[PurePosixPath], str]) -> dict[str, list[str]]:

@@ -1,14 +1,14 @@
 """UWF-700: ``Images/<Disease>/<stem>.jpg`` with box labels ``Labels/<Disease>/<stem>.txt``.
 
-A label belongs to the image of the same disease folder. A missing label file means unlabelled, an empty one means
-that the image was looked at and holds no lesion.
+A label belongs to the image of the same disease folder, if only one there bears its stem. A missing label file means
+unlabelled, an empty one means that the image was looked at and holds no lesion.
 """
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from unicodedata import normalize
 
+from uveitis_assets.fundus.adapters.label_matching import LabelMatcher
 from uveitis_assets.fundus.configuration import DatasetConfiguration
 from uveitis_assets.fundus.eye import eye_from_name
 from uveitis_assets.fundus.image_file import is_image_name
@@ -18,20 +18,17 @@ from uveitis_assets.fundus.landing_tree import LandingTree
 
 def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
     """Read the layout; dataset tag the lane's name, patient the file's stem, notes ``disease=<folder>``."""
-    labels = {
-        normalize("NFC", str(PurePosixPath(file).relative_to("Labels").with_suffix(""))): file
+    labels = [
+        file
         for file in tree.below("Labels")
         if file.lower().endswith(".txt") and PurePosixPath(file).name != "classes.txt"
-    }
-    unused = dict(labels)
+    ]
+    files = [file for file in tree.below("Images") if is_image_name(file)]
+    match = LabelMatcher(files, extension_counts=False).match(labels)
     images = []
-    for file in tree.below("Images"):
-        if not is_image_name(file):
-            continue
+    for file in files:
         path = PurePosixPath(file)
-        key = normalize("NFC", str(path.relative_to("Images").with_suffix("")))
-        label = labels.get(key)
-        unused.pop(key, None)
+        label = match.label_by_image.get(file)
         disease = path.parts[1] if len(path.parts) > 2 else ""
         images.append(
             LandedImage(
@@ -45,7 +42,9 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
                 patient_from_name=True,
             )
         )
-    problems = []
+    problems = list(match.problems)
+    used = match.doubtful_labels.union(match.label_by_image.values())
+    unused = [file for file in labels if file not in used]
     if not images:
         problems.append(
             LandingProblem("Images", "no_images", "expected images in Images/<Disease>/, found none; land them there")
@@ -56,7 +55,7 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
                 "Labels",
                 "label_without_image",
                 f"{len(unused)} label files have no image of the same folder and stem, the first is "
-                f"{min(unused.values())}; land the images or mend the names",
+                f"{min(unused)}; land the images or mend the names",
             )
         )
     return LandingScan(tuple(images), (*tree.problems, *problems))

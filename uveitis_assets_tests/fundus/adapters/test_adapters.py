@@ -87,6 +87,47 @@ def test_uwf700_names_match_across_unicode_forms(store):
     assert scan(store, "uwf700").images[0].label_format == "obb"
 
 
+COMPOSED, DECOMPOSED = (normalize(form, "\u00e9") for form in ("NFC", "NFD"))
+
+
+def labels_of(result):
+    return {image.relative_path: image.label_paths for image in result.images}
+
+
+def test_uwf700_images_that_differ_only_in_unicode_form_keep_their_own_labels(store):
+    for name in (COMPOSED, DECOMPOSED):
+        place(store, f"Images/Uveitis/{name}.png", f"Labels/Uveitis/{name}.txt")
+    result = scan(store, "uwf700")
+    assert labels_of(result) == {
+        f"Images/Uveitis/{name}.png": (f"Labels/Uveitis/{name}.txt",) for name in (COMPOSED, DECOMPOSED)
+    }
+    assert result.problems == ()
+
+
+def test_uwf700_a_label_stays_with_the_image_of_its_exact_name_and_the_look_alike_is_reported(store):
+    place(store, f"Images/Uveitis/{COMPOSED}.png", f"Images/Uveitis/{DECOMPOSED}.png", f"Labels/Uveitis/{COMPOSED}.txt")
+    result = scan(store, "uwf700")
+    assert labels_of(result) == {
+        f"Images/Uveitis/{COMPOSED}.png": (f"Labels/Uveitis/{COMPOSED}.txt",),
+        f"Images/Uveitis/{DECOMPOSED}.png": (),
+    }
+    (problem,) = result.problems
+    assert (problem.reason, problem.path) == ("ambiguous_label", f"Images/Uveitis/{DECOMPOSED}.png")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [(("a.jpg", "a.png"), ("a.txt",)), (("a.jpg",), ("a.TXT", "a.txt")), (("a.jpg", "a.png"), ("a.TXT", "a.txt"))],
+)
+def test_uwf700_labels_that_could_be_of_several_images_are_given_to_none(store, images, labels):
+    place(store, *(f"Images/Uveitis/{name}" for name in images), *(f"Labels/Uveitis/{name}" for name in labels))
+    result = scan(store, "uwf700")
+    assert [(image.label_format, image.label_paths) for image in result.images] == [("none", ())] * len(images)
+    (problem,) = result.problems
+    assert (problem.reason, problem.path) == ("ambiguous_label", f"Labels/Uveitis/{labels[0]}")
+    assert all(name in problem.detail for name in (*images, *labels))
+
+
 def test_uwf700_all_real_label_files_find_their_image(store, real_data):
     shutil.copytree(real_data / "uwf700_labels" / "Labels", store.raw / "ds" / "Labels")
     stems = sorted(path.stem for path in (real_data / "uwf700_labels").rglob("*.txt"))
@@ -112,6 +153,38 @@ def test_fgadr_masks_bear_the_image_name_or_stem(store):
     ]
     assert result.images[1].label_paths == ("HardExudate_Masks/0002_1.PNG",)
     assert reasons(result) == ["label_without_image"]
+
+
+def test_fgadr_a_mask_of_an_image_s_exact_name_is_not_given_to_another_photograph_of_the_stem(store):
+    place(store, "Original_Images/p.png", "Original_Images/p.jpg", "Hemohedge_Masks/p.png")
+    result = scan(store, "fgadr")
+    assert labels_of(result) == {"Original_Images/p.jpg": (), "Original_Images/p.png": ("Hemohedge_Masks/p.png",)}
+    assert result.problems == ()
+
+
+def test_fgadr_masks_of_names_that_differ_only_in_unicode_form_stay_apart(store):
+    for name in (COMPOSED, DECOMPOSED):
+        place(store, f"Original_Images/{name}.png", f"HardExudate_Masks/{name}.png")
+    place(store, f"SoftExudate_Masks/{COMPOSED}.png")
+    result = scan(store, "fgadr")
+    assert labels_of(result) == {
+        f"Original_Images/{COMPOSED}.png": (f"HardExudate_Masks/{COMPOSED}.png", f"SoftExudate_Masks/{COMPOSED}.png"),
+        f"Original_Images/{DECOMPOSED}.png": (f"HardExudate_Masks/{DECOMPOSED}.png",),
+    }
+
+
+def test_fgadr_images_with_a_mask_that_could_be_of_either_are_unlabelled_altogether(store):
+    """With the other mask alone they would be listed as free of hard exudates."""
+    place(store, "Original_Images/p.png", "Original_Images/p.jpg", "Original_Images/q.png")
+    place(store, "HardExudate_Masks/p.tif", "SoftExudate_Masks/p.png", "HardExudate_Masks/q.jpg")
+    result = scan(store, "fgadr")
+    assert [(image.relative_path, image.label_format, image.notes) for image in result.images] == [
+        ("Original_Images/p.jpg", "none", "mask_count=0"),
+        ("Original_Images/p.png", "none", "mask_count=0"),
+        ("Original_Images/q.png", "mask", "mask_count=1"),
+    ]
+    (problem,) = result.problems
+    assert (problem.reason, problem.path) == ("ambiguous_label", "HardExudate_Masks/p.tif")
 
 
 def test_fgadr_real_layout(store, real_data):
@@ -280,6 +353,25 @@ def test_image_folder_with_csv(store):
     assert "meta.csv: 1 rows name several images each, the first in line 5; write the path below" in " ".join(
         problem.detail for problem in result.problems
     )
+
+
+@pytest.mark.parametrize("first", [COMPOSED, DECOMPOSED])
+def test_image_folder_rows_belong_to_the_file_of_their_exact_name(store, first):
+    grades = {COMPOSED: 1, DECOMPOSED: 2}
+    second = next(name for name in grades if name != first)
+    place(store, f"{COMPOSED}.jpg", f"{DECOMPOSED}.jpg")
+    table(store, "meta.csv", "image,grade\n" + "".join(f"{name}.jpg,{grades[name]}\n" for name in (first, second)))
+    options = {"csv": "meta.csv", "grade_column": "grade"}
+    result = scan(store, "image_folder", image_folder=options)
+    assert {path: image.notes for path, image in by_path(result).items()} == {
+        f"{name}.jpg": f"grade={grade}" for name, grade in grades.items()
+    }
+    assert result.problems == ()
+    # The row of the file that went does not take the other one's image.
+    (store.raw / "ds" / f"{first}.jpg").unlink()
+    result = scan(store, "image_folder", image_folder=options)
+    assert [image.notes for image in result.images] == [f"grade={grades[second]}"]
+    assert reasons(result) == ["bad_row"]
 
 
 def test_a_cell_that_is_no_grade_is_named_by_its_line_and_not_repeated(store):
