@@ -6,7 +6,8 @@ ledger: here they are pseudonyms, and where file names name patients (``identify
 ``;``) are written as every path in artefacts; ``relative_path`` and ``label_paths`` start at the dataset's raw folder.
 
 Parts are made batch by batch; the export deals all of them again by the configuration and the ledger of now, so that
-no two parts of a lane tear a patient apart.
+no two parts of a lane tear a patient apart. A lane whose split name changes is taken out of the former name's
+splits files then.
 """
 
 from __future__ import annotations
@@ -105,12 +106,14 @@ def build_manifest_part(
     with store.lock(_manifest_lock(dataset.name)):
         part, problems, state = _manifest_rows(store, dataset, splits, batch)
         # Before this part is seen: a run of many batches would leave two dealings side by side until its export.
-        dealt_again = (
-            ()
-            if _is_dealt(store, dataset.name, splits, without=batch)
-            else _deal_parts_again(store, dataset.name, splits, without=batch)[1]
-        )
-        _write_parquet(store.manifest_part(dataset.name, batch), part, state)
+        dealt_again: tuple[str, ...] = ()
+        path = store.manifest_part(dataset.name, batch)
+        former_names = _split_names(path) - {splits.name}
+        if not _is_dealt(store, dataset.name, splits, without=batch):
+            _, dealt_again, others = _deal_parts_again(store, dataset.name, splits, without=batch)
+            former_names |= others
+        _write_parquet(path, part, state)
+    _leave_splits_files(store, former_names, splits)
     return dataclasses.replace(summarize(part, problems), dealt_again=dealt_again)
 
 
@@ -252,12 +255,13 @@ def export_manifest(store: ArtefactStore, dataset: DatasetConfiguration, splits:
         ValueError: the pinned splits file is wrong.
     """
     with store.lock(_manifest_lock(dataset.name)):
-        parts, dealt_again = _deal_parts_again(store, dataset.name, splits)
+        parts, dealt_again, former_names = _deal_parts_again(store, dataset.name, splits)
         manifest = _one_row_per_image(parts)
         exported = manifest.select(EXPORTED_COLUMNS)
         write_bytes(store.manifest_export(dataset.name, "jsonl"), exported.write_ndjson().encode())
         write_bytes(store.manifest_export(dataset.name, "csv"), exported.write_csv().encode())
         _write_parquet(store.manifest_export(dataset.name, "parquet"), exported)
+    _leave_splits_files(store, former_names, splits)
     return dataclasses.replace(summarize(manifest), dealt_again=dealt_again)
 
 
@@ -286,6 +290,17 @@ def read_part(part: Path) -> pl.DataFrame:
     return rows
 
 
+def _split_names(part: Path) -> set[str]:
+    """Split names of a part that is about to be replaced; a damaged one has none."""
+    if not part.exists():
+        return set()
+    try:
+        rows = read_part(part)
+    except ValueError:
+        return set()
+    return set(rows["split_name"].drop_nulls()) if "split_name" in rows.columns else set()
+
+
 def _read_parts(store: ArtefactStore, lane: str, *, without: str | None = None) -> pl.DataFrame:
     """Rows of all parts, or of all but one batch's, in the order of their batches; null where a part lacks a column."""
     parts = [read_part(part) for part in store.manifest_parts(lane) if part.stem != without]
@@ -298,10 +313,10 @@ def _one_row_per_image(parts: pl.DataFrame) -> pl.DataFrame:
 
 def _deal_parts_again(
     store: ArtefactStore, lane: str, splits: SplitConfiguration, *, without: str | None = None
-) -> tuple[pl.DataFrame, tuple[str, ...]]:
+) -> tuple[pl.DataFrame, tuple[str, ...], set[str]]:
     """Bring the sides of all parts, or of all but one batch's, up to configuration and ledger.
 
-    Returns all their rows and the batches that changed.
+    Returns all their rows, the batches that changed, and the split names that none of the rows bears any more.
 
     An image that the ledger now knows under another id is found by its content. A row that it does not know at all
     keeps its sides and their fingerprint: the check of the manifest lists it.
@@ -309,7 +324,7 @@ def _deal_parts_again(
     parts = _read_parts(store, lane, without=without)
     ledger = store.ledger_file(lane)
     if parts.is_empty() or not ledger.exists():
-        return parts, ()
+        return parts, (), set()
     dealing = read_dealing(store.root, splits)
     dealt, _ = deal(read_ledger_snapshot(ledger), dealing)
     by_id = dealt.unique(["batch", "image_id"], keep="last").select("batch", "image_id", by_id="fold_splits")
@@ -335,7 +350,8 @@ def _deal_parts_again(
         path = store.manifest_part(lane, batch)
         # Other sides do not bring the rest of the part up to what is registered now.
         _write_parquet(path, updated.filter(pl.col("batch") == batch).rechunk(), manifest_state(path))
-    return updated, tuple(changed)
+    former_names = set(parts["split_name"].drop_nulls()).difference(updated["split_name"])
+    return updated, tuple(changed), former_names
 
 
 def _is_dealt(store: ArtefactStore, lane: str, splits: SplitConfiguration, *, without: str) -> bool:
@@ -362,30 +378,59 @@ def write_splits_files(store: ArtefactStore, split_name: str, folds: int) -> lis
         ValueError: a lane's manifest was made with fewer folds, or by several split configurations.
     """
     with store.lock(f"splits.{split_name}"):
-        frames = []
-        for lane in store.lanes_with_manifests():
-            manifest = read_manifest(store, lane)
-            if split_name not in manifest["split_name"]:
+        return _write_sides(store, split_name, folds, _sides_of_lanes(store, split_name, folds))
+
+
+def _leave_splits_files(store: ArtefactStore, former_names: Collection[str], splits: SplitConfiguration) -> None:
+    """Take a lane out of the splits files of names that it bore; they go when no lane bears the name any more.
+
+    Called without the manifest's lock, which is taken inside that of the splits files. Files that the lane has pinned
+    stay: they decide its sides.
+    """
+    pinned = [] if splits.pinned is None else [splits.pinned.replace("{fold}", str(k)) for k in range(splits.folds)]
+    for name in sorted(former_names):
+        with store.lock(f"splits.{name}"):
+            files = store.splits_files(name)
+            if any(store.name_of(path) in pinned for path in files.values()):
                 continue
-            require_one_dealing(lane, manifest)
-            if manifest.filter(pl.col("fold_splits").list.len() < folds).height:
-                raise ValueError(
-                    f"{lane}/manifest: expected {folds} folds of {split_name}, found fewer; materialize it again, or "
-                    f"remove index/{lane} if the lane does not exist any more"
-                )
-            frames.append(manifest.filter(pl.col("quarantine_reason").is_null()).select("image_id", "fold_splits"))
-        everything = pl.concat(frames).sort("image_id") if frames else pl.DataFrame(schema=_SCHEMA)
-        paths = []
-        for fold in range(folds):
-            side = everything["fold_splits"].list.get(fold)
-            value: dict[str, list[str]] = {
-                split: everything.filter(side == split)["image_id"].to_list() for split in SPLITS
-            }
-            paths.append(store.splits_file(split_name, fold))
-            write_bytes(paths[-1], json_bytes(value))
-        for fold, path in store.splits_files(split_name).items():
-            if fold >= folds:
-                path.unlink()
+            folds = max(files, default=-1) + 1
+            if sides := _sides_of_lanes(store, name, folds):
+                _write_sides(store, name, folds, sides)
+            else:
+                for path in files.values():
+                    path.unlink()
+
+
+def _sides_of_lanes(store: ArtefactStore, split_name: str, folds: int) -> list[pl.DataFrame]:
+    """Usable images with their sides, one frame for each lane whose manifest bears the split name."""
+    frames = []
+    for lane in store.lanes_with_manifests():
+        manifest = read_manifest(store, lane)
+        if split_name not in manifest["split_name"]:
+            continue
+        require_one_dealing(lane, manifest)
+        if manifest.filter(pl.col("fold_splits").list.len() < folds).height:
+            raise ValueError(
+                f"{lane}/manifest: expected {folds} folds of {split_name}, found fewer; materialize it again, or "
+                f"remove index/{lane} if the lane does not exist any more"
+            )
+        frames.append(manifest.filter(pl.col("quarantine_reason").is_null()).select("image_id", "fold_splits"))
+    return frames
+
+
+def _write_sides(store: ArtefactStore, split_name: str, folds: int, frames: list[pl.DataFrame]) -> list[Path]:
+    everything = pl.concat(frames).sort("image_id") if frames else pl.DataFrame(schema=_SCHEMA)
+    paths = []
+    for fold in range(folds):
+        side = everything["fold_splits"].list.get(fold)
+        value: dict[str, list[str]] = {
+            split: everything.filter(side == split)["image_id"].to_list() for split in SPLITS
+        }
+        paths.append(store.splits_file(split_name, fold))
+        write_bytes(paths[-1], json_bytes(value))
+    for fold, path in store.splits_files(split_name).items():
+        if fold >= folds:
+            path.unlink()
     return paths
 
 

@@ -298,6 +298,53 @@ def test_splits_files_of_folds_that_do_not_exist_any_more_are_removed_and_no_oth
     )  # fmt: skip
 
 
+def names_of_splits_files(store):
+    return sorted(path.name for path in (store.root / "splits").iterdir())
+
+
+@pytest.mark.parametrize("found_by", ["part", "export"])
+def test_a_lane_that_takes_another_split_name_leaves_the_files_of_its_former_one(store, found_by):
+    renamed = SplitConfiguration(name="stage1", folds=2)
+    splits = SplitConfiguration(folds=2)
+    for name in ("one", "two"):
+        for number in range(6):
+            land(store, f"{number}.jpg", folder=name)
+        build(store, lane(name=name, folder=name), splits)
+    write_splits_files(store, "stage0", 2)
+    (store.root / "splits" / "stage0_x.json").write_text("{}")
+    for lane_left, left in (("one", {"two"}), ("two", set())):
+        dataset = lane(name=lane_left, folder=lane_left)
+        if found_by == "part":
+            build_manifest_part(store, dataset, renamed, "b00002")
+        export_manifest(store, dataset, renamed)
+        write_splits_files(store, "stage1", 2)
+        files = store.splits_files("stage0")
+        assert set(files) == ({0, 1} if left else set())
+        for fold in files:
+            ids = {image_id for side in splits_of(store, fold=fold).values() for image_id in side}
+            assert ids == {f"{name}::{number}" for name in left for number in range(6)}
+    assert names_of_splits_files(store) == ["stage0_x.json", "stage1_0.json", "stage1_1.json"]
+
+
+def test_a_lane_of_one_batch_leaves_its_former_name_s_files_too(store):
+    land(store, "1.jpg")
+    build(store, lane(), SplitConfiguration(folds=2))
+    write_splits_files(store, "stage0", 2)
+    build_manifest_part(store, lane(), SplitConfiguration(name="stage1", folds=2), "b00001")
+    assert store.splits_files("stage0") == {}
+
+
+def test_splits_files_of_a_former_name_stay_where_the_lane_has_pinned_them(store):
+    for number in range(6):
+        land(store, f"{number}.jpg")
+    build(store, lane(), SplitConfiguration(folds=2))
+    write_splits_files(store, "stage0", 2)
+    before = splits_of(store)
+    build(store, lane(), SplitConfiguration(name="stage1", folds=2, pinned="splits/stage0_{fold}.json"))
+    assert names_of_splits_files(store) == ["stage0_0.json", "stage0_1.json"]
+    assert splits_of(store) == before
+
+
 def test_nothing_moves_when_images_land(store):
     for number in range(40):
         land(store, f"{number:03d}.jpg", jpeg(number))
