@@ -7,11 +7,12 @@ from typing import Self
 import dagster as dg
 from pydantic import BaseModel, Field
 
-from uveitis_assets.components.fundus_dataset import FundusDataset
+from uveitis_assets.components.fundus_dataset import FundusDataset, field_places
 from uveitis_assets.components.lane_keys import LaneKeys
 from uveitis_assets.deployment.gpu_pool import GPU_POOL
 from uveitis_assets.detection.compute_device import Device
 from uveitis_assets.detection.encoder_configuration import EncoderPretrainingConfiguration
+from uveitis_assets.fundus.lane_conflicts import NamedLane, refuse_shared_names
 from uveitis_assets.storage import ArtefactStore
 
 ENCODER_CODE_VERSION = "1"
@@ -28,6 +29,12 @@ class EncoderPretraining(dg.Component):
     """A ViT encoder continued on the global images of some lanes, for detectors to start from."""
 
     encoder: EncoderPretrainingConfiguration
+    place: str = ""
+
+    @property
+    def named(self) -> NamedLane:
+        """The encoder's name among those of all kinds of lanes, and where its defs.yaml says it."""
+        return NamedLane("encoder", self.encoder.name, self.place)
 
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:
@@ -39,15 +46,19 @@ class EncoderPretraining(dg.Component):
         """Take the validated attributes."""
         if not isinstance(attributes, EncoderPretrainingConfiguration):
             raise TypeError(f"{context.path}: expected the attributes of an EncoderPretraining, found {attributes!r}")
-        return cls(attributes)
+        return cls(attributes, field_places(context, "name").get("name", ""))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """The encoder's asset.
 
         Raises:
+            LaneConflictError: fundus lanes or encoders share a name; the message names both files.
             ValueError: a lane that it names does not exist; the message names the file.
         """
-        lanes = {found.lane.name: found.lane for found in context.component_tree.get_all_components(FundusDataset)}
+        fundus = context.component_tree.get_all_components(FundusDataset)
+        encoders = context.component_tree.get_all_components(EncoderPretraining)
+        refuse_shared_names([*(found.named for found in fundus), *(found.named for found in encoders)])
+        lanes = {found.lane.name: found.lane for found in fundus}
         unknown = sorted(set(self.encoder.learn_from) - set(lanes))
         if unknown:
             raise ValueError(

@@ -12,7 +12,7 @@ from uveitis_assets.components.lane_attributes import LaneAttributes
 from uveitis_assets.components.lane_automation import lane_jobs, lane_schedule, lane_sensors
 from uveitis_assets.components.lane_checks import lane_checks
 from uveitis_assets.fundus.configuration import LaneConfiguration
-from uveitis_assets.fundus.lane_conflicts import PlacedLane, refuse_conflicts
+from uveitis_assets.fundus.lane_conflicts import NamedLane, PlacedLane, refuse_conflicts
 
 _COMPARED_FIELDS = ("name", "splits.folds", "splits.pinned")
 
@@ -29,6 +29,11 @@ class FundusDataset(dg.Component):
         """The lane and where its defs.yaml says what other lanes may contradict."""
         return PlacedLane(self.lane, self.places)
 
+    @property
+    def named(self) -> NamedLane:
+        """The lane's name among those of all kinds of lanes."""
+        return NamedLane("fundus lane", self.lane.name, self.places.get("name", ""))
+
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:
         """Schema of the attributes."""
@@ -39,7 +44,7 @@ class FundusDataset(dg.Component):
         """Take the validated attributes."""
         if not isinstance(attributes, LaneConfiguration):
             raise TypeError(f"{context.path}: expected the attributes of a FundusDataset, found {attributes!r}")
-        return cls(attributes, _places(context))
+        return cls(attributes, field_places(context, *_COMPARED_FIELDS))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Assets, checks, jobs, sensors and schedule of the lane.
@@ -57,12 +62,9 @@ class FundusDataset(dg.Component):
         )
 
 
-def _places(context: dg.ComponentLoadContext) -> dict[str, str]:
-    """``file:line`` of each compared field, or of the nearest one around it where it has its default."""
+def field_places(context: dg.ComponentLoadContext, *names: str) -> dict[str, str]:
+    """``file:line`` of each field of a defs.yaml, or of the nearest one around it where it has its default."""
     positions = context.resolution_context.source_position_tree
     if positions is None:
         return {}
-    return {
-        name: str(positions.lookup_closest_and_path(["attributes", *name.split(".")], None)[0])
-        for name in _COMPARED_FIELDS
-    }
+    return {name: str(positions.lookup_closest_and_path(["attributes", *name.split(".")], None)[0]) for name in names}

@@ -11,9 +11,10 @@ from uveitis_assets.components.detector_automation import detector_jobs, predict
 from uveitis_assets.components.detector_checks import detector_checks
 from uveitis_assets.components.detector_keys import DetectorKeys, fold_key
 from uveitis_assets.components.encoder_pretraining import EncoderPretraining, encoder_key
-from uveitis_assets.components.fundus_dataset import FundusDataset
+from uveitis_assets.components.fundus_dataset import FundusDataset, field_places
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.fundus.configuration import LaneConfiguration
+from uveitis_assets.fundus.lane_conflicts import NamedLane, refuse_shared_names
 
 
 @dataclass
@@ -21,6 +22,12 @@ class LesionDetector(dg.Component):
     """A lesion detector that learns from one fundus lane and predicts the batches of one."""
 
     detector: DetectorLaneConfiguration
+    place: str = ""
+
+    @property
+    def named(self) -> NamedLane:
+        """The detector's name among those of all kinds of lanes, and where its defs.yaml says it."""
+        return NamedLane("detector", self.detector.name, self.place)
 
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:
@@ -32,19 +39,25 @@ class LesionDetector(dg.Component):
         """Take the validated attributes."""
         if not isinstance(attributes, DetectorLaneConfiguration):
             raise TypeError(f"{context.path}: expected the attributes of a LesionDetector, found {attributes!r}")
-        return cls(attributes)
+        return cls(attributes, field_places(context, "name").get("name", ""))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Assets, checks, jobs and sensor of the lane.
 
         Raises:
+            LaneConflictError: lanes of any kind share a name; the message names both files.
             ValueError: the lanes or the detector that it names do not fit; the message names the file.
         """
-        lanes = {found.lane.name: found.lane for found in context.component_tree.get_all_components(FundusDataset)}
-        detectors = {
-            found.detector.name: found.detector for found in context.component_tree.get_all_components(LesionDetector)
-        }
-        encoders = {found.encoder.name for found in context.component_tree.get_all_components(EncoderPretraining)}
+        tree = context.component_tree
+        placed = (
+            tree.get_all_components(FundusDataset),
+            tree.get_all_components(LesionDetector),
+            tree.get_all_components(EncoderPretraining),
+        )
+        refuse_shared_names([found.named for kind in placed for found in kind])
+        lanes = {found.lane.name: found.lane for found in placed[0]}
+        detectors = {found.detector.name: found.detector for found in placed[1]}
+        encoders = {found.encoder.name for found in placed[2]}
         try:
             keys = DetectorKeys.of(self.detector, lanes)
             upstream = [
@@ -69,8 +82,6 @@ def _first_weights(
     encoders: set[str],
 ) -> list[dg.AssetDep]:
     """The asset whose weights start the training: another detector's checkpoint or an encoder; none or one."""
-    if detector.name in {*lanes, *encoders}:
-        raise ValueError(f"name: {detector.name} is the name of another lane; choose another")
     first = detector.initialise
     if first.encoder is not None:
         if first.encoder not in encoders:

@@ -1,5 +1,7 @@
 """What lanes must not have in common because they would write the same files: compared when definitions are loaded.
 
+Detectors and encoders are lanes too, and share the names with the fundus lanes.
+
 Each lane by itself has been validated before. It reads no files and looks at no images.
 """
 
@@ -32,6 +34,33 @@ class PlacedLane:
         """The field for messages."""
         place = self.places.get(field_name)
         return f"`{field_name}` of lane {self.lane.name}" + (f" at {place}" if place else "")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedLane:
+    """A lane of any kind, such as ``detector``, and where its name stands, as ``file:line``."""
+
+    kind: str
+    name: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name} at {self.place}"
+
+
+def refuse_shared_names(lanes: Sequence[NamedLane]) -> None:
+    """Compare the names of all lanes of a project, whatever their kind.
+
+    Raises:
+        LaneConflictError: two have one name, and with it one prefix of asset keys and one group.
+    """
+    conflicts = [
+        f"{other}: expected a name of its own, found that of {one}; rename one of them"
+        for one, other in combinations(lanes, 2)
+        if one.name == other.name
+    ]
+    if conflicts:
+        raise LaneConflictError("\n".join(conflicts))
 
 
 def refuse_conflicts(lanes: Sequence[PlacedLane]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,47 @@ def test_a_launchpad_override_is_validated_and_trains_another_run(trained: Platf
     assert "training.epoch" in "".join(str(event.event_specific_data) for event in wrong.all_events)
 
 
+ENCODER = """\
+type: uveitis_assets.components.encoder_pretraining.EncoderPretraining
+attributes:
+  name: one
+  learn_from: [uwf700]
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "places"),
+    [
+        (
+            {"uwf700": LANE, "one": DETECTOR.format(name="uwf700", more="")},
+            ["detector uwf700 at {}/one/defs.yaml:3", "fundus lane uwf700 at {}/uwf700/defs.yaml:3"],
+        ),
+        (
+            {"uwf700": LANE, "a": DETECTOR.format(name="one", more=""), "b": DETECTOR.format(name="one", more="")},
+            ["detector one at {}/b/defs.yaml:3", "detector one at {}/a/defs.yaml:3"],
+        ),
+        (
+            {"uwf700": LANE, "a": DETECTOR.format(name="one", more=""), "b": ENCODER},
+            ["encoder one at {}/b/defs.yaml:3", "detector one at {}/a/defs.yaml:3"],
+        ),
+        (
+            {"uwf700": LANE, "b": ENCODER.replace("name: one", "name: uwf700")},
+            ["encoder uwf700 at {}/b/defs.yaml:3", "fundus lane uwf700 at {}/uwf700/defs.yaml:3"],
+        ),
+    ],
+)
+def test_lanes_of_any_kind_that_share_a_name_are_refused_with_both_files_and_lines(
+    files: dict[str, str], places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"shared_name_{'_'.join(files)}_{len(places[0])}"
+    with pytest.raises(Exception, match=r"defs\.yaml") as raised:
+        load_project(tmp_path, name, files, monkeypatch)
+    second, first = (place.format(tmp_path / name / "defs") for place in places)
+    expected = f"LaneConflictError: {second}: expected a name of its own, found that of {first}; rename one of them"
+    # Dagster prints the error with its causes.
+    assert expected in "".join(traceback.format_exception(raised.value))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -261,7 +303,6 @@ def test_a_launchpad_override_is_validated_and_trains_another_run(trained: Platf
         (("score_threshold: 0.0", "folds: [7]"), r"inference.folds: expected folds below 2 .* found \[7\]"),
         (("train_on: uwf700", "train_on: uwf700\n  initialise: {experiment: nobody}"), "initialise.experiment: found"),
         (("train_on: uwf700", "train_on: uwf700\n  initialise: {encoder: nobody}"), "initialise.encoder: found"),
-        (("name: one", "name: uwf700"), "name: uwf700 is the name of another lane"),
         (("train_on: uwf700", "train_on: uwf700\n  classes: [foo]"), "found class 'foo'"),
         (("epochs: 1", "epochs: 0"), "greater than or equal to 1"),
     ],
