@@ -148,6 +148,26 @@ class RoiConfiguration(Configuration):
     )
     sam2: Sam2Configuration = Sam2Configuration()
 
+    @model_validator(mode="after")
+    def _a_mask_can_be_believed(self) -> Self:
+        if self.min_area_ratio > self.max_area_ratio:
+            raise ValueError(
+                f"min_area_ratio: expected at most max_area_ratio, {self.max_area_ratio}, found {self.min_area_ratio}: "
+                "no mask would be believed"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fallbacks_are_other_methods(self) -> Self:
+        tried_first = {self.method, *self.method_by_dataset.values()}
+        for position, method in enumerate(self.fallback):
+            if method in self.fallback[:position]:
+                raise ValueError(f"fallback: expected each method once, found {method} again; remove it")
+            # Where the datasets of a lane begin with several methods, each may be the fallback of another.
+            if tried_first == {method}:
+                raise ValueError(f"fallback: expected methods other than `method`, found {method}; remove it")
+        return self
+
     def methods_for(self, dataset: str) -> tuple[RoiMethod, ...]:
         """The dataset's method followed by its fallbacks, each once."""
         return tuple(dict.fromkeys((self.method_by_dataset.get(dataset, self.method), *self.fallback)))
@@ -221,7 +241,12 @@ class SplitConfiguration(Configuration):
     @field_validator("pinned")
     @classmethod
     def _pinned_stays_below_data(cls, pinned: str | None) -> str | None:
-        return None if pinned is None else _path_below("$UVEITIS_DATA", "file", pinned)
+        if pinned is None:
+            return None
+        wrong = re.search(r"\{[^{}]*\}?|\}", pinned.replace("{fold}", ""))
+        if wrong:
+            raise ValueError(f"expected no placeholder but {{fold}}, found {wrong.group()} in {pinned!r}")
+        return _path_below("$UVEITIS_DATA", "file", pinned)
 
 
 class LabelConfiguration(Configuration):
@@ -258,6 +283,15 @@ class LabelConfiguration(Configuration):
             load_class_map().label_space(self.format, classes=self.classes, label_classes=self.label_classes)
         return self
 
+    @model_validator(mode="after")
+    def _box_files_have_class_numbers(self) -> Self:
+        wrong = [name for name in self.label_classes if not re.fullmatch("[0-9]+", name)]
+        if self.format == "obb" and wrong:
+            raise ValueError(
+                f"label_classes: expected the class numbers of the box files, such as '1', found {', '.join(wrong)}"
+            )
+        return self
+
 
 class ImageFolderConfiguration(Configuration):
     """Options of the generic ``image_folder`` layout."""
@@ -274,6 +308,11 @@ class ImageFolderConfiguration(Configuration):
     identify_by_content: bool = Field(
         False, description="File names name patients: image ids come from the content hash instead of the file name"
     )
+
+    @field_validator("csv")
+    @classmethod
+    def _csv_stays_below_the_folder(cls, csv: str | None) -> str | None:
+        return None if csv is None else _path_below("the dataset folder", "CSV file", csv)
 
     @model_validator(mode="after")
     def _columns_need_a_csv(self) -> Self:

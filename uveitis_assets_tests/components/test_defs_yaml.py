@@ -133,6 +133,66 @@ MISTAKES = {
         "pinned",
         "expected a file below $UVEITIS_DATA without `..`, found '../../splits.json'",
     ),
+    "pinned splits with another placeholder": (
+        [("  tiling:", "  splits:\n    pinned: pinned/{split}_{fold}.json\n  tiling:")],
+        13,
+        "pinned",
+        "expected no placeholder but {fold}, found {split} in 'pinned/{split}_{fold}.json'",
+    ),
+    "pinned splits with half a placeholder": (
+        [("  tiling:", "  splits:\n    pinned: pinned/{fold.json\n  tiling:")],
+        13,
+        "pinned",
+        "expected no placeholder but {fold}, found {fold.json in",
+    ),
+    "a CSV beside the dataset": (
+        [("csv: images.csv", "csv: ../images.csv")],
+        8,
+        "csv",
+        "expected a CSV file below the dataset folder without `..`, found '../images.csv'",
+    ),
+    "a CSV from the root": (
+        [("csv: images.csv", "csv: /srv/images.csv")],
+        8,
+        "csv",
+        "expected a CSV file below the dataset folder without `..`, found '/srv/images.csv'",
+    ),
+    "masks that are too large and too small": (
+        [("  tiling:", "  roi:\n    min_area_ratio: 0.6\n    max_area_ratio: 0.5\n  tiling:")],
+        12,
+        "roi",
+        "min_area_ratio: expected at most max_area_ratio, 0.5, found 0.6",
+    ),
+    "the method as its own fallback": (
+        [("  tiling:", "  roi:\n    method: uwf\n    fallback: [threshold, uwf]\n  tiling:")],
+        12,
+        "roi",
+        "fallback: expected methods other than `method`, found uwf; remove it",
+    ),
+    "a fallback twice": (
+        [("  tiling:", "  roi:\n    method: uwf\n    fallback: [threshold, threshold]\n  tiling:")],
+        12,
+        "roi",
+        "fallback: expected each method once, found threshold again; remove it",
+    ),
+    "a box class that is no number": (
+        [
+            (CLINIC[CLINIC.index("  layout") : CLINIC.index("  tiling")], "  layout: uwf700\n  folder: clinic\n"),
+            ("  tiling:", "  labels:\n    format: obb\n    label_classes: {bleeding: hemorragie}\n  tiling:"),
+        ],
+        6,
+        "labels",
+        "label_classes: expected the class numbers of the box files, such as '1', found bleeding",
+    ),
+    "a box class without quotes": (
+        [
+            (CLINIC[CLINIC.index("  layout") : CLINIC.index("  tiling")], "  layout: uwf700\n  folder: clinic\n"),
+            ("  tiling:", "  labels:\n    format: obb\n    label_classes: {1: hemorragie}\n  tiling:"),
+        ],
+        8,
+        "label_classes",
+        "should be a valid string",
+    ),
     "pinned splits from the root": (
         [("  tiling:", "  splits:\n    pinned: /etc/splits.json\n  tiling:")],
         13,
