@@ -97,7 +97,7 @@ class Sam2Configuration(Configuration):
     apply_postprocessing: bool = Field(
         True, description="Build the model as sam2's own `build_sam2` does: prefer stable single masks"
     )
-    points_norm: tuple[tuple[Ratio, Ratio, Literal[0, 1]], ...] = Field(
+    points_norm: tuple[tuple[Ratio, Ratio, Annotated[int, Field(ge=0, le=1)]], ...] = Field(
         (
             (0.50, 0.50, 1),
             (0.35, 0.50, 1),

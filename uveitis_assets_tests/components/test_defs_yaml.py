@@ -70,6 +70,12 @@ MISTAKES = {
         "overlap",
         "should be a valid number",
     ),
+    "yes for the label of a point": (
+        [("  tiling:", "  roi:\n    sam2:\n      points_norm: [[0.5, 0.5, yes]]\n  tiling:")],
+        14,
+        "points_norm",
+        "should be a valid integer",
+    ),
     "a template": ([("batch_size: 4", "batch_size: '{{ env.BATCH_SIZE }}'")], 6, "batch_size", "valid integer"),
     "a list for a number": ([("batch_size: 4", "batch_size: [4]")], 6, "batch_size", "should be a valid integer"),
     "an owner without address": (
