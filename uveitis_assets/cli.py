@@ -42,6 +42,7 @@ def register(
 ) -> None:
     """Find new images, assign them to batches in the ledger, add the partition keys and say what to run. Idempotent."""
     from uveitis_assets.components.lane_registration import register_lane
+    from uveitis_assets.fundus.ledger_table import LedgerError
     from uveitis_assets.storage import ArtefactStore
 
     configured = _load_lanes()
@@ -61,13 +62,15 @@ def register(
                 )
             try:
                 report, added = register_lane(store, configured[name], instance)
+                _print_registration(name, report, added)
+                _print_commands(store, configured[name])
+            except LedgerError as error:
+                fail(str(error))
             except OSError as error:
                 fail(
                     f"{error.filename}: {error.strerror}; expected to write below UVEITIS_DATA ({store.root}) and to "
                     f"read below UVEITIS_RAW ({store.raw}): mend the folder, or set the variable to another one"
                 )
-            _print_registration(name, report, added)
-            _print_commands(store, configured[name])
 
 
 @app.command()

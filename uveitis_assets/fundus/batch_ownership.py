@@ -14,6 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
+from uveitis_assets.fundus.ledger_table import read_ledger_table
 from uveitis_assets.storage import ArtefactStore, artefact_identity, artefact_key
 
 
@@ -38,7 +39,7 @@ def batch_ownership(store: ArtefactStore, lane: str, batch: str) -> BatchOwnersh
     live: set[str] = set()
     own: set[str] = set()
     left: list[tuple[str, str]] = []
-    for image_id, entry_batch, state in pl.read_parquet(path, columns=["image_id", "batch", "state"]).iter_rows():
+    for image_id, entry_batch, state in read_ledger_table(path, ["image_id", "batch", "state"]).iter_rows():
         if state != "live":
             left.append((image_id, entry_batch))
             continue
@@ -100,5 +101,5 @@ def borne_elsewhere(store: ArtefactStore, lane: str, batch: str, image_ids: Iter
 @functools.lru_cache(maxsize=2)
 def _batches_of_live_images(ledger: Path, stamp: tuple[int, int, int]) -> dict[str, str]:
     """Batch of every live image; kept, because all batches of a lane are asked about one after the other."""
-    columns = pl.read_parquet(ledger, columns=["image_id", "batch", "state"]).filter(pl.col("state") == "live")
+    columns = read_ledger_table(ledger, ["image_id", "batch", "state"]).filter(pl.col("state") == "live")
     return {artefact_identity(image_id): batch for image_id, batch, _ in columns.iter_rows()}

@@ -7,7 +7,6 @@ agree; the fingerprint tells dealings by different configurations apart. It writ
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +41,6 @@ def read_dealing(root: Path, configuration: SplitConfiguration) -> Dealing:
     for split_by_id in pinned:
         digest.update(json.dumps(sorted(split_by_id.items())).encode())
     return Dealing(configuration, pinned, digest.hexdigest())
-
-
-def read_ledger_snapshot(ledger: Path) -> pl.LazyFrame:
-    """The ledger's table as it is now: what is read from it later does not change when images are registered."""
-    return pl.scan_parquet(io.BytesIO(ledger.read_bytes()))
 
 
 def deal(ledger: pl.LazyFrame, dealing: Dealing, batch: str | None = None) -> tuple[pl.DataFrame, tuple[str, ...]]:

@@ -37,6 +37,7 @@ from uveitis_assets.fundus.landed import (
     Split,
 )
 from uveitis_assets.fundus.landing_tree import walk_landing_folders
+from uveitis_assets.fundus.ledger_table import LEDGER_SCHEMA, naming_damage, read_ledger_table, scan_ledger
 from uveitis_assets.fundus.pseudonym import patient_key, pseudonym
 from uveitis_assets.fundus.quarantine import QuarantineError
 from uveitis_assets.fundus.splits import strictest
@@ -53,34 +54,6 @@ _MAX_STEM_BYTES = 150
 _ROWS_PER_TICK = 4096
 _FEWEST_ROWS_PER_TICK = 256
 _TICKS_PER_ROUND = 24
-
-_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
-    "image_id": pl.String,
-    "relative_path": pl.String,
-    "dataset": pl.String,
-    "patient": pl.String,
-    "eye": pl.String,
-    "label_format": pl.String,
-    "label_paths": pl.List(pl.String),
-    "notes": pl.String,
-    "official_split": pl.String,
-    "content_hash": pl.String,
-    "size": pl.Int64,
-    "mtime_ns": pl.Int64,
-    "ctime_ns": pl.Int64,
-    "width": pl.Int32,
-    "height": pl.Int32,
-    "quarantine_reason": pl.String,
-    "quarantine_detail": pl.String,
-    "batch": pl.String,
-    "state": pl.String,
-    "duplicate_of": pl.String,
-    "label_fingerprint": pl.String,
-    "label_stamps": pl.List(pl.String),
-    "split_dataset": pl.String,
-    "split_patient": pl.String,
-    "patient_official_split": pl.String,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +156,7 @@ def read_ledger(store: ArtefactStore, lane: str) -> list[LedgerEntry]:
     path = store.ledger_file(lane)
     if not path.exists():
         return []
-    frame = pl.read_parquet(path)
+    frame = read_ledger_table(path)
     return [
         LedgerEntry(**{**row, "label_paths": tuple(row["label_paths"]), "label_stamps": tuple(row["label_stamps"])})
         for row in frame.iter_rows(named=True)
@@ -195,7 +168,7 @@ def registered_batches(store: ArtefactStore, lane: str) -> list[str]:
     path = store.ledger_file(lane)
     if not path.exists():
         return []
-    return cast("list[str]", pl.read_parquet(path, columns=["batch"])["batch"].unique().sort().to_list())
+    return cast("list[str]", read_ledger_table(path, ["batch"])["batch"].unique().sort().to_list())
 
 
 def registered_images(store: ArtefactStore, dataset: DatasetConfiguration, batch: str) -> list[RegisteredImage]:
@@ -204,13 +177,14 @@ def registered_images(store: ArtefactStore, dataset: DatasetConfiguration, batch
     if not path.exists():
         return []
     folder = store.raw_folder(dataset.folder)
-    frame = (
-        pl.scan_parquet(path)
-        .filter((pl.col("batch") == batch) & (pl.col("state") == "live"))
-        .select("image_id", "dataset", "relative_path", "content_hash", "quarantine_reason", "quarantine_detail")
-        .sort("image_id")
-        .collect()
-    )
+    with naming_damage(path):
+        frame = (
+            scan_ledger(path)
+            .filter((pl.col("batch") == batch) & (pl.col("state") == "live"))
+            .select("image_id", "dataset", "relative_path", "content_hash", "quarantine_reason", "quarantine_detail")
+            .sort("image_id")
+            .collect()
+        )
     return [
         RegisteredImage(
             image_id=image_id,
@@ -698,9 +672,9 @@ def _write_ledger(
     if path.exists() and list(entries) == list(loaded):
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    columns = {name: [getattr(entry, name) for entry in entries] for name in _SCHEMA}
+    columns = {name: [getattr(entry, name) for entry in entries] for name in LEDGER_SCHEMA}
     buffer = io.BytesIO()
-    pl.DataFrame(columns, schema=_SCHEMA).write_parquet(buffer, row_group_size=_ROW_GROUP)
+    pl.DataFrame(columns, schema=LEDGER_SCHEMA).write_parquet(buffer, row_group_size=_ROW_GROUP)
     write_bytes(path, buffer.getbuffer(), mode=0o600)
 
 
@@ -747,18 +721,19 @@ def _rewritten_in_place(store: ArtefactStore, lane: str, folder: str, tick: int)
     ledger = store.ledger_file(lane)
     if not ledger.exists():
         return []
-    metadata = pl.scan_parquet(ledger)
-    n_rows = metadata.select(pl.len()).collect().item()
-    if not n_rows:
-        return []
-    n_slices = max(min(_TICKS_PER_ROUND, -(-n_rows // _FEWEST_ROWS_PER_TICK)), -(-n_rows // _ROWS_PER_TICK))
-    slice_rows = -(-n_rows // n_slices)
-    rows = (
-        metadata.slice(tick % n_slices * slice_rows, slice_rows)
-        .filter((pl.col("state") == "live") & (pl.col("content_hash") != ""))
-        .select("relative_path", "size", "mtime_ns", "ctime_ns", "label_paths", "label_stamps")
-        .collect()
-    )
+    table = scan_ledger(ledger)
+    with naming_damage(ledger):
+        n_rows = table.select(pl.len()).collect().item()
+        if not n_rows:
+            return []
+        n_slices = max(min(_TICKS_PER_ROUND, -(-n_rows // _FEWEST_ROWS_PER_TICK)), -(-n_rows // _ROWS_PER_TICK))
+        slice_rows = -(-n_rows // n_slices)
+        rows = (
+            table.slice(tick % n_slices * slice_rows, slice_rows)
+            .filter((pl.col("state") == "live") & (pl.col("content_hash") != ""))
+            .select("relative_path", "size", "mtime_ns", "ctime_ns", "label_paths", "label_stamps")
+            .collect()
+        )
     found = []
     for path, size, mtime_ns, ctime_ns, label_paths, label_stamps in rows.iter_rows():
         state = _stamp(f"{folder}/{path}")

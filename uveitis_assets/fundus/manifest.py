@@ -25,9 +25,10 @@ from pathlib import Path
 import polars as pl
 
 from uveitis_assets.fundus.configuration import DatasetConfiguration, SplitConfiguration
-from uveitis_assets.fundus.dealing import deal, read_dealing, read_ledger_snapshot
+from uveitis_assets.fundus.dealing import deal, read_dealing
 from uveitis_assets.fundus.landed import SPLITS
 from uveitis_assets.fundus.ledger import label_hash, message_name, registered_batches
+from uveitis_assets.fundus.ledger_table import naming_damage, scan_ledger
 from uveitis_assets.fundus.pseudonym import patient_key, pseudonym
 from uveitis_assets.fundus.registered_state import registered_states
 from uveitis_assets.fundus.stage_fingerprint import STAGES
@@ -134,12 +135,14 @@ def _manifest_rows(
     path = store.ledger_file(dataset.name)
     if not path.exists():
         raise ValueError(f"{path}: expected the ledger of {dataset.name}, found none; register the dataset first")
-    ledger = read_ledger_snapshot(path)
-    members = ledger.filter(pl.col("batch") == batch).collect()
+    ledger = scan_ledger(path)
+    with naming_damage(path):
+        members = ledger.filter(pl.col("batch") == batch).collect()
     if members.is_empty():
         raise ValueError(f"{path}: found no batch {batch}; register the dataset again")
     dealing = read_dealing(store.root, splits)
-    dealt, problems = deal(ledger, dealing, batch)
+    with naming_damage(path):
+        dealt, problems = deal(ledger, dealing, batch)
     key = patient_key(store)
     state = registered_states(members, key)[batch]
     members = members.with_columns(dealt["fold_splits"]).filter(pl.col("state") == "live").sort("image_id")
@@ -326,7 +329,8 @@ def _deal_parts_again(
     if parts.is_empty() or not ledger.exists():
         return parts, (), set()
     dealing = read_dealing(store.root, splits)
-    dealt, _ = deal(read_ledger_snapshot(ledger), dealing)
+    with naming_damage(ledger):
+        dealt, _ = deal(scan_ledger(ledger), dealing)
     by_id = dealt.unique(["batch", "image_id"], keep="last").select("batch", "image_id", by_id="fold_splits")
     read = dealt.filter(pl.col("content_hash") != "")
     by_content = read.unique(["batch", "content_hash"], keep="last").select(

@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from uveitis_assets.fundus.configuration import PreprocessStage
+from uveitis_assets.fundus.ledger_table import read_ledger_table
 from uveitis_assets.fundus.manifest import manifest_state
 from uveitis_assets.fundus.pseudonym import patient_key
 from uveitis_assets.fundus.quarantine import PASSING_REASONS
@@ -59,7 +60,7 @@ def stale_batches(store: ArtefactStore, lane: str, *, reference_color: str | Non
     path = store.ledger_file(lane)
     if not path.exists():
         return StaleBatches()
-    ledger = pl.read_parquet(path)
+    ledger = read_ledger_table(path)
     states = registered_states(ledger, patient_key(store))
     registered: dict[str, dict[str, tuple[str, str | None]]] = {batch: {} for batch in states}
     live = ledger.filter(pl.col("state") == "live").select("batch", "image_id", "content_hash", "quarantine_reason")

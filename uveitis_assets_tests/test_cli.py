@@ -1,0 +1,43 @@
+"""What the command line says when the installation's own files are damaged or gone: a message, never a traceback."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from uveitis_assets.cli import app
+from uveitis_assets.sample import write_uwf700
+from uveitis_assets.storage import ArtefactStore
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    raw = tmp_path_factory.mktemp("sample")
+    write_uwf700(raw, 3, 5, 320, 252, workers=1)
+    return raw
+
+
+@pytest.fixture
+def installation(tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch) -> ArtefactStore:
+    """Three ultra-widefield images have landed, and nothing is registered."""
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("UVEITIS_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("UVEITIS_RAW", str(sample))
+    return ArtefactStore.from_environment()
+
+
+def register(expected_code: int = 0) -> str:
+    done = CliRunner().invoke(app, ["register", "uwf700"])
+    assert done.exit_code == expected_code, done.output
+    assert "Traceback" not in done.output
+    return done.output
+
+
+def test_register_names_a_damaged_ledger_and_what_to_do(installation: ArtefactStore) -> None:
+    register()
+    ledger = installation.ledger_file("uwf700")
+    ledger.write_bytes(b"garbage")
+    output = register(expected_code=2)
+    assert f"error: {ledger}: expected the ledger of uwf700, found " in output
+    assert "restore the file from the backup" in output
+    assert ledger.read_bytes() == b"garbage"
