@@ -41,3 +41,15 @@ def test_register_names_a_damaged_ledger_and_what_to_do(installation: ArtefactSt
     assert f"error: {ledger}: expected the ledger of uwf700, found " in output
     assert "restore the file from the backup" in output
     assert ledger.read_bytes() == b"garbage"
+
+
+def test_register_asks_for_a_lost_ledger_where_there_is_a_manifest(installation: ArtefactStore) -> None:
+    register()
+    part = installation.manifest_part("uwf700", "b00001")
+    part.parent.mkdir(parents=True)
+    part.touch()
+    ledger = installation.ledger_file("uwf700")
+    ledger.unlink()
+    output = register(expected_code=2)
+    assert f"error: {ledger}: expected the ledger that the manifest of uwf700 was made from, found none" in output
+    assert not ledger.exists()

@@ -87,7 +87,8 @@ def _landing_sensor(lane: LaneConfiguration) -> dg.SensorDefinition:
             return dg.SkipReason(f"{store.raw_folder(lane.folder)} is not there yet")
         cursor = {"registered": "", "seen": "", "tick": 0, "restless": 0, **json.loads(context.cursor or "{}")}
         seen = landing_fingerprint(store, lane, cursor["tick"])
-        if seen != cursor["registered"]:
+        # A lost ledger shows in no folder: registering says what to do about it.
+        if seen != cursor["registered"] or not store.ledger_file(lane.name).exists():
             if seen != cursor["seen"] and cursor["restless"] < _RESTLESS_TICKS:
                 cursor |= {"seen": seen, "restless": cursor["restless"] + 1}
                 return dg.SensorResult(

@@ -37,7 +37,7 @@ from uveitis_assets.fundus.landed import (
     Split,
 )
 from uveitis_assets.fundus.landing_tree import walk_landing_folders
-from uveitis_assets.fundus.ledger_table import LEDGER_SCHEMA, naming_damage, read_ledger_table, scan_ledger
+from uveitis_assets.fundus.ledger_table import LEDGER_SCHEMA, LedgerError, naming_damage, read_ledger_table, scan_ledger
 from uveitis_assets.fundus.pseudonym import patient_key, pseudonym
 from uveitis_assets.fundus.quarantine import QuarantineError
 from uveitis_assets.fundus.splits import strictest
@@ -142,13 +142,29 @@ def register(
     Idempotent, atomic and serialized between processes. New entries, sorted by path, fill new batches of at most
     ``dataset.batch_size``; existing batches keep their members. Every new file is opened once. After
     ``time_budget_s`` no further file is read: ``n_deferred`` of the report counts those left for the next call.
+
+    Raises:
+        LedgerError: the ledger is damaged, or gone although the lane has manifest parts.
     """
     with store.lock(f"{dataset.name}.register"):
+        _refuse_lost_ledger(store, dataset.name)
         registration = _Registration(store, dataset, read_ledger(store, dataset.name), time_budget_s)
         report = registration.run()
         _write_ledger(store, dataset.name, registration.entries, registration.loaded)
         _write_problems(store, dataset.name, registration.problems)
         return report
+
+
+def _refuse_lost_ledger(store: ArtefactStore, lane: str) -> None:
+    """Refuse to begin a ledger where one was: other batches, and other ids of renamed images, would follow from it."""
+    path = store.ledger_file(lane)
+    parts = store.manifest_parts(lane)
+    if parts and not path.exists():
+        raise LedgerError(
+            f"{path}: expected the ledger that the manifest of {lane} was made from, found none; restore it from the "
+            f"backup of the folder {path.parent}. To begin anew with other batches, delete {parts[0].parents[1]} and "
+            f"{store.manifest_export(lane, 'parquet').with_suffix('.*')}"
+        )
 
 
 def read_ledger(store: ArtefactStore, lane: str) -> list[LedgerEntry]:

@@ -17,6 +17,7 @@ from uveitis_assets.components.lane_automation import lane_sensors
 from uveitis_assets.components.lane_keys import LANE_TAG
 from uveitis_assets.fundus import stale_batches
 from uveitis_assets.fundus.configuration import AutomationConfiguration
+from uveitis_assets.fundus.ledger_table import LedgerError
 from uveitis_assets.sample import write_many_small
 from uveitis_assets_tests.components.running_platform import Platform, requested
 
@@ -277,6 +278,20 @@ def test_an_unchanged_lane_is_looked_up_in_the_cursor(
         looked = platform.tick("uwf700_landing", looked.cursor)
         assert isinstance(looked, dg.SensorResult)
         assert requested(looked.run_requests) == []
+
+
+def test_a_lost_ledger_is_told_at_the_next_tick_although_the_folder_is_unchanged(at_rest: tuple[Platform, str]) -> None:
+    platform, cursor = at_rest
+    ledger = platform.store.ledger_file("uwf700")
+    kept = ledger.read_bytes()
+    ledger.unlink()
+    for _ in range(2):
+        with pytest.raises(LedgerError, match=r"uwf700\.parquet: expected the ledger .* restore it from the backup"):
+            platform.tick("uwf700_landing", cursor)
+    ledger.write_bytes(kept)
+    result = platform.tick("uwf700_landing", cursor)
+    assert isinstance(result, dg.SensorResult)
+    assert result.run_requests == []
 
 
 def test_many_keys_are_added_five_hundred_a_tick_in_ranges_of_limited_length(platform: Platform) -> None:

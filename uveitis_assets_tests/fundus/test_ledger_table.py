@@ -1,7 +1,8 @@
-"""A damaged ledger is named, with what to do, by everything that reads it."""
+"""A damaged ledger is named, with what to do, by everything that reads it; a lost one is not replaced by itself."""
 
 import io
 import re
+import shutil
 
 import polars as pl
 import pytest
@@ -91,3 +92,27 @@ def test_a_table_stays_what_it_was_when_images_are_registered(registered):
     with naming_damage(path):
         assert table.select(pl.len()).collect().item() == 40
     assert len(read_ledger(registered, "lane")) == 41
+
+
+def test_a_lost_ledger_is_asked_for_where_a_manifest_was_made_from_it_and_begun_anew_where_that_is_gone(registered):
+    path = registered.ledger_file("lane")
+    kept = path.read_bytes()
+    path.unlink()
+    index = registered.root / "index" / "lane"
+    message = (
+        rf"^{re.escape(str(path))}: expected the ledger that the manifest of lane was made from, found none; restore "
+        rf"it from the backup of the folder {re.escape(str(path.parent))}\..* delete {re.escape(str(index))} and "
+    )
+    with pytest.raises(LedgerError, match=message):
+        register(registered, LANE)
+    assert not path.exists()
+    path.write_bytes(kept)
+    assert register(registered, LANE).n_unchanged == 40
+    path.unlink()
+    shutil.rmtree(index)
+    assert len(register(registered, LANE).new) == 40
+
+
+def test_another_lane_s_manifest_does_not_ask_for_a_ledger_that_never_was(registered):
+    other = LANE.model_copy(update={"name": "other"})
+    assert len(register(registered, other).new) == 40
