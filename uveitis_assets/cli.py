@@ -43,6 +43,8 @@ def register(
     """Find new images, assign them to batches in the ledger, add the partition keys and say what to run. Idempotent."""
     from uveitis_assets.components.lane_registration import register_lane
     from uveitis_assets.fundus.ledger_table import LedgerError
+    from uveitis_assets.fundus.pseudonym import PatientKeyError
+    from uveitis_assets.fundus.reference_color import ReferenceColorError
     from uveitis_assets.storage import ArtefactStore
 
     configured = _load_lanes()
@@ -64,7 +66,7 @@ def register(
                 report, added = register_lane(store, configured[name], instance)
                 _print_registration(name, report, added)
                 _print_commands(store, configured[name])
-            except LedgerError as error:
+            except (LedgerError, PatientKeyError, ReferenceColorError) as error:
                 fail(str(error))
             except OSError as error:
                 fail(

@@ -344,6 +344,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: expected JSON, found {error.msg}; delete or mend the file") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected JSON, found bytes that are no text; delete or mend the file") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}; delete or mend the file")
     return value

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from uveitis_assets import cli
 from uveitis_assets.cli import app
+from uveitis_assets.components.lanes import load_lanes
+from uveitis_assets.fundus.configuration import LaneConfiguration
 from uveitis_assets.sample import write_uwf700
 from uveitis_assets.storage import ArtefactStore
 
@@ -53,3 +56,38 @@ def test_register_asks_for_a_lost_ledger_where_there_is_a_manifest(installation:
     output = register(expected_code=2)
     assert f"error: {ledger}: expected the ledger that the manifest of uwf700 was made from, found none" in output
     assert not ledger.exists()
+
+
+@pytest.mark.parametrize("content", [b"abc", b"\xff\x80" * 32])
+def test_register_names_a_damaged_key_of_the_pseudonyms(installation: ArtefactStore, content: bytes) -> None:
+    key = installation.patient_key_file()
+    key.parent.mkdir(parents=True)
+    key.write_bytes(content)
+    assert f"error: {key}: expected 64 hex digits, found " in register(expected_code=2)
+
+
+def test_register_names_a_lost_key_of_the_pseudonyms(installation: ArtefactStore) -> None:
+    register()
+    part = installation.manifest_part("uwf700", "b00001")
+    part.parent.mkdir(parents=True)
+    part.touch()
+    installation.patient_key_file().unlink()
+    output = register(expected_code=2)
+    assert f"error: {installation.patient_key_file()}: expected the key that the manifests' pseudonyms" in output
+
+
+def test_register_names_damaged_reference_colours(installation: ArtefactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_reference() -> dict[str, LaneConfiguration]:
+        lane = lanes["uwf700"]
+        method = lane.normalize.model_copy(update={"method": "reinhard_lab_ref"})
+        return {"uwf700": lane.model_copy(update={"normalize": method})}
+
+    lanes = load_lanes()
+    monkeypatch.setattr(cli, "_load_lanes", with_reference)
+    path = installation.reference_color_file()
+    path.parent.mkdir(parents=True)
+    for content in (b"{", b"{}", b"[]", b"\xff\x80" * 9):
+        path.write_bytes(content)
+        output = register(expected_code=2)
+        assert f"error: {path}: expected regular_fundus_color_reference" in output
+        assert "materialize reference_color again" in output

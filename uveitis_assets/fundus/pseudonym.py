@@ -16,29 +16,40 @@ from uveitis_assets.storage import ArtefactStore
 _KEY_BYTES = 32
 
 
+class PatientKeyError(ValueError):
+    """The key of the pseudonyms is damaged or lost; the message names the file and says what to do."""
+
+
 def patient_key(store: ArtefactStore) -> bytes:
     """Read the secret key, making it first where no pseudonym exists; processes racing for it agree on one.
 
     Raises:
-        ValueError: the key file does not hold 64 hex digits, or is gone although manifests hold pseudonyms.
+        PatientKeyError: the key file does not hold 64 hex digits, or is gone although manifests hold pseudonyms.
     """
     path = store.patient_key_file()
     if not path.exists():
         # Looked for again: another process may have made the key and a manifest since.
         if store.lanes_with_manifests() and not path.exists():
-            raise ValueError(
+            raise PatientKeyError(
                 f"{path}: expected the key that the manifests' pseudonyms were made with, found none; restore it "
                 "(UVEITIS_PATIENT_KEY_FILE says where it is looked for), or put 64 other hex digits there to give "
                 "every patient a new pseudonym"
             )
         _make_key(path)
-    text = path.read_text().strip()
     try:
-        key = bytes.fromhex(text)
+        text = path.read_bytes().strip().decode("ascii")
+        key, found = bytes.fromhex(text), f"{len(text)} characters"
+    except UnicodeDecodeError:
+        key, found = b"", "bytes that are no text"
     except ValueError:
-        key = b""
+        key, found = b"", f"{len(text)} characters that are not all hex digits"
+    except IsADirectoryError:
+        key, found = b"", "a folder"
     if len(key) != _KEY_BYTES:
-        raise ValueError(f"{path}: expected {2 * _KEY_BYTES} hex digits, found {len(text)} characters; restore the key")
+        raise PatientKeyError(
+            f"{path}: expected {2 * _KEY_BYTES} hex digits, found {found}; restore the key from the backup, another "
+            "one changes every pseudonym (UVEITIS_PATIENT_KEY_FILE says where it is looked for)"
+        )
     return key
 
 

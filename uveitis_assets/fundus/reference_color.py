@@ -38,6 +38,10 @@ class ReferenceColorMissingError(FileNotFoundError):
     """The file of reference colours is not there; the message says how to make it."""
 
 
+class ReferenceColorError(ValueError):
+    """The file of reference colours is damaged; the message names it and says how to make it again."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReferenceColorReport:
     """Content of the reference file and the images that were sampled but could not be used, with their reasons."""
@@ -126,19 +130,23 @@ def read_reference_color(path: Path) -> ReferenceColor:
 
     Raises:
         ReferenceColorMissingError: there is none.
-        ValueError: it is not a reference file.
+        ReferenceColorError: it is not a reference file.
     """
     if not path.exists():
         raise ReferenceColorMissingError(
             f"{path}: no reference colours; materialize reference_color or choose another normalization method"
         )
-    content = read_json(path)
     try:
+        content = read_json(path)
         mean, std = (tuple(float(value) for value in content[name]) for name in ("lab_mean", "lab_std"))
         if content["kind"] != _KIND or len(mean) != 3 or len(std) != 3 or not np.isfinite([*mean, *std]).all():
             raise ValueError(f"kind {content['kind']}, lab_mean {mean}, lab_std {std}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: expected {_KIND} with lab_mean and lab_std, found {error}") from error
+    except (KeyError, TypeError, ValueError, OverflowError, IsADirectoryError) as error:
+        found = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+        raise ReferenceColorError(
+            f"{path}: expected {_KIND} with lab_mean and lab_std, found {found}; materialize reference_color again, or "
+            "put back the file that the crops were made with"
+        ) from error
     return ReferenceColor((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
@@ -151,7 +159,7 @@ def present_reference_digest(store: ArtefactStore, normalize: NormalizationConfi
     """Digest of the reference colours that normalization would use now; None where it uses none or there are none.
 
     Raises:
-        ValueError: the file of reference colours is not one.
+        ReferenceColorError: the file of reference colours is not one.
     """
     if normalize.method != "reinhard_lab_ref":
         return None

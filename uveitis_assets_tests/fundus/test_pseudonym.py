@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from uveitis_assets.fundus.pseudonym import patient_key, pseudonym
+from uveitis_assets.fundus.pseudonym import PatientKeyError, patient_key, pseudonym
 
 
 def test_a_pseudonym_is_p_and_16_hex_digits_of_keyed_blake2b():
@@ -34,10 +34,28 @@ def test_the_key_is_made_once_and_read_only_by_its_owner(store):
     assert [file.name for file in path.parent.iterdir()] == ["patient_key"]
 
 
-def test_a_damaged_key_is_refused_not_replaced(store):
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"abc", "3 characters that are not all hex digits"),
+        (b"ab" * 16, "32 characters"),
+        (b"", "0 characters"),
+        (bytes(range(128, 160)), "bytes that are no text"),
+    ],
+)
+def test_a_damaged_key_is_refused_not_replaced(store, content, found):
     patient_key(store)
-    store.patient_key_file().write_text("abc")
-    with pytest.raises(ValueError, match="expected 64 hex digits, found 3 characters"):
+    path = store.patient_key_file()
+    path.write_bytes(content)
+    message = rf"^{re.escape(str(path))}: expected 64 hex digits, found {found}; restore the key from the backup"
+    with pytest.raises(PatientKeyError, match=message):
+        patient_key(store)
+    assert path.read_bytes() == content
+
+
+def test_a_folder_in_the_place_of_the_key_is_named(store):
+    store.patient_key_file().mkdir(parents=True)
+    with pytest.raises(PatientKeyError, match="patient_key: expected 64 hex digits, found a folder; restore"):
         patient_key(store)
 
 
@@ -47,7 +65,7 @@ def test_a_lost_key_is_asked_for_where_pseudonyms_exist_and_not_replaced(store, 
     store.manifest_part("lane", "b00001").touch()
     assert patient_key(store) == key
     monkeypatch.setenv("UVEITIS_PATIENT_KEY_FILE", str(tmp_path / "not mounted" / "key"))
-    with pytest.raises(ValueError, match=r"not mounted/key: expected the key that the manifests' .* restore it"):
+    with pytest.raises(PatientKeyError, match=r"not mounted/key: expected the key that the manifests' .* restore it"):
         patient_key(store)
     assert not (tmp_path / "not mounted").exists()
     (tmp_path / "not mounted").mkdir()

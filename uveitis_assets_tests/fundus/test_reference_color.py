@@ -12,6 +12,7 @@ import pytest
 from uveitis_assets.fundus.color import ReferenceColor
 from uveitis_assets.fundus.landed import RegisteredImage
 from uveitis_assets.fundus.reference_color import (
+    ReferenceColorError,
     ReferenceColorMissingError,
     build_reference_color,
     read_reference_color,
@@ -99,5 +100,23 @@ def test_other_files_are_refused_by_name(tmp_path: Path, content: dict[str, obje
     with pytest.raises(ReferenceColorMissingError, match="materialize reference_color"):
         read_reference_color(path)
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"stats\.json: expected regular_fundus_color_reference"):
+    with pytest.raises(ReferenceColorError, match=r"stats\.json: expected regular_fundus_color_reference"):
+        read_reference_color(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"{", "expected JSON, found"),
+        (b"{}", "found no lab_mean"),
+        (b"[]", "expected a JSON object, found list"),
+        (b'{"lab_mean": [1, 2, 3]}', "found no lab_std"),
+        (b'{"lab_mean": 1, "lab_std": 1}', "not iterable"),
+        (b"\xff\x80" * 9, "found bytes that are no text"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path, content: bytes, found: str) -> None:
+    path = tmp_path / "stats.json"
+    path.write_bytes(content)
+    with pytest.raises(ReferenceColorError, match=rf"stats\.json.*{found}.*; materialize reference_color again"):
         read_reference_color(path)
