@@ -193,8 +193,16 @@ def _instance() -> "Iterator[dg.DagsterInstance]":
         )
     if not Path(home).is_absolute():
         fail(f"DAGSTER_HOME={home}: expected an absolute path; export DAGSTER_HOME={Path(home).resolve()}")
-    Path(home).mkdir(parents=True, exist_ok=True)
-    with dg.DagsterInstance.get() as instance:
+    try:
+        Path(home).mkdir(parents=True, exist_ok=True)
+        # Whether it has to be written depends on the dagster.yaml in it: the deployment's database lies elsewhere.
+        opened = dg.DagsterInstance.get()
+    except OSError as error:
+        fail(
+            f"DAGSTER_HOME={home}: expected a folder that can be made and written, found {error.strerror} "
+            f"({error.filename}); mend the folder, or set DAGSTER_HOME to another one"
+        )
+    with opened as instance:
         yield instance
 
 

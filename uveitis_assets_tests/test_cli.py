@@ -91,3 +91,15 @@ def test_register_names_damaged_reference_colours(installation: ArtefactStore, m
         output = register(expected_code=2)
         assert f"error: {path}: expected regular_fundus_color_reference" in output
         assert "materialize reference_color again" in output
+
+
+@pytest.mark.parametrize("home", ["/proc/x", "/proc", "FILE"])
+def test_a_home_of_dagster_that_cannot_be_written_is_named(
+    installation: ArtefactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    (tmp_path / "file").touch()
+    home = home.replace("FILE", str(tmp_path / "file"))
+    monkeypatch.setenv("DAGSTER_HOME", home)
+    output = register(expected_code=2)
+    assert f"error: DAGSTER_HOME={home}: expected a folder that can be made and written, found " in output
+    assert not installation.ledger_file("uwf700").exists()
