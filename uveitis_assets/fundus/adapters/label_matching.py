@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from unicodedata import normalize
 
 from uveitis_assets.fundus.landed import LandingProblem
@@ -106,4 +105,5 @@ def _name(file: str) -> str:
 
 
 def _stem(file: str) -> str:
-    return str(PurePosixPath(_name(file)).with_suffix(""))
+    # Images and labels are told by their extensions: each has one.
+    return _name(file).rpartition(".")[0]
