@@ -17,7 +17,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -155,8 +155,18 @@ class ArtefactStore:
             folder = folder / f"fold{fold}"
         return folder / f"{lane}_{split}{'_tiles' if tiles else ''}.json"
 
-    def coco_summary_file(self) -> Path:
-        return self.root / "labels_coco" / "summary.json"
+    def coco_summary_file(self, fold: int = 0) -> Path:
+        """Counts per lane and split beside the COCO files of the fold."""
+        return self.coco_file("any", "any", fold, tiles=False).with_name("summary.json")
+
+    def labelled_folds(self) -> list[int]:
+        """Folds after 0 that have a folder of labels or overlays, sorted."""
+        folders = [path.name for name in ("labels_coco", "labels_debug") for path in (self.root / name).glob("fold*")]
+        return sorted({int(name[4:]) for name in folders if re.fullmatch(r"fold[1-9][0-9]*", name)})
+
+    def labels_lock(self, lane: str, split: str, fold: int) -> AbstractContextManager[None]:
+        """Held by who writes or removes the labels and overlays of one fold and split of a lane."""
+        return self.lock(f"{lane}.labels.fold{fold}.{split}")
 
     def label_overlay_folder(self, lane: str, split: str, fold: int) -> Path:
         folder = self.root / "labels_debug"

@@ -245,6 +245,7 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
         from uveitis_assets.fundus.manifest import read_manifest, require_one_dealing, require_parts
         from uveitis_assets.labels.class_map import load_class_map
         from uveitis_assets.labels.coco import build_coco_split, write_coco_summary
+        from uveitis_assets.labels.dropped_folds import remove_dropped_folds
         from uveitis_assets.labels.overlays import label_contact_sheet, write_label_overlays
 
         store = ArtefactStore.from_environment()
@@ -258,7 +259,7 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
         def work(partition: str) -> dict[dg.AssetKey, Metadata]:
             fold, split = fold_and_split(partition)
             # Two runs would mix one's images with the other's tiles; who waited reads what is there by then.
-            with store.lock(f"{lane.name}.labels.fold{fold}.{split}"):
+            with store.labels_lock(lane.name, split, fold):
                 return {keys.coco_labels: make(partition, fold, split)}
 
         def make(partition: str, fold: int, split: Split) -> Metadata:
@@ -298,7 +299,11 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
             metadata[UPSTREAM_EVENT_METADATA] = upstream_event
             return metadata
 
-        yield from materialize_keys(context, [keys.coco_labels], work)
+        def clean_up() -> None:
+            if dropped := remove_dropped_folds(store, lane.name, lane.splits.folds):
+                context.log.info(f"{lane.name}/coco_labels: removed the files of folds {dropped}, which are no more")
+
+        yield from materialize_keys(context, [keys.coco_labels], work, clean_up)
 
     return coco_labels
 

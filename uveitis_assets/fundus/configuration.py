@@ -393,7 +393,8 @@ class LaneConfiguration(DatasetConfiguration):
     verify: VerificationConfiguration = VerificationConfiguration()
     persist: tuple[PersistedImage, ...] = Field(
         PreprocessConfiguration.model_fields["persist"].default,
-        description="Which images are written; metadata, masks and indexes always are",
+        description="Which images are written; metadata, masks and indexes always are. Files of a kind left out later "
+        "stay until their image is processed again",
     )
     splits: SplitConfiguration = SplitConfiguration()
     labels: LabelConfiguration = LabelConfiguration()

@@ -569,7 +569,8 @@ class _Registration:
                     self.touched.add(entry.batch)
             if entry.state != "live":
                 continue
-            if owner != _patient_key(entry):
+            # A quarantined copy stands in no split; its reason is reported.
+            if owner != _patient_key(entry) and entry.quarantine_reason is None:
                 self._note(entry, "duplicate_of_other_patient", _other_patient(entry, first[entry.content_hash]))
             if owner in conflicting:
                 conflicting.discard(owner)

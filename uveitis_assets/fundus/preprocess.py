@@ -602,7 +602,9 @@ _STATISTICS: dict[PreprocessStage, tuple[tuple[str, str, Callable[[list[float]],
 def _statistics(stage: PreprocessStage, rows: Sequence[Row]) -> dict[str, float]:
     if not rows:
         return {}
-    return {name: float(reduce([row[column] for row in rows])) for name, column, reduce in _STATISTICS[stage]}
+    values = {name: reduce([row[column] for row in rows]) for name, column, reduce in _STATISTICS[stage]}
+    # Counts stay whole numbers: 32 tiles would be shown as 32.0.
+    return {name: value if isinstance(value, int) else float(value) for name, value in values.items()}
 
 
 def _check_arguments(images: Sequence[RegisteredImage], stages: Collection[PreprocessStage], workers: int) -> None:

@@ -218,7 +218,7 @@ def write_coco_summary(store: ArtefactStore, summary: CocoSplitSummary) -> Path:
     Fold 0's stands in labels_coco/, other folds' in their folders. Lanes and splits are written by different
     processes: the file is read, changed and replaced under a lock.
     """
-    path = store.coco_file(summary.lane, summary.split, summary.fold, tiles=False).with_name("summary.json")
+    path = store.coco_summary_file(summary.fold)
     entry = {
         "global": {
             "num_images": summary.n_images,
@@ -342,7 +342,7 @@ def _incomplete(image_id: str, folders: list[str]) -> BadLabel:
     return BadLabel(
         image_id,
         "missing_masks",
-        f"{image_id}: expected a mask in every lesion folder of the lane, found none in {', '.join(folders)}; add it "
+        f"expected a mask in every lesion folder of the lane, found none in {', '.join(folders)}; add it "
         "(black where there is no such lesion), or set `labels.missing_masks: no_lesion`",
     )
 

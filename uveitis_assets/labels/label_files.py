@@ -24,19 +24,19 @@ def read_label_files(
         store: its raw root is the boundary that symlinks must not leave, as for images.
         lane: the lane's name, for messages.
         raw_folder: the lane's landing folder; label paths start there.
-        row: of the manifest, with ``image_id``, ``batch``, ``label_paths`` and their ``label_hashes``.
+        row: of the manifest, with ``batch``, ``label_paths`` and their ``label_hashes``.
 
     Raises:
         QuarantineError: ``changed_since_registration``, the reasons of ``read_landed_file``, or ``bad_label`` where
-            the manifest names no label file.
+            the manifest names no label file or not its hash; who catches it says of which image.
     """
     paths, hashes = row["label_paths"] or (), row["label_hashes"] or ()
     if not paths:
-        raise QuarantineError("bad_label", f"{row['image_id']}: expected a label file, found none in the manifest")
+        raise QuarantineError("bad_label", "expected a label file, found none in the manifest")
     if len(paths) != len(hashes):
         raise QuarantineError(
             "bad_label",
-            f"{row['image_id']}: expected {len(paths)} label hashes in the manifest, found {len(hashes)}; "
+            f"expected {len(paths)} label hashes in the manifest, found {len(hashes)}; "
             f"materialize {lane}/manifest[{row['batch']}] again",
         )
     files = []

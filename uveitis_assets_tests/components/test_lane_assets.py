@@ -123,6 +123,7 @@ def test_stage_metadata_is_there_under_one_spelling(finished_once: Platform, ass
     assert metadata.keys() - {"dagster/code_version"} == STAGE_NUMBERS | OWN_NUMBERS[asset]
     assert metadata["n_images"] == metadata["n_done"] == 3
     assert metadata["quarantined"] == "none"
+    assert all(type(value) is int for name, value in metadata.items() if name.startswith("n_"))
 
 
 def test_manifest_metadata_counts_images_patients_splits_labels_and_eyes(finished_once: Platform) -> None:
@@ -280,6 +281,16 @@ def test_labels_of_a_lane_that_lost_its_tiles_are_refused_and_those_that_are_the
     assert failure.user_failure_data is not None
     assert "found no batch's; materialize uwf700/tiles first" in str(failure.user_failure_data.description)
     assert artefacts(finished.store.root, ["labels_coco"]) == before
+
+
+def test_labels_of_folds_that_the_lane_does_not_have_any_more_go_with_the_next_labels(finished: Platform) -> None:
+    store = finished.store
+    stale = [store.coco_file(lane, "val", 5, tiles=False) for lane in ("uwf700", "fgadr")]
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    assert finished.run_labels("uwf700", "fold2|val", None).success
+    assert [path.exists() for path in stale] == [False, True]
 
 
 def test_a_key_that_is_not_registered_is_refused(finished: Platform) -> None:

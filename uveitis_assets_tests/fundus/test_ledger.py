@@ -214,6 +214,16 @@ def test_copies_are_two_entries_that_follow_one_patient(store):
     assert [problem.reason for problem in report.problems] == ["duplicate_of_other_patient"]
 
 
+def test_a_quarantined_copy_is_not_said_to_follow_another_patient_s_split(store):
+    land(store, "a.jpg", jpeg(5))
+    copy = land(store, "b.png", jpeg(5))
+    report = register(store, lane())
+    assert report.quarantined == {"lane::b": "wrong_extension"}
+    assert report.problems == ()
+    copy.rename(copy.with_suffix(".jpg"))
+    assert [problem.reason for problem in register(store, lane()).problems] == ["duplicate_of_other_patient"]
+
+
 def test_a_later_copy_with_a_smaller_path_follows_the_first_and_stays_when_that_goes(store):
     first = land(store, "z.jpg", jpeg(5))
     register(store, lane())

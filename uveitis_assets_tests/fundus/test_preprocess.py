@@ -38,7 +38,7 @@ from uveitis_assets.fundus.stage_index import (
     read_stage_index,
     write_stage_index,
 )
-from uveitis_assets.storage import ArtefactStore, read_json, write_json
+from uveitis_assets.storage import ArtefactStore, artefact_key, read_json, write_json
 from uveitis_assets_tests.fundus.preprocess_inputs import (
     SMALL,
     artefact_bytes,
@@ -242,6 +242,20 @@ def test_dropping_an_image_kind_removes_it_when_the_stage_is_made_again(store: A
     assert not store.global_image("lane__image00", 128).exists()
     assert not store.tile("lane__image00", "tile_000").exists()
     assert store.normalized_crop("lane__image00").exists()
+
+
+def test_files_of_an_image_kind_dropped_later_stay_and_are_not_missed_when_deleted(store: ArtefactStore) -> None:
+    images = land_many(store, 2)
+    preprocess(store, images)
+    before = artefact_bytes(store.root)
+    lean = SMALL.model_copy(update={"persist": ("tiles",)})
+    assert done(preprocess(store, images, lean)) == dict.fromkeys(STAGES, 0)
+    assert artefact_bytes(store.root) == before
+    for image in images:
+        key = artefact_key(image.image_id)
+        for path in (store.crop(key), store.normalized_crop(key), store.global_image(key, 128)):
+            path.unlink()
+    assert done(preprocess(store, images, lean)) == dict.fromkeys(STAGES, 0)
 
 
 # What is made again -----------------------------------------------------------------------------------------

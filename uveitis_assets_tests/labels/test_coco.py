@@ -21,6 +21,7 @@ from uveitis_assets.fundus.configuration import LabelConfiguration
 from uveitis_assets.labels import label_files
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.labels.coco import CocoSplitSummary, build_coco_split, write_coco_summary
+from uveitis_assets.labels.dropped_folds import remove_dropped_folds
 from uveitis_assets.storage import ArtefactStore, artefact_key, read_json
 from uveitis_assets_tests.labels import independent
 from uveitis_assets_tests.labels.lane import FakeLane, frames_of
@@ -456,6 +457,7 @@ def test_images_without_some_mask_files_can_be_left_out(store: ArtefactStore) ->
         ("fgadr::c", "missing_masks"),
     ]
     assert "found none in HardExudate_Masks, SoftExudate_Masks; add it" in summary.bad_labels[1].detail
+    assert not any(bad.image_id in bad.detail for bad in summary.bad_labels), "who lists them writes the id before it"
 
 
 def test_masks_of_classes_that_are_not_kept_may_be_missing(store: ArtefactStore) -> None:
@@ -559,6 +561,36 @@ def test_summary_json_merges_lanes_and_splits_and_keeps_folds_apart(store: Artef
     assert content["uwf700_train"]["tiles"]["num_images"] == 4
     assert content["a_lane_train"]["global"]["class_counts"] == {}
     assert list(json.loads(fold1.read_bytes())) == ["uwf700_train"]
+
+
+def test_files_of_folds_that_do_not_exist_any_more_go_and_those_of_other_lanes_stay(store: ArtefactStore) -> None:
+    lanes = [FakeLane(store, "uwf700"), FakeLane(store, "uwf700_train")]
+    for lane in lanes:
+        lane.add("a", FRAMES, [lane.write_label("a.txt", SQUARE.format(4))], fold_splits=["train"] * 4)
+        for fold in range(4):
+            write_coco_summary(store, build(lane, fold=fold))
+            overlay = store.label_overlay_folder(lane.name, "train", fold) / "a_overlay.png"
+            overlay.parent.mkdir(parents=True)
+            overlay.write_bytes(b"")
+    kept_note = store.label_overlay_folder("uwf700", "train", 3) / "note.txt"
+    kept_note.write_text("mine")
+    before = {path: path.read_bytes() for path in store.root.glob("labels_*/**/*") if path.is_file()}
+    assert remove_dropped_folds(store, "uwf700", 2) == [2, 3]
+    for fold in (2, 3):
+        assert list(read_json(store.coco_summary_file(fold))) == ["uwf700_train_train"]
+        before.pop(store.coco_summary_file(fold))
+        for tiles in (False, True):
+            before.pop(store.coco_file("uwf700", "train", fold, tiles=tiles))
+        before.pop(store.label_overlay_folder("uwf700", "train", fold) / "a_overlay.png")
+    assert before == {
+        path: path.read_bytes()
+        for path in store.root.glob("labels_*/**/*")
+        if path.is_file() and path not in map(store.coco_summary_file, (2, 3))
+    }
+    assert not store.label_overlay_folder("uwf700", "train", 2).exists()
+    assert remove_dropped_folds(store, "uwf700", 2) == []
+    assert remove_dropped_folds(store, "uwf700_train", 3) == [3]
+    assert not store.coco_summary_file(3).exists()
 
 
 def test_boxes_fall_on_the_lesion_s_pixels_in_the_images(store: ArtefactStore) -> None:
