@@ -130,11 +130,12 @@ def lane_schedule(lane: LaneConfiguration) -> dg.ScheduleDefinition:
         "colours changed since.",
     )
     def fill_missing(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-        from uveitis_assets.fundus.ledger import registered_batches
+        from uveitis_assets.fundus.ledger import refuse_lost_ledger, registered_batches
         from uveitis_assets.fundus.reference_color import present_reference_digest
         from uveitis_assets.fundus.stale_batches import stale_batches
 
         store = ArtefactStore.from_environment()
+        refuse_lost_ledger(store, lane.name)
         batches = registered_batches(store, lane.name)
         context.instance.add_dynamic_partitions(keys.batches_name, batches)
         missing = {

@@ -147,7 +147,7 @@ def register(
         LedgerError: the ledger is damaged, or gone although the lane has manifest parts.
     """
     with store.lock(f"{dataset.name}.register"):
-        _refuse_lost_ledger(store, dataset.name)
+        refuse_lost_ledger(store, dataset.name)
         registration = _Registration(store, dataset, read_ledger(store, dataset.name), time_budget_s)
         report = registration.run()
         _write_ledger(store, dataset.name, registration.entries, registration.loaded)
@@ -155,8 +155,12 @@ def register(
         return report
 
 
-def _refuse_lost_ledger(store: ArtefactStore, lane: str) -> None:
-    """Refuse to begin a ledger where one was: other batches, and other ids of renamed images, would follow from it."""
+def refuse_lost_ledger(store: ArtefactStore, lane: str) -> None:
+    """Refuse to begin a ledger, or go on without one, where one was: its batches and ids stand nowhere else.
+
+    Raises:
+        LedgerError: there is no ledger although the lane has manifest parts.
+    """
     path = store.ledger_file(lane)
     parts = store.manifest_parts(lane)
     if parts and not path.exists():

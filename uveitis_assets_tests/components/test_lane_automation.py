@@ -280,7 +280,9 @@ def test_an_unchanged_lane_is_looked_up_in_the_cursor(
         assert requested(looked.run_requests) == []
 
 
-def test_a_lost_ledger_is_told_at_the_next_tick_although_the_folder_is_unchanged(at_rest: tuple[Platform, str]) -> None:
+def test_a_lost_ledger_is_told_by_sensor_and_schedule_although_the_folder_is_unchanged(
+    at_rest: tuple[Platform, str],
+) -> None:
     platform, cursor = at_rest
     ledger = platform.store.ledger_file("uwf700")
     kept = ledger.read_bytes()
@@ -288,6 +290,8 @@ def test_a_lost_ledger_is_told_at_the_next_tick_although_the_folder_is_unchanged
     for _ in range(2):
         with pytest.raises(LedgerError, match=r"uwf700\.parquet: expected the ledger .* restore it from the backup"):
             platform.tick("uwf700_landing", cursor)
+    with pytest.raises(LedgerError, match="restore it from the backup"):
+        platform.tick_schedule("uwf700_fill_missing")
     ledger.write_bytes(kept)
     result = platform.tick("uwf700_landing", cursor)
     assert isinstance(result, dg.SensorResult)
