@@ -163,22 +163,12 @@ def _landing_folder(store: "ArtefactStore", lane: "LaneConfiguration") -> Path:
 
 
 def _load_lanes() -> "dict[str, LaneConfiguration]":
-    from pydantic import ValidationError
-
-    from uveitis_assets.components.defs_files import DefsFileError
-    from uveitis_assets.components.lanes import load_lanes
-    from uveitis_assets.fundus.lane_conflicts import LaneConflictError
+    from uveitis_assets.components.lanes import LanesError, load_lanes
 
     try:
         return load_lanes()
-    except Exception as error:
-        # Dagster wraps what is wrong with a defs.yaml in a tree of all components and a long trace.
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, ValidationError | DefsFileError | LaneConflictError):
-                fail(str(cause))
-            cause = cause.__cause__
-        raise
+    except LanesError as error:
+        fail(str(error))
 
 
 @contextmanager

@@ -84,7 +84,9 @@ def _landing_sensor(lane: LaneConfiguration) -> dg.SensorDefinition:
 
         store = ArtefactStore.from_environment()
         if not store.raw_folder(lane.folder).is_dir():
-            return dg.SkipReason(f"{store.raw_folder(lane.folder)} is not there yet")
+            registered_before = store.ledger_file(lane.name).exists()
+            state = "is gone; mount or restore it" if registered_before else "is not there yet"
+            return dg.SkipReason(f"{store.raw_folder(lane.folder)} {state}")
         cursor = {"registered": "", "seen": "", "tick": 0, "restless": 0, **json.loads(context.cursor or "{}")}
         seen = landing_fingerprint(store, lane, cursor["tick"])
         # A lost ledger shows in no folder: registering says what to do about it.

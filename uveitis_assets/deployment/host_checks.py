@@ -133,11 +133,15 @@ def check_dagster_home(environment: Mapping[str, str]) -> Finding:
 
 def check_sam2_checkpoint(data: Path) -> Finding:
     """Whether the SAM 2 checkpoints of the lanes that use it are there."""
-    from uveitis_assets.components.lanes import load_lanes
+    from uveitis_assets.components.lanes import LanesError, load_lanes
 
     check = "SAM 2 checkpoint"
     wanted: dict[Path, list[str]] = {}
-    for name, lane in load_lanes().items():
+    try:
+        configured = load_lanes()
+    except LanesError as error:
+        return failure(check, str(error), "mend the lane's defs.yaml")
+    for name, lane in configured.items():
         tags = ("", *lane.roi.method_by_dataset)
         if any("sam2_prompted" in lane.roi.methods_for(tag) for tag in tags):
             wanted.setdefault(data / lane.roi.sam2.checkpoint, []).append(name)

@@ -53,6 +53,14 @@ def test_a_folder_that_is_not_there_is_waited_for(platform: Platform) -> None:
     assert "uwf-700 is not there yet" in str(result.skip_message)
 
 
+def test_a_folder_that_was_there_is_said_to_be_gone(at_rest: tuple[Platform, str]) -> None:
+    platform, cursor = at_rest
+    (platform.store.raw / "uwf-700").rename(platform.store.raw / "elsewhere")
+    result = platform.tick("uwf700_landing", cursor)
+    assert isinstance(result, dg.SkipReason)
+    assert "uwf-700 is gone; mount or restore it" in str(result.skip_message)
+
+
 def test_files_that_are_arriving_are_waited_for_and_then_run_once(platform: Platform, sample: Path) -> None:
     names = [f"Images/Uveitis/Uveitis-00{number}.jpg" for number in (1, 2, 3)]
     platform.land(sample, names[:1])

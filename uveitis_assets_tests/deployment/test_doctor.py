@@ -16,6 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from uveitis_assets.cli import app
+from uveitis_assets.components.defs_files import DefsFileError
 from uveitis_assets.deployment.doctor import diagnose_engine, examine
 from uveitis_assets.deployment.engine_checks import judge_answer
 from uveitis_assets.deployment.findings import Finding, ok
@@ -168,6 +169,12 @@ def test_a_checkpoint_is_asked_for_only_when_a_lane_uses_sam2(tmp_path: Path) ->
         checkpoint.parent.mkdir(parents=True)
         checkpoint.write_bytes(b"weights")
         assert check_sam2_checkpoint(tmp_path).verdict == "ok"
+
+
+def test_a_defs_file_that_is_wrong_is_a_failure_that_names_it(tmp_path: Path) -> None:
+    with mock.patch("uveitis_assets.components.lanes.check_defs_files", side_effect=DefsFileError("x/defs.yaml:3: no")):
+        finding = check_sam2_checkpoint(tmp_path)
+    assert (finding.verdict, finding.detail) == ("failure", "x/defs.yaml:3: no")
 
 
 def test_a_web_server_that_does_not_answer_is_a_failure() -> None:
