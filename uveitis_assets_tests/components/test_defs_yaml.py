@@ -1,6 +1,7 @@
 """What a user writes into defs.yaml: a fifth dataset works, and mistakes are named with file, line and expectation."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -333,6 +334,7 @@ def test_the_command_line_shows_the_mistake_to_the_user(tmp_path: Path) -> None:
     finished = subprocess.run(
         [sys.executable, "-m", "dagster", "definitions", "validate", "-m", "mistaken_cli.definitions"],
         cwd=tmp_path,
+        env=os.environ | {"DAGSTER_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,

@@ -19,6 +19,7 @@ from uveitis_assets.detection.encoder_configuration import EncoderPretrainingCon
 from uveitis_assets.detection.encoder_pretraining import pretrain_encoder
 from uveitis_assets.detection.masked_autoencoder import SHAPES, MaskedAutoencoder, patches_of, sine_cosine_positions
 from uveitis_assets.fundus.geometry import ImageFrames, Tile
+from uveitis_assets.fundus.manifest import EXPORTED_COLUMNS
 from uveitis_assets.fundus.png import encode_png
 from uveitis_assets.storage import ArtefactStore, write_bytes, write_json
 
@@ -120,9 +121,15 @@ def lane_of_images(store: ArtefactStore, n_images: int = 6) -> None:
             }
         )
     frame = pl.DataFrame(rows, schema_overrides={"quarantine_reason": pl.String})
-    for path in (store.manifest_part("uwf700", "b00001"), store.stage_index("uwf700", "tiles", "b00001")):
+    part = frame.with_columns(
+        pl.lit(None).alias(name) for name in (*EXPORTED_COLUMNS, "batch") if name not in frame.columns
+    )
+    for path, table in (
+        (store.manifest_part("uwf700", "b00001"), part),
+        (store.stage_index("uwf700", "tiles", "b00001"), frame),
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
-        frame.write_parquet(path)
+        table.write_parquet(path)
 
 
 def configuration(**changes: object) -> EncoderPretrainingConfiguration:
