@@ -120,6 +120,8 @@ def spend(batches: DetectorBatches, step_s: float) -> None:
             time.sleep(step_s)
 
 
+# PyTorch notices the killed worker once more when its iterator is collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("step_s", [0.0, 0.01, 0.5])
 def test_a_killed_worker_gives_an_error_that_says_what_to_do(images: tuple[LabelledImage, ...], step_s: float) -> None:
     """Also when the worker dies while the training is busy with a step."""
