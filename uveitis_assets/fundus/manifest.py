@@ -99,7 +99,7 @@ def build_manifest_part(
     Where the lane's other parts were dealt by another split configuration, they are dealt again first.
 
     A file that is gone or has another size than when it was registered is listed with ``missing`` or
-    ``changed_since_registration``. What stands in the batch's own part is not read: a damaged one is replaced.
+    ``changed_since_registration``. A damaged part of the batch itself is replaced.
 
     Raises:
         ValueError: the batch is not in the ledger, the pinned splits file is wrong, or another part is damaged.
@@ -294,14 +294,11 @@ def read_part(part: Path) -> pl.DataFrame:
 
 
 def _split_names(part: Path) -> set[str]:
-    """Split names of a part that is about to be replaced; a damaged one has none."""
-    if not part.exists():
-        return set()
+    """Split names of a part that is about to be replaced; none of a missing, damaged or very old one."""
     try:
-        rows = read_part(part)
-    except ValueError:
+        return set(pl.read_parquet(part, columns=["split_name"])["split_name"].drop_nulls())
+    except (FileNotFoundError, pl.exceptions.PolarsError):
         return set()
-    return set(rows["split_name"].drop_nulls()) if "split_name" in rows.columns else set()
 
 
 def _read_parts(store: ArtefactStore, lane: str, *, without: str | None = None) -> pl.DataFrame:

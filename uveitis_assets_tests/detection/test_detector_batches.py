@@ -121,7 +121,10 @@ def spend(batches: DetectorBatches, step_s: float) -> None:
 
 
 # PyTorch notices the killed worker once more when its iterator is collected.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function _MultiProcessingDataLoaderIter.__del__:"
+    "pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.parametrize("step_s", [0.0, 0.01, 0.5])
 def test_a_killed_worker_gives_an_error_that_says_what_to_do(images: tuple[LabelledImage, ...], step_s: float) -> None:
     """Also when the worker dies while the training is busy with a step."""
