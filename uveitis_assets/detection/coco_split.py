@@ -24,6 +24,7 @@ from uveitis_assets.detection.detections import GroundTruth
 from uveitis_assets.detection.labelled_split import LabelledImage, LabelledSplit, LabelledTile
 from uveitis_assets.fundus.geometry import ImageFrames
 from uveitis_assets.fundus.pseudonym import patient_key, pseudonym
+from uveitis_assets.fundus.stage_index import read_index_table
 from uveitis_assets.storage import ArtefactStore, PathEscapesRootError, artefact_key, read_json, resolve_inside
 
 # Boxes this far outside their image count as inside: float64 noise of the projection and of width = x1 - x0.
@@ -308,7 +309,7 @@ def _tiles_made_from(store: ArtefactStore, lane: str) -> dict[str, str]:
     """Image id -> content hash and fingerprint by which the tiles' index knows the pixels; later batches hold."""
     made_from: dict[str, str] = {}
     for batch in store.indexed_batches(lane, "tiles"):
-        index = pl.read_parquet(store.stage_index(lane, "tiles", batch), memory_map=False)
+        index = read_index_table(store.stage_index(lane, "tiles", batch))
         if "fingerprint" not in index.columns:
             continue
         done = index.filter(pl.col("quarantine_reason").is_null())

@@ -78,11 +78,26 @@ def read_stage_index(path: Path) -> dict[str, Row]:
     """
     if not path.exists():
         return {}
+    return {row["image_id"]: row for row in read_index_table(path).to_dicts()}
+
+
+def read_index_table(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    """A stage index that exists, or some of its columns, ``image_id`` among them.
+
+    Raises:
+        ValueError: the file is not a stage index, or lacks a column; the message names it.
+    """
     try:
-        rows = pl.read_parquet(path, memory_map=False).to_dicts()
-        return {row["image_id"]: row for row in rows}
-    except (pl.exceptions.PolarsError, KeyError) as error:
-        raise ValueError(f"{path}: expected a stage index, found {error}; delete the file and run again") from error
+        table = pl.read_parquet(path, columns=columns, memory_map=False)
+        table.get_column("image_id")
+    except pl.exceptions.PolarsError as error:
+        lane, stage = path.parts[-3:-1]
+        found = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{path}: expected a stage index, found {found}; delete the file and materialize "
+            f"{lane}/{stage}[{path.stem}] again"
+        ) from error
+    return table
 
 
 def read_index_reference(path: Path) -> str | None:

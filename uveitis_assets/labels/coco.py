@@ -25,6 +25,7 @@ from uveitis_assets.fundus.configuration import LabelConfiguration
 from uveitis_assets.fundus.geometry import ImageFrames
 from uveitis_assets.fundus.landed import Split
 from uveitis_assets.fundus.quarantine import QuarantineError
+from uveitis_assets.fundus.stage_index import read_index_table
 from uveitis_assets.labels.class_map import ClassMap, LabelSpace
 from uveitis_assets.labels.coco_file import CocoFile
 from uveitis_assets.labels.label_files import read_label_files
@@ -354,14 +355,7 @@ def _preprocessed_hashes(store: ArtefactStore, lane: str, rows: Iterable[Mapping
         path = store.stage_index(lane, "tiles", batch)
         if not path.exists():
             continue
-        try:
-            index = pl.read_parquet(path, columns=["image_id", "content_hash", "quarantine_reason"])
-        except pl.exceptions.PolarsError as error:
-            found = str(error).partition("\n")[0]
-            raise ValueError(
-                f"{path}: expected the tiles' index of a batch, found {found}; delete the file and materialize "
-                f"{lane}/tiles[{batch}] again"
-            ) from error
+        index = read_index_table(path, ["image_id", "content_hash", "quarantine_reason"])
         done = index.filter(pl.col("quarantine_reason").is_null())
         hashes.update(zip(done["image_id"], done["content_hash"], strict=True))
     return hashes

@@ -11,6 +11,7 @@ import pytest
 from uveitis_assets.fundus.stage_index import (
     STAGE_SCHEMAS,
     StageJournal,
+    read_index_table,
     read_stage_index,
     read_stage_journal,
     whole_row,
@@ -72,9 +73,12 @@ def test_an_absent_index_and_journal_are_empty(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_index_is_named(tmp_path: Path) -> None:
     path = tmp_path / "b1.parquet"
-    path.write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(ValueError, match=r"b1\.parquet: expected a stage index"):
-        read_stage_index(path)
+    pl.DataFrame({"key": ["a"]}).write_parquet(path)
+    for content in (b"PAR1 and then nothing", b"", path.read_bytes()):
+        path.write_bytes(content)
+        for read in (read_stage_index, read_index_table):
+            with pytest.raises(ValueError, match=r"b1\.parquet: expected a stage index.*\[b1\] again"):
+                read(path)
 
 
 def test_the_journals_last_word_on_an_image_counts(tmp_path: Path) -> None:

@@ -383,9 +383,7 @@ def test_a_damaged_index_of_tiles_is_named_with_what_to_do(store: ArtefactStore)
     index = store.stage_index("uwf700", "tiles", "b00001")
     for damaged in (b"garbage", b""):
         index.write_bytes(damaged)
-        with pytest.raises(
-            ValueError, match=r"tiles/b00001\.parquet: expected the tiles' index .* uwf700/tiles\[b00001\]"
-        ):
+        with pytest.raises(ValueError, match=r"tiles/b00001\.parquet: expected a stage index.* uwf700/tiles\[b00001\]"):
             build(lane, manifest=manifest)
     assert not store.coco_file("uwf700", "train", 0, tiles=False).exists()
 
