@@ -41,10 +41,13 @@ test-demo: install ## Run the demo and hold it to what it has to show (minutes)
 test-docker: install ## Run the tests that need a Docker engine (as root they start one)
 	$(BIN)/python -m pytest -m docker -rs uveitis_assets_tests/docker
 
-lint: install ## Lint, check formatting and types
+# ruff knows no methods of Path objects: the last line finds those that write.
+lint: install ## Lint, check formatting, types, imports between rooms, and writes outside storage
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports importlinter.ini
+	! grep -rnE --include='*.py' --exclude-dir=storage '\.write_text\(|\.write_bytes\(|open\([^)]*["'"'"'](w|a|x|r\+)[bt+]*["'"'"']' uveitis_assets
 
 format: install ## Format the code
 	$(BIN)/ruff check --fix .
@@ -62,4 +65,4 @@ screenshots: install ## Take the pictures of README and docs again (needs chromi
 	$(BIN)/python -m uveitis_assets_tests.e2e.screenshots --out docs/images
 
 clean: ## Remove the virtual environment and the caches; data and DAGSTER_HOME stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -83,12 +83,13 @@ def write_lane(folder: Path, n_images: int) -> None:
     import numpy as np
     import polars as pl
 
-    from uveitis_assets.fundus.configuration import TilingConfiguration
-    from uveitis_assets.fundus.png import encode_png
-    from uveitis_assets.fundus.tiling import cut_tile, image_frames
+    from uveitis_assets.imaging.configuration import TilingConfiguration
+    from uveitis_assets.imaging.png import encode_png
+    from uveitis_assets.imaging.tiling import cut_tile, image_frames
     from uveitis_assets.labels.coco_file import CocoFile
     from uveitis_assets.sample.regular_fundus import render_regular_fundus
-    from uveitis_assets.storage import ArtefactStore, artefact_key, write_bytes, write_json
+    from uveitis_assets.storage.files import write_bytes, write_json
+    from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
     store = ArtefactStore(folder, folder / "raw")
     frames = image_frames((IMAGE_SIZE, IMAGE_SIZE), (0, 0, IMAGE_SIZE, IMAGE_SIZE), TilingConfiguration())
@@ -118,11 +119,11 @@ def write_lane(folder: Path, n_images: int) -> None:
 
 def take_sample(folder: str, mode: str, backbone: str, steps: int) -> dict[str, float]:
     """Measure once: tiles per second, after a first pass that is not timed."""
-    from uveitis_assets.detection.coco_split import read_labelled_split
     from uveitis_assets.detection.configuration import AugmentationConfiguration
-    from uveitis_assets.detection.tile_dataset import TileDataset, TileFiles
-    from uveitis_assets.detection.tile_store import open_tile_store
-    from uveitis_assets.storage import ArtefactStore
+    from uveitis_assets.detection.data.coco_reader import read_labelled_split
+    from uveitis_assets.detection.data.tile_dataset import TileDataset, TileFiles
+    from uveitis_assets.detection.data.tile_store import open_tile_store
+    from uveitis_assets.storage.store import ArtefactStore
 
     store = ArtefactStore(Path(folder), Path(folder) / "raw")
     images = read_labelled_split(store, "bench", fold=0, split="train").images
@@ -149,8 +150,8 @@ def take_sample(folder: str, mode: str, backbone: str, steps: int) -> dict[str, 
 
 def batches_speed(dataset: Any) -> float:
     from uveitis_assets.detection.configuration import SamplingConfiguration
-    from uveitis_assets.detection.detector_batches import detector_batches
-    from uveitis_assets.detection.sampling import EpochSampler
+    from uveitis_assets.detection.data.loader import detector_batches
+    from uveitis_assets.detection.data.sampling import EpochSampler
 
     sampler = EpochSampler(dataset.images, SamplingConfiguration(), 0)
     batches = detector_batches(dataset, sampler, batch_size=2, num_workers=1)

@@ -1,6 +1,6 @@
 """Landing benchmark: the unchanged-folder look, registration and export over many small files.
 
-Prints ratios measured in one run: the landing sensor's unchanged look (`landing_fingerprint` and `books_stamp`) over a
+Prints ratios measured in one run: the landing sensor's unchanged look (`landing_fingerprint`, `records_stamp`) over a
 bare recursive ``os.scandir`` (names only), file opens per newly registered file, and the seconds of register (first,
 unchanged), of all manifest parts, of the export, and of the comparison of all books with the ledger.
 """
@@ -17,15 +17,20 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from uveitis_assets.fundus import image_file
-from uveitis_assets.fundus.configuration import DatasetConfiguration, SplitConfiguration
-from uveitis_assets.fundus.ledger import landing_fingerprint, register, registered_batches
-from uveitis_assets.fundus.manifest import build_manifest_part, export_manifest, write_splits_files
-from uveitis_assets.fundus.stage_fingerprint import STAGES
-from uveitis_assets.fundus.stage_index import write_stage_index
-from uveitis_assets.fundus.stale_batches import books_stamp, stale_batches
+from uveitis_assets.fundus.configuration import STAGES
+from uveitis_assets.fundus.stage_schemas import STAGE_SCHEMAS
+from uveitis_assets.fundus.stale_preprocessing import stale_preprocessing
+from uveitis_assets.landing import image_file
+from uveitis_assets.landing.change_detection import landing_fingerprint
+from uveitis_assets.landing.configuration import DatasetConfiguration, SplitConfiguration
+from uveitis_assets.landing.ledger import registered_batches
+from uveitis_assets.landing.manifest import build_manifest_part, export_manifest
+from uveitis_assets.landing.registration import register
+from uveitis_assets.landing.splits_files import write_splits_files
 from uveitis_assets.sample import write_many_small
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.stages.index import write_stage_index
+from uveitis_assets.stages.stale_batches import records_stamp
+from uveitis_assets.storage.store import ArtefactStore
 
 
 def bare_walk(folder: str) -> int:
@@ -47,7 +52,7 @@ def write_indexes(store: ArtefactStore, lane: str, batches: list[str]) -> None:
     for batch in batches:
         part = pl.read_parquet(store.manifest_part(lane, batch), columns=columns)
         for stage in STAGES:
-            write_stage_index(store.stage_index(lane, stage, batch), stage, part.to_dicts())
+            write_stage_index(store.stage_index(lane, stage, batch), STAGE_SCHEMAS[stage], part.to_dicts())
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -83,7 +88,7 @@ def main() -> None:
         for tick in range(15):  # interleaved, so that both meet the same machine
             bare.append(seconds(lambda: bare_walk(str(folder))))
             look.append(seconds(lambda tick=tick: landing_fingerprint(store, dataset, tick)))
-            books.append(seconds(lambda: books_stamp(store, "many")))
+            books.append(seconds(lambda: records_stamp(store, "many", STAGES)))
             ticks.append(landing_fingerprint(store, dataset, tick))
         assert len(set(ticks)) == 1, "the fingerprint of an unchanged folder changed"
 
@@ -92,13 +97,13 @@ def main() -> None:
         export = seconds(lambda: export_manifest(store, dataset, SplitConfiguration()))
         splits = seconds(lambda: write_splits_files(store, "stage0", 5))
         write_indexes(store, "many", batches)
-        compare = seconds(lambda: stale_batches(store, "many"))
-        assert stale_batches(store, "many").batches == ()
+        compare = seconds(lambda: stale_preprocessing(store, "many"))
+        assert stale_preprocessing(store, "many").batches == ()
 
     print(f"files                                {arguments.files}")
     print(f"bare scandir                         {1e3 * float(np.median(bare)):.1f} ms")
     print(f"landing_fingerprint                  {1e3 * float(np.median(look)):.1f} ms")
-    print(f"books_stamp                          {1e3 * float(np.median(books)):.2f} ms")
+    print(f"records_stamp                          {1e3 * float(np.median(books)):.2f} ms")
     unchanged_look = float(np.median(look)) + float(np.median(books))
     print(f"both / bare scandir                  {unchanged_look / float(np.median(bare)):.2f} (limit 3)")
     print(f"register, all new                    {first:.1f} s")

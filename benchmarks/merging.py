@@ -22,9 +22,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from uveitis_assets.detection.configuration import InferenceConfiguration
-from uveitis_assets.detection.detections import Detections
-from uveitis_assets.detection.merging import merge_images
-from uveitis_assets.fundus.geometry import ImageFrames, Tile
+from uveitis_assets.detection.inference.detections import Detections
+from uveitis_assets.detection.inference.merging import merge_images
+from uveitis_assets.imaging.geometry import ImageFrames, Tile
 
 N_CATEGORIES = 20
 SCORE, IOU = 0.3, 0.5

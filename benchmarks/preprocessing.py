@@ -122,7 +122,7 @@ def fresh(folder: Path, mode: str, kind: str, method: str, *, workers: int = 1, 
 def generate_inputs(raw: Path, kind: str) -> None:
     import cv2
 
-    from uveitis_assets.fundus.png import encode_png
+    from uveitis_assets.imaging.png import encode_png
     from uveitis_assets.sample.regular_fundus import render_regular_fundus
     from uveitis_assets.sample.ultra_widefield import render_ultra_widefield
 
@@ -150,7 +150,7 @@ def measure_floor(place: Path, inputs: list[Path]) -> dict[str, Any]:
     import cv2
     import numpy as np
 
-    from uveitis_assets.fundus.png import encode_png
+    from uveitis_assets.imaging.png import encode_png
 
     cv2.setNumThreads(1)
     wall = cpu = 0.0
@@ -179,11 +179,11 @@ def measure_pipeline(
 ) -> dict[str, Any]:
     from blake3 import blake3
 
-    from uveitis_assets.fundus.configuration import NormalizationConfiguration, PreprocessConfiguration
-    from uveitis_assets.fundus.landed import RegisteredImage
+    from uveitis_assets.fundus.configuration import STAGES, NormalizationConfiguration, PreprocessConfiguration
     from uveitis_assets.fundus.preprocess import preprocess_batch
-    from uveitis_assets.fundus.stage_fingerprint import STAGES
-    from uveitis_assets.storage import ArtefactStore, write_json
+    from uveitis_assets.landing.samples import RegisteredImage
+    from uveitis_assets.storage.files import write_json
+    from uveitis_assets.storage.store import ArtefactStore
 
     shutil.rmtree(place / "data", ignore_errors=True)
     store = ArtefactStore(root=place / "data", raw=place / "raw")

@@ -41,7 +41,7 @@ def fundus_like_image(seed: int) -> NDArray[np.uint8]:
 
 def load(setting: dict[str, Any], precision: str) -> Any:
     from uveitis_assets.fundus.configuration import Sam2Configuration
-    from uveitis_assets.fundus.roi_sam2 import load_sam2_segmenter
+    from uveitis_assets.fundus.roi.sam2 import load_sam2_segmenter
 
     configuration = Sam2Configuration(
         model_cfg=f"configs/sam2.1/sam2.1_hiera_{setting['model']}.yaml",
@@ -99,9 +99,9 @@ def write_random_checkpoint(setting: dict[str, Any]) -> None:
     import torch
 
     from uveitis_assets.fundus.configuration import Sam2Configuration
-    from uveitis_assets.fundus.roi_sam2 import _build_model
+    from uveitis_assets.fundus.roi.sam2_model import build_sam2_model
 
-    model = _build_model(Sam2Configuration(model_cfg=f"configs/sam2.1/sam2.1_hiera_{setting['model']}.yaml"))
+    model = build_sam2_model(Sam2Configuration(model_cfg=f"configs/sam2.1/sam2.1_hiera_{setting['model']}.yaml"))
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim > 1:

@@ -15,12 +15,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from uveitis_assets.components.detector_assets import EvaluationRunConfig, PredictionsRunConfig, TrainingRunConfig
+from uveitis_assets.components.detector.assets import EvaluationRunConfig, PredictionsRunConfig, TrainingRunConfig
 from uveitis_assets.components.encoder_pretraining import PretrainingRunConfig
-from uveitis_assets.components.lane_assets import LabelsRunConfig, PreprocessRunConfig
-from uveitis_assets.detection.encoder_configuration import EncoderPretrainingConfiguration
+from uveitis_assets.components.fundus.assets import LabelsRunConfig, PreprocessRunConfig
+from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
-from uveitis_assets.fundus.configuration import LaneConfiguration, ReferenceColorConfiguration
+from uveitis_assets.detection.pretraining.configuration import EncoderPretrainingConfiguration
+from uveitis_assets.fundus.configuration import ReferenceColorConfiguration
 
 REFERENCE = Path(__file__).parent / "reference"
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uveitis_assets.terminal import console, fail
+from uveitis_assets.cli_output import console, fail
 
 if TYPE_CHECKING:
     import dagster as dg
 
-    from uveitis_assets.fundus.configuration import LaneConfiguration
-    from uveitis_assets.fundus.ledger import RegistrationReport
-    from uveitis_assets.storage import ArtefactStore
+    from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
+    from uveitis_assets.landing.registration import RegistrationReport
+    from uveitis_assets.storage.store import ArtefactStore
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,11 +41,11 @@ def register(
     lanes: Annotated[list[str] | None, typer.Argument(help="Lanes to register; none: all whose folder exists")] = None,
 ) -> None:
     """Find new images, assign them to batches in the ledger, add the partition keys and say what to run. Idempotent."""
-    from uveitis_assets.components.lane_registration import register_lane
-    from uveitis_assets.fundus.ledger_table import LedgerError
-    from uveitis_assets.fundus.pseudonym import PatientKeyError
+    from uveitis_assets.components.fundus.registration import register_lane
     from uveitis_assets.fundus.reference_color import ReferenceColorError
-    from uveitis_assets.storage import ArtefactStore
+    from uveitis_assets.landing.ledger_table import LedgerError
+    from uveitis_assets.landing.pseudonyms import PatientKeyError
+    from uveitis_assets.storage.store import ArtefactStore
 
     configured = _load_lanes()
     unknown = sorted(set(lanes or ()) - set(configured))
@@ -84,7 +84,7 @@ def demo(
 ) -> None:
     """Run the lanes uwf700 and fgadr on sample images, and a small detector on the CPU."""
     from uveitis_assets.demo import run_demo
-    from uveitis_assets.storage import ArtefactStore
+    from uveitis_assets.storage.store import ArtefactStore
 
     with _instance() as instance:
         run_demo(
@@ -144,7 +144,7 @@ def doctor(
 ) -> None:
     """Check the deployment on this host, or a single machine without one; every failure comes with its remedy."""
     from uveitis_assets.deployment.doctor import examine
-    from uveitis_assets.storage import ArtefactStore
+    from uveitis_assets.storage.store import ArtefactStore
 
     # Whoever names a file means a deployment.
     if settings != _SETTINGS and not settings.is_file():
@@ -154,7 +154,7 @@ def doctor(
 
 
 def _landing_folder(store: "ArtefactStore", lane: "LaneConfiguration") -> Path:
-    from uveitis_assets.storage import PathEscapesRootError
+    from uveitis_assets.storage.files import PathEscapesRootError
 
     try:
         return store.raw_folder(lane.folder)
@@ -163,7 +163,7 @@ def _landing_folder(store: "ArtefactStore", lane: "LaneConfiguration") -> Path:
 
 
 def _load_lanes() -> "dict[str, LaneConfiguration]":
-    from uveitis_assets.components.lanes import LanesError, load_lanes
+    from uveitis_assets.components.fundus.lanes import LanesError, load_lanes
 
     try:
         return load_lanes()
@@ -216,13 +216,13 @@ def _print_registration(lane: str, report: "RegistrationReport", added: int) -> 
 
 def _print_commands(store: "ArtefactStore", lane: "LaneConfiguration") -> None:
     """What to type to bring the lane up to date; the sensors of a running daemon do the same by themselves."""
-    from uveitis_assets.components.lane_keys import LaneKeys
-    from uveitis_assets.components.partition_runs import contiguous_ranges
-    from uveitis_assets.fundus.ledger import registered_batches
+    from uveitis_assets.components.fundus.keys import LaneKeys
     from uveitis_assets.fundus.reference_color import present_reference_digest
-    from uveitis_assets.fundus.stale_batches import stale_batches
+    from uveitis_assets.fundus.stale_preprocessing import stale_preprocessing
+    from uveitis_assets.landing.ledger import registered_batches
+    from uveitis_assets.orchestration.partition_runs import contiguous_ranges
 
-    stale = stale_batches(store, lane.name, reference_color=present_reference_digest(store, lane.normalize))
+    stale = stale_preprocessing(store, lane.name, reference_color=present_reference_digest(store, lane.normalize))
     if not stale.batches:
         return
     keys = LaneKeys.of(lane)

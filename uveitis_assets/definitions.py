@@ -5,9 +5,9 @@ from pathlib import Path
 
 import dagster as dg
 
-from uveitis_assets.antlr_runtime import read_both_grammar_formats
-from uveitis_assets.components.dead_runs import dead_runs, in_process_executor
-from uveitis_assets.components.defs_files import check_defs_files
+from uveitis_assets.orchestration.antlr_runtime import read_both_grammar_formats
+from uveitis_assets.orchestration.defs_files import check_defs_files
+from uveitis_assets.orchestration.run_liveness import dead_runs, in_process_executor
 
 # Dagster's command line parses --select after it has loaded this module.
 read_both_grammar_formats()

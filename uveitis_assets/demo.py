@@ -14,14 +14,15 @@ import dagster as dg
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from uveitis_assets.components.detector_keys import fold_key
-from uveitis_assets.components.lane_keys import LaneKeys
-from uveitis_assets.components.lane_registration import register_lane
-from uveitis_assets.components.partition_runs import range_tags
+from uveitis_assets.cli_output import console, fail
+from uveitis_assets.components.fundus.keys import LaneKeys
+from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
+from uveitis_assets.components.fundus.registration import register_lane
 from uveitis_assets.definitions import defs
-from uveitis_assets.fundus.configuration import LaneConfiguration
-from uveitis_assets.storage import ArtefactStore, read_json, write_bytes
-from uveitis_assets.terminal import console, fail
+from uveitis_assets.orchestration.fold_keys import fold_key
+from uveitis_assets.orchestration.partition_runs import range_tags
+from uveitis_assets.storage.files import read_json, write_bytes
+from uveitis_assets.storage.store import ArtefactStore
 
 _LANES = ("uwf700", "fgadr")
 _SAMPLE_MARK = ".sample_images"
@@ -133,7 +134,7 @@ def _run_lane(
     store: ArtefactStore, lane: LaneConfiguration, instance: dg.DagsterInstance, definitions: dg.Definitions
 ) -> tuple[str, ...]:
     """Register the lane, run its batches and its labels; returns a row of the final table."""
-    from uveitis_assets.fundus.ledger import registered_batches
+    from uveitis_assets.landing.ledger import registered_batches
 
     keys = LaneKeys.of(lane)
     report, _ = register_lane(store, lane, instance)
@@ -163,7 +164,7 @@ def _run_detector(
     store: ArtefactStore, lane: LaneConfiguration, instance: dg.DagsterInstance, definitions: dg.Definitions
 ) -> Table:
     """Train and judge one fold of the detector, predict the lane's batches; returns what is shown of it."""
-    from uveitis_assets.fundus.ledger import registered_batches
+    from uveitis_assets.landing.ledger import registered_batches
 
     folder = store.run_folder(_DETECTOR, 0)
     small = {"ops": {f"{_DETECTOR}__checkpoint": {"config": {"device": "cpu", "overrides": _SMALL_DETECTOR}}}}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.storage.store import ArtefactStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

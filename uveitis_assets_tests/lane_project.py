@@ -7,8 +7,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
 from uveitis_assets.components.fundus_dataset import FundusDataset
-from uveitis_assets.fundus.configuration import LaneConfiguration
 
 
 def write_project(folder: Path, name: str, lanes: Mapping[str, str]) -> Path:
@@ -41,8 +41,8 @@ def write_project(folder: Path, name: str, lanes: Mapping[str, str]) -> Path:
     (package / "definitions.py").write_text(
         "from pathlib import Path\n\n"
         "import dagster as dg\n\n"
-        "from uveitis_assets.antlr_runtime import read_both_grammar_formats\n"
-        "from uveitis_assets.components.dead_runs import in_process_executor\n\n"
+        "from uveitis_assets.orchestration.antlr_runtime import read_both_grammar_formats\n"
+        "from uveitis_assets.orchestration.run_liveness import in_process_executor\n\n"
         "read_both_grammar_formats()\n\n\n"
         "@dg.definitions\n"
         "def defs():\n"

@@ -7,10 +7,10 @@ from typer.testing import CliRunner
 
 from uveitis_assets import cli
 from uveitis_assets.cli import app
-from uveitis_assets.components.lanes import load_lanes
-from uveitis_assets.fundus.configuration import LaneConfiguration
+from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
+from uveitis_assets.components.fundus.lanes import load_lanes
 from uveitis_assets.sample import write_uwf700
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.storage.store import ArtefactStore
 
 
 @pytest.fixture(scope="module")

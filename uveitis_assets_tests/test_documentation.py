@@ -29,25 +29,25 @@ from uveitis_assets.components.encoder_pretraining import EncoderPretraining
 from uveitis_assets.components.fundus_dataset import FundusDataset
 from uveitis_assets.components.lesion_detector import LesionDetector
 from uveitis_assets.components.reference_color import ReferenceColor
+from uveitis_assets.detection.checkpoints.lineage import weights_lineage
 from uveitis_assets.detection.configuration import (
     DetectorConfiguration,
     EvaluationConfiguration,
     InferenceConfiguration,
 )
-from uveitis_assets.detection.detections import Detections
 from uveitis_assets.detection.evaluation.evaluate import evaluate_detections
 from uveitis_assets.detection.evaluation.report import validation_report
+from uveitis_assets.detection.inference.detections import Detections
+from uveitis_assets.detection.inference.prediction_batch import INDEX_SCHEMA
+from uveitis_assets.detection.inference.prediction_file import write_prediction
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
-from uveitis_assets.detection.prediction_batch import INDEX_SCHEMA
-from uveitis_assets.detection.prediction_file import write_prediction
-from uveitis_assets.detection.weights_files import weights_lineage
-from uveitis_assets.fundus.geometry import ImageFrames
-from uveitis_assets.fundus.ledger import LedgerEntry
-from uveitis_assets.fundus.manifest import EXPORTED_COLUMNS, read_manifest
-from uveitis_assets.fundus.quarantine import QuarantineReason
-from uveitis_assets.fundus.stage_index import STAGE_SCHEMAS
+from uveitis_assets.fundus.stage_schemas import STAGE_SCHEMAS
+from uveitis_assets.imaging.geometry import ImageFrames
 from uveitis_assets.labels.class_map import load_class_map
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.landing.ledger import LedgerEntry
+from uveitis_assets.landing.manifest_table import EXPORTED_COLUMNS, read_manifest
+from uveitis_assets.landing.quarantine import QuarantineReason
+from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.conftest import REPOSITORY
 from uveitis_assets_tests.detection.labelled_images import labelled_image
 

@@ -7,13 +7,13 @@ from typing import Self
 import dagster as dg
 from pydantic import BaseModel, Field
 
-from uveitis_assets.components.fundus_dataset import FundusDataset, field_places
-from uveitis_assets.components.lane_keys import LaneKeys
-from uveitis_assets.deployment.gpu_pool import GPU_POOL
-from uveitis_assets.detection.compute_device import Device
-from uveitis_assets.detection.encoder_configuration import EncoderPretrainingConfiguration
-from uveitis_assets.fundus.lane_conflicts import NamedLane, refuse_shared_names
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.components.fundus.keys import LaneKeys
+from uveitis_assets.components.fundus_dataset import FundusDataset
+from uveitis_assets.detection.pretraining.configuration import EncoderPretrainingConfiguration
+from uveitis_assets.orchestration.lane_names import NamedLane, check_names_unique, field_places
+from uveitis_assets.orchestration.pools import GPU_POOL
+from uveitis_assets.storage.store import ArtefactStore
+from uveitis_assets.training.device import Device
 
 ENCODER_CODE_VERSION = "1"
 
@@ -57,7 +57,7 @@ class EncoderPretraining(dg.Component):
         """
         fundus = context.component_tree.get_all_components(FundusDataset)
         encoders = context.component_tree.get_all_components(EncoderPretraining)
-        refuse_shared_names([*(found.named for found in fundus), *(found.named for found in encoders)])
+        check_names_unique([*(found.named for found in fundus), *(found.named for found in encoders)])
         lanes = {found.lane.name: found.lane for found in fundus}
         unknown = sorted(set(self.encoder.learn_from) - set(lanes))
         if unknown:
@@ -89,8 +89,8 @@ def _encoder(configuration: EncoderPretrainingConfiguration, lanes: list[LaneKey
         "continued where it stopped.".strip(),
     )
     def encoder(context: dg.AssetExecutionContext, config: PretrainingRunConfig) -> dg.MaterializeResult[None]:
-        from uveitis_assets.detection.compute_device import chosen_device
-        from uveitis_assets.detection.encoder_pretraining import pretrain_encoder
+        from uveitis_assets.detection.pretraining.pretrain import pretrain_encoder
+        from uveitis_assets.training.device import chosen_device
 
         started = time.perf_counter()
         device = chosen_device(config.device)

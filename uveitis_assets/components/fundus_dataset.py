@@ -7,12 +7,13 @@ from typing import Self
 import dagster as dg
 from pydantic import BaseModel
 
-from uveitis_assets.components.lane_assets import lane_assets
-from uveitis_assets.components.lane_attributes import LaneAttributes
-from uveitis_assets.components.lane_automation import lane_jobs, lane_schedule, lane_sensors
-from uveitis_assets.components.lane_checks import lane_checks
-from uveitis_assets.fundus.configuration import LaneConfiguration
-from uveitis_assets.fundus.lane_conflicts import NamedLane, PlacedLane, refuse_conflicts
+from uveitis_assets.components.fundus.assets import lane_assets
+from uveitis_assets.components.fundus.attributes import LaneAttributes
+from uveitis_assets.components.fundus.automation import lane_jobs, lane_schedule, lane_sensors
+from uveitis_assets.components.fundus.checks import lane_checks
+from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
+from uveitis_assets.components.fundus.lane_conflicts import PlacedLane, check_lanes_compatible
+from uveitis_assets.orchestration.lane_names import NamedLane, field_places
 
 _COMPARED_FIELDS = ("name", "splits.folds", "splits.pinned")
 
@@ -52,7 +53,9 @@ class FundusDataset(dg.Component):
         Raises:
             LaneConflictError: the lanes of the project cannot be used together.
         """
-        refuse_conflicts([component.placed for component in context.component_tree.get_all_components(FundusDataset)])
+        check_lanes_compatible(
+            [component.placed for component in context.component_tree.get_all_components(FundusDataset)]
+        )
         return dg.Definitions(
             assets=lane_assets(self.lane),
             asset_checks=lane_checks(self.lane),
@@ -60,11 +63,3 @@ class FundusDataset(dg.Component):
             sensors=lane_sensors(self.lane),
             schedules=[lane_schedule(self.lane)],
         )
-
-
-def field_places(context: dg.ComponentLoadContext, *names: str) -> dict[str, str]:
-    """``file:line`` of each field of a defs.yaml, or of the nearest one around it where it has its default."""
-    positions = context.resolution_context.source_position_tree
-    if positions is None:
-        return {}
-    return {name: str(positions.lookup_closest_and_path(["attributes", *name.split(".")], None)[0]) for name in names}

@@ -6,15 +6,16 @@ from typing import Self
 import dagster as dg
 from pydantic import BaseModel
 
-from uveitis_assets.components.detector_assets import detector_assets
-from uveitis_assets.components.detector_automation import detector_jobs, predictions_sensor
-from uveitis_assets.components.detector_checks import detector_checks
-from uveitis_assets.components.detector_keys import DetectorKeys, fold_key
+from uveitis_assets.components.detector.assets import detector_assets
+from uveitis_assets.components.detector.automation import detector_jobs, predictions_sensor
+from uveitis_assets.components.detector.checks import detector_checks
+from uveitis_assets.components.detector.keys import DetectorKeys
 from uveitis_assets.components.encoder_pretraining import EncoderPretraining, encoder_key
-from uveitis_assets.components.fundus_dataset import FundusDataset, field_places
+from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
+from uveitis_assets.components.fundus_dataset import FundusDataset
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
-from uveitis_assets.fundus.configuration import LaneConfiguration
-from uveitis_assets.fundus.lane_conflicts import NamedLane, refuse_shared_names
+from uveitis_assets.orchestration.fold_keys import fold_key
+from uveitis_assets.orchestration.lane_names import NamedLane, check_names_unique, field_places
 
 
 @dataclass
@@ -54,7 +55,7 @@ class LesionDetector(dg.Component):
             tree.get_all_components(LesionDetector),
             tree.get_all_components(EncoderPretraining),
         )
-        refuse_shared_names([found.named for kind in placed for found in kind])
+        check_names_unique([found.named for kind in placed for found in kind])
         lanes = {found.lane.name: found.lane for found in placed[0]}
         detectors = {found.detector.name: found.detector for found in placed[1]}
         encoders = {found.encoder.name for found in placed[2]}

@@ -6,9 +6,10 @@ from typing import Self
 import dagster as dg
 from pydantic import BaseModel
 
-from uveitis_assets.components.lane_assets import worker_count
 from uveitis_assets.fundus.configuration import ReferenceColorConfiguration
-from uveitis_assets.storage import ArtefactStore, write_json
+from uveitis_assets.orchestration.workers import worker_count
+from uveitis_assets.storage.files import write_json
+from uveitis_assets.storage.store import ArtefactStore
 
 
 @dataclass
@@ -47,8 +48,8 @@ class ReferenceColor(dg.Component):
             description="Mean and standard deviation of RGB and LAB inside the retina of regular fundus photographs.",
         )
         def reference_color(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-            from uveitis_assets.fundus.manifest_images import manifest_images
             from uveitis_assets.fundus.reference_color import build_reference_color
+            from uveitis_assets.landing.manifest_images import manifest_images
 
             store = ArtefactStore.from_environment()
             images = manifest_images(store, configuration.lanes, configuration.datasets)

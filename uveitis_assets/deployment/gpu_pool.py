@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-GPU_POOL = "gpu"
+from uveitis_assets.orchestration.pools import GPU_POOL
 
 
 def make_gpu_pool_known(instance: dg.DagsterInstance) -> None:

@@ -133,7 +133,7 @@ def check_dagster_home(environment: Mapping[str, str]) -> Finding:
 
 def check_sam2_checkpoint(data: Path) -> Finding:
     """Whether the SAM 2 checkpoints of the lanes that use it are there."""
-    from uveitis_assets.components.lanes import LanesError, load_lanes
+    from uveitis_assets.components.fundus.lanes import LanesError, load_lanes
 
     check = "SAM 2 checkpoint"
     wanted: dict[Path, list[str]] = {}

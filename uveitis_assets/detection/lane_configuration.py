@@ -10,8 +10,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from uveitis_assets.configuration import Configuration, Owner, Ratio
 from uveitis_assets.detection.configuration import DetectorConfiguration, PseudoLabelConfiguration
-from uveitis_assets.fundus.configuration import Configuration, Owner, Ratio
 
 _OF_ONE_TRAINING = frozenset({"model", "initialise", "augmentation", "sampling", "training", "evaluation", "inference"})
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from uveitis_assets.detection.configuration import PseudoLabelConfiguration
-from uveitis_assets.detection.pseudo_labels import (
+from uveitis_assets.detection.pseudo_labels.expansion import (
     expand_coco,
     frames_reader,
     held_out_images,
     read_confident_predictions,
 )
-from uveitis_assets.storage import ArtefactStore, read_json, write_json
+from uveitis_assets.storage.files import read_json, write_json
+from uveitis_assets.storage.store import ArtefactStore
 
 
 def expand_coco_file(

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uveitis_assets.fundus.configuration import NormalizationConfiguration
-from uveitis_assets.fundus.lab import copy_luminance, lab_converter
-from uveitis_assets.fundus.memory_allocator import thread_buffer
+from uveitis_assets.imaging.lab import copy_luminance, lab_converter
+from uveitis_assets.imaging.reusable_buffers import thread_buffer
 
 # A band and its temporary arrays (up to eight bytes a pixel) stay in the core's second cache. Smaller ones cost two
 # threads a tenth of their speed: each call takes the interpreter lock again (measured).

@@ -11,12 +11,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.fundus.image_file import content_hash, read_landed_file
-from uveitis_assets.fundus.landed import RegisteredImage
-from uveitis_assets.fundus.quarantine import QuarantineError
-from uveitis_assets.fundus.stage_index import Row, read_stage_index
-from uveitis_assets.preview_jpeg import encode_within
-from uveitis_assets.storage import ArtefactStore, read_json, write_bytes
+from uveitis_assets.imaging.preview_jpeg import encode_within
+from uveitis_assets.landing.image_file import content_hash, read_landed_file
+from uveitis_assets.landing.quarantine import QuarantineError
+from uveitis_assets.landing.samples import RegisteredImage
+from uveitis_assets.stages.index import Row, read_stage_index
+from uveitis_assets.storage.files import read_json, write_bytes
+from uveitis_assets.storage.store import ArtefactStore
 
 _CELL_PX = 240
 _CAPTION_PX = 18

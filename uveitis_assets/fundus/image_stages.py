@@ -21,17 +21,18 @@ from numpy.typing import NDArray
 from uveitis_assets.fundus.color import ReferenceColor, normalize_crop
 from uveitis_assets.fundus.configuration import PreprocessConfiguration, PreprocessStage, RoiMethod
 from uveitis_assets.fundus.crop import crop_box
-from uveitis_assets.fundus.geometry import ImageFrames
-from uveitis_assets.fundus.image_file import content_hash, decode_rgb, read_landed_file
-from uveitis_assets.fundus.landed import RegisteredImage
-from uveitis_assets.fundus.memory_allocator import thread_buffer
-from uveitis_assets.fundus.png import encode_png
-from uveitis_assets.fundus.quarantine import QuarantineError
-from uveitis_assets.fundus.roi import RoiFunction, downscale_for_roi, find_roi
-from uveitis_assets.fundus.roi_threshold import threshold_retina_mask
-from uveitis_assets.fundus.stage_index import Row
-from uveitis_assets.fundus.tiling import cut_tile, image_frames, padded_canvas, reconstruction_error, render_global
-from uveitis_assets.storage import TEMPORARY_SUFFIX, ArtefactStore, artefact_key, json_bytes, read_json, write_bytes
+from uveitis_assets.fundus.roi.choice import RoiFunction, downscale_for_roi, find_roi
+from uveitis_assets.fundus.roi.threshold import threshold_retina_mask
+from uveitis_assets.imaging.geometry import ImageFrames
+from uveitis_assets.imaging.png import encode_png
+from uveitis_assets.imaging.reusable_buffers import thread_buffer
+from uveitis_assets.imaging.tiling import cut_tile, image_frames, padded_canvas, reconstruction_error, render_global
+from uveitis_assets.landing.image_file import content_hash, decode_rgb, read_landed_file
+from uveitis_assets.landing.quarantine import QuarantineError
+from uveitis_assets.landing.samples import RegisteredImage
+from uveitis_assets.stages.index import Row
+from uveitis_assets.storage.files import TEMPORARY_SUFFIX, json_bytes, read_json, write_bytes
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
 Pixels = NDArray[np.uint8]
 
@@ -183,7 +184,7 @@ class ImageStages:
                 case "threshold":
                     functions[method] = partial(threshold_retina_mask, sat_threshold=roi.sat_threshold)
                 case "uwf":
-                    from uveitis_assets.fundus.roi_uwf import uwf_retina_mask
+                    from uveitis_assets.fundus.roi.ultra_widefield import uwf_retina_mask
 
                     functions[method] = uwf_retina_mask
                 case "sam2_prompted":

@@ -23,14 +23,8 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from uveitis_assets.fundus.batch_ownership import hold_batch
 from uveitis_assets.fundus.color import ReferenceColor
-from uveitis_assets.fundus.configuration import (
-    DatasetConfiguration,
-    PreprocessConfiguration,
-    PreprocessStage,
-    RoiMethod,
-)
+from uveitis_assets.fundus.configuration import STAGES, PreprocessConfiguration, PreprocessStage, RoiMethod
 from uveitis_assets.fundus.image_stages import (
     ImageStages,
     StageSettings,
@@ -39,24 +33,21 @@ from uveitis_assets.fundus.image_stages import (
     remove_partial_files,
     required_files,
 )
-from uveitis_assets.fundus.landed import RegisteredImage
-from uveitis_assets.fundus.ledger import registered_images
-from uveitis_assets.fundus.memory_allocator import reused_buffers
-from uveitis_assets.fundus.quarantine import PASSING_REASONS, QuarantineError
 from uveitis_assets.fundus.reference_color import read_reference_color, reference_color_digest
-from uveitis_assets.fundus.roi import downscale_for_roi
-from uveitis_assets.fundus.sam2_batches import Sam2Batches, lacked_sam2, sam2_checkpoint_file
-from uveitis_assets.fundus.stage_fingerprint import STAGES, stage_fingerprints
-from uveitis_assets.fundus.stage_index import (
-    Row,
-    StageJournal,
-    read_index_reference,
-    read_stage_index,
-    read_stage_journal,
-    whole_row,
-    write_stage_index,
-)
-from uveitis_assets.storage import TEMPORARY_SUFFIX, ArtefactStore, artefact_key
+from uveitis_assets.fundus.roi.choice import downscale_for_roi
+from uveitis_assets.fundus.roi.sam2_batches import Sam2Batches, lacked_sam2, sam2_checkpoint_file
+from uveitis_assets.fundus.stage_fingerprint import stage_fingerprints
+from uveitis_assets.fundus.stage_schemas import REFERENCE_COLOR_METADATA, STAGE_SCHEMAS, complete_row
+from uveitis_assets.imaging.reusable_buffers import reused_buffers
+from uveitis_assets.landing.configuration import DatasetConfiguration
+from uveitis_assets.landing.ledger import registered_images
+from uveitis_assets.landing.quarantine import TRANSIENT_REASONS, QuarantineError
+from uveitis_assets.landing.samples import RegisteredImage
+from uveitis_assets.stages.batch_ownership import hold_batch
+from uveitis_assets.stages.index import Row, read_index_metadata, read_stage_index, write_stage_index
+from uveitis_assets.stages.journal import StageJournal, read_stage_journal
+from uveitis_assets.storage.files import TEMPORARY_SUFFIX
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
 _FAILURES_SHOWN = 20
 
@@ -215,7 +206,7 @@ def _preprocess_locked(  # noqa: PLR0917 - as preprocess_batch
         if jobs:
             run.open_journals(stack)
             run.execute(jobs, workers, progress)
-        run.close_books()
+        run.write_indexes()
         outcome = run.outcome(time.perf_counter() - started)
     if run.failures:
         failures = sorted(run.failures, key=lambda failure: failure[0])
@@ -289,7 +280,7 @@ class _BatchRun:
                         self._remove_artefacts(image, stage, image.quarantine_reason)
                     self._rows[stage][image.image_id] = set_aside
                     continue
-                row = self._holding_row(image, stage)
+                row = self._valid_row(image, stage)
                 # A mask that SAM 2 makes now where it could not before, or the reverse, is another one.
                 remade = "roi_masks" in todo and "sam2_prompted" in self._roi_methods(image)
                 # The crop's first row takes the metadata of any tiles away: see _invalidate.
@@ -313,7 +304,7 @@ class _BatchRun:
             for image in self.images
             if image.quarantine_reason is None
             and lacked_sam2(self._earlier["roi_masks"].get(image.image_id))
-            and self._holding_row(image, "roi_masks") is not None
+            and self._valid_row(image, "roi_masks") is not None
         ]
         sam2 = self._load_sam2(waiting)
         return {image.image_id for image in waiting} if sam2 is not None and sam2.segmenter is not None else set()
@@ -332,9 +323,9 @@ class _BatchRun:
     def _earlier_rows(self, stage: PreprocessStage) -> dict[str, Row]:
         rows: dict[str, Row | None] = dict(read_stage_index(self.store.stage_index(self.lane, stage, self.batch)))
         rows |= read_stage_journal(self.store.stage_journal(self.lane, stage, self.batch))
-        return {image_id: whole_row(stage, row) for image_id, row in rows.items() if row is not None}
+        return {image_id: complete_row(stage, row) for image_id, row in rows.items() if row is not None}
 
-    def _holding_row(self, image: RegisteredImage, stage: PreprocessStage, *, passing: bool = False) -> Row | None:
+    def _valid_row(self, image: RegisteredImage, stage: PreprocessStage, *, passing: bool = False) -> Row | None:
         """The image's earlier row if its inputs are the present ones and its files exist.
 
         Rows quarantined for a reason that may pass hold only where ``passing`` says so.
@@ -344,7 +335,7 @@ class _BatchRun:
             row is None
             or row["content_hash"] != image.content_hash
             or row["fingerprint"] != self._fingerprint(image, stage)
-            or (row["quarantine_reason"] in PASSING_REASONS and not passing)
+            or (row["quarantine_reason"] in TRANSIENT_REASONS and not passing)
         ):
             return None
         if row["quarantine_reason"] is None:
@@ -445,7 +436,7 @@ class _BatchRun:
         holding = {
             stage: row
             for stage in STAGES
-            if stage not in job.stages and (row := self._holding_row(image, stage, passing=True)) is not None
+            if stage not in job.stages and (row := self._valid_row(image, stage, passing=True)) is not None
         }
         work = ImageStages(image, settings, holding, sam2_result)
         for position, stage in enumerate(job.stages):
@@ -498,12 +489,12 @@ class _BatchRun:
 
     def _remove_artefacts(self, image: RegisteredImage, stage: PreprocessStage, reason: str) -> None:
         """Remove what an earlier content of the image left, unless the reason may pass."""
-        if reason not in PASSING_REASONS:
+        if reason not in TRANSIENT_REASONS:
             remove_artefacts(self.store, artefact_key(image.image_id), stage, self.configuration.tiling.global_size)
 
     def _quarantine_row(self, image: RegisteredImage, stage: PreprocessStage, reason: str, detail: str | None) -> Row:
         columns = self._common_columns(image, stage) | {"quarantine_reason": reason, "quarantine_detail": detail}
-        return whole_row(stage, columns)
+        return complete_row(stage, columns)
 
     def _common_columns(self, image: RegisteredImage, stage: PreprocessStage) -> Row:
         return {
@@ -556,7 +547,7 @@ class _BatchRun:
             for path in sorted(index.parent.glob(f".{index.name}.*{TEMPORARY_SUFFIX}")):
                 path.unlink(missing_ok=True)
 
-    def close_books(self) -> None:
+    def write_indexes(self) -> None:
         """Write the indexes that changed and remove their journals."""
         for stage in self.requested:
             rows = self._rows[stage]
@@ -564,9 +555,10 @@ class _BatchRun:
             reference = self._reference if stage != "roi_masks" else None
             digest = None if reference is None else reference_color_digest(reference)
             unchanged = not self._touched[stage] and self._earlier[stage] == rows
-            if unchanged and index.exists() and read_index_reference(index) == digest:
+            if unchanged and index.exists() and read_index_metadata(index, REFERENCE_COLOR_METADATA) == digest:
                 continue
-            write_stage_index(index, stage, rows.values(), reference_color=digest)
+            metadata = None if digest is None else {REFERENCE_COLOR_METADATA: digest}
+            write_stage_index(index, STAGE_SCHEMAS[stage], rows.values(), metadata=metadata)
             self.store.stage_journal(self.lane, stage, self.batch).unlink(missing_ok=True)
 
     def outcome(self, duration_s: float) -> BatchOutcome:

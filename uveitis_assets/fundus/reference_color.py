@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from uveitis_assets.fundus.color import ReferenceColor, erode_mask
 from uveitis_assets.fundus.configuration import NormalizationConfiguration
 from uveitis_assets.fundus.image_stages import read_registered_image
-from uveitis_assets.fundus.landed import RegisteredImage
-from uveitis_assets.fundus.quarantine import QuarantineError
-from uveitis_assets.fundus.roi import downscale_for_roi
-from uveitis_assets.fundus.roi_threshold import threshold_retina_mask
-from uveitis_assets.storage import ArtefactStore, read_json
+from uveitis_assets.fundus.roi.choice import downscale_for_roi
+from uveitis_assets.fundus.roi.threshold import threshold_retina_mask
+from uveitis_assets.landing.quarantine import QuarantineError
+from uveitis_assets.landing.samples import RegisteredImage
+from uveitis_assets.storage.files import read_json
+from uveitis_assets.storage.store import ArtefactStore
 
 # Dataset tags of regular fundus photographs.
 REGULAR_DATASETS = ("deepdrid_regular", "eyepacs", "fgadr")

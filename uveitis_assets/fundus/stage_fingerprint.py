@@ -15,8 +15,6 @@ from uveitis_assets.fundus.configuration import (
     RoiConfiguration,
 )
 
-STAGES: tuple[PreprocessStage, ...] = ("roi_masks", "normalized_crops", "tiles")
-
 
 def stage_fingerprints(
     configuration: PreprocessConfiguration,

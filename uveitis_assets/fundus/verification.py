@@ -13,9 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from uveitis_assets.fundus.configuration import PreprocessStage, VerificationConfiguration
-from uveitis_assets.fundus.sam2_batches import UNAVAILABLE
-from uveitis_assets.fundus.stage_index import Row, read_stage_index
-from uveitis_assets.storage import ArtefactStore, read_json, write_json
+from uveitis_assets.fundus.roi.sam2_batches import UNAVAILABLE
+from uveitis_assets.stages.index import Row, read_stage_index
+from uveitis_assets.storage.files import read_json, write_json
+from uveitis_assets.storage.store import ArtefactStore
 
 # The limits that the figures look at.
 _JUDGING = {"min_roi_area_ratio", "max_roi_border_touch_ratio"}

@@ -21,20 +21,21 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from uveitis_assets.fundus.configuration import LabelConfiguration
-from uveitis_assets.fundus.geometry import ImageFrames
-from uveitis_assets.fundus.landed import Split
-from uveitis_assets.fundus.quarantine import QuarantineError
-from uveitis_assets.fundus.stage_index import read_index_table
+from uveitis_assets.imaging.geometry import ImageFrames
 from uveitis_assets.labels.class_map import ClassMap, LabelSpace
 from uveitis_assets.labels.coco_file import CocoFile
+from uveitis_assets.labels.configuration import LabelConfiguration
 from uveitis_assets.labels.label_files import read_label_files
 from uveitis_assets.labels.lesion_masks import parse_lesion_masks
 from uveitis_assets.labels.lesions import Lesions, join_lesions
 from uveitis_assets.labels.mask_completeness import missing_masks
 from uveitis_assets.labels.oriented_boxes import parse_oriented_boxes
 from uveitis_assets.labels.placement import PlacedLesion, place_in_image, place_in_tiles
-from uveitis_assets.storage import ArtefactStore, artefact_key, read_json, write_json
+from uveitis_assets.landing.quarantine import QuarantineError
+from uveitis_assets.landing.samples import Split
+from uveitis_assets.stages.index import read_index_table
+from uveitis_assets.storage.files import read_json, write_json
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
 # Lesions of this many images per thread wait for the writer at most.
 IMAGES_PER_WORKER = 32

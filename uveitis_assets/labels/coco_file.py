@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uveitis_assets.storage import write_bytes
+from uveitis_assets.storage.files import write_bytes
 
 
 class CocoFile:

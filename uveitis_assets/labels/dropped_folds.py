@@ -9,8 +9,9 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from uveitis_assets.fundus.landed import SPLITS, Split
-from uveitis_assets.storage import ArtefactStore, read_json, write_json
+from uveitis_assets.landing.samples import SPLITS, Split
+from uveitis_assets.storage.files import read_json, write_json
+from uveitis_assets.storage.store import ArtefactStore
 
 
 def remove_dropped_folds(store: ArtefactStore, lane: str, folds: int) -> list[int]:

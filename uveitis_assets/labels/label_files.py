@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uveitis_assets.fundus.image_file import content_hash, read_landed_file
-from uveitis_assets.fundus.quarantine import QuarantineError
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.landing.image_file import content_hash, read_landed_file
+from uveitis_assets.landing.quarantine import QuarantineError
+from uveitis_assets.storage.store import ArtefactStore
 
 
 def read_label_files(

@@ -18,9 +18,9 @@ import shapely
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from uveitis_assets.fundus.quarantine import QuarantineError
 from uveitis_assets.labels.class_map import LabelSpace, UnknownClassError
 from uveitis_assets.labels.lesions import Lesions, join_lesions, no_lesions, only_areas
+from uveitis_assets.landing.quarantine import QuarantineError
 
 # Staircases of diagonal edges deviate by 0.71 px from the line through them: they go, square lesions stay square.
 OUTLINE_TOLERANCE_PX = 0.75

@@ -16,9 +16,9 @@ import re
 import numpy as np
 import shapely
 
-from uveitis_assets.fundus.quarantine import QuarantineError
 from uveitis_assets.labels.class_map import LabelSpace, UnknownClassError
 from uveitis_assets.labels.lesions import Lesions, no_lesions
+from uveitis_assets.landing.quarantine import QuarantineError
 
 POINT_TOLERANCE = 1e-6
 # Share of the image below which a box marks nothing: 0.01 px of a 12 megapixel photograph. The area is that of the

@@ -15,15 +15,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.fundus.landed import Split
-from uveitis_assets.labels.palette import category_color, draw_box, draw_name, draw_polygon, name_rectangle
-from uveitis_assets.preview_jpeg import MAX_JPEG_BYTES, encode_within
-from uveitis_assets.storage import ArtefactStore, artefact_key, read_json, write_bytes
+from uveitis_assets.imaging.drawing import SHEET_TILE_PX, draw_box, draw_name, draw_polygon, name_rectangle, sheet_of
+from uveitis_assets.imaging.preview_jpeg import MAX_JPEG_BYTES, encode_within
+from uveitis_assets.labels.palette import category_color
+from uveitis_assets.landing.samples import Split
+from uveitis_assets.storage.files import read_json, write_bytes
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
 NAMES_PER_CATEGORY = 5
-SHEET_COLUMNS = 4
-SHEET_TILE_PX = 300
-SHEET_GAP_PX = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,20 +188,3 @@ def _sheet_tile(
     square = np.zeros((SHEET_TILE_PX, SHEET_TILE_PX, 3), np.uint8)
     square[: size[1], : size[0]] = reduced
     return square
-
-
-def sheet_of(pictures: list[NDArray[np.uint8]], text_if_empty: str) -> NDArray[np.uint8]:
-    """Square RGB pictures of ``SHEET_TILE_PX`` side by side; without pictures, the text that says so."""
-    if not pictures:
-        sheet = np.zeros((60, 600, 3), np.uint8)
-        draw_name(sheet, text_if_empty, (10, 40, 11, 41), (200, 200, 200))
-        return sheet
-    columns = min(SHEET_COLUMNS, len(pictures))
-    rows = -(-len(pictures) // columns)
-    step = SHEET_TILE_PX + SHEET_GAP_PX
-    sheet = np.full((rows * step - SHEET_GAP_PX, columns * step - SHEET_GAP_PX, 3), 255, np.uint8)
-    for index in range(rows * columns):
-        y, x = divmod(index, columns)
-        cell = sheet[y * step : y * step + SHEET_TILE_PX, x * step : x * step + SHEET_TILE_PX]
-        cell[:] = pictures[index] if index < len(pictures) else 0
-    return sheet

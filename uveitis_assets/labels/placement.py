@@ -22,7 +22,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from uveitis_assets.fundus.geometry import AxisAlignedTransform, Tile
+from uveitis_assets.imaging.geometry import AxisAlignedTransform, Tile
 from uveitis_assets.labels.lesions import Lesions, only_areas
 
 KeptBy = Literal["ratio", "cover", "best"]

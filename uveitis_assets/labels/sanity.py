@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import polars as pl
 
-from uveitis_assets.fundus.landed import SPLITS, Split
-from uveitis_assets.storage import ArtefactStore, read_json
+from uveitis_assets.landing.samples import SPLITS, Split
+from uveitis_assets.storage.files import read_json
+from uveitis_assets.storage.store import ArtefactStore
 
 Severity = Literal["ERROR", "WARN"]
 EDGE_NOISE_PX = 1e-6

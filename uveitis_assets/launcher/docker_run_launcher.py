@@ -27,16 +27,8 @@ from uveitis_assets.launcher.container_options import (
     check_deployment_options,
     own_user,
 )
-from uveitis_assets.launcher.gpu import (
-    CPU,
-    DEVICE_TAG,
-    NO_DEVICE,
-    GpuNeed,
-    choose_gpu,
-    how_to_get_a_gpu,
-    is_gpu_start_failure,
-    resolve_need,
-)
+from uveitis_assets.launcher.gpu import CPU, DEVICE_TAG, NO_DEVICE, choose_gpu, how_to_get_a_gpu, is_gpu_start_failure
+from uveitis_assets.launcher.gpu_need import GpuNeed, resolve_need
 from uveitis_assets.launcher.overrides import parse_overrides
 from uveitis_assets.launcher.refusal import LaunchRefusedError
 from uveitis_assets.launcher.stopped_containers import (

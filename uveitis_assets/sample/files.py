@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from uveitis_assets.sample.painting import random_generator
 from uveitis_assets.sample.regular_fundus import LESION_FOLDERS, render_regular_fundus
 from uveitis_assets.sample.ultra_widefield import render_ultra_widefield
-from uveitis_assets.storage import write_bytes
+from uveitis_assets.storage.files import write_bytes
 
 Item = TypeVar("Item")
 

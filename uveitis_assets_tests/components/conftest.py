@@ -7,10 +7,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from uveitis_assets.components.lanes import load_lanes
+from uveitis_assets.components.fundus.lanes import load_lanes
 from uveitis_assets.definitions import defs
 from uveitis_assets.sample import write_fgadr, write_uwf700
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.components.running_platform import Platform, use
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import dagster as dg
 
-from uveitis_assets.components.lane_keys import LANE_TAG, LaneKeys
-from uveitis_assets.components.partition_runs import range_tags
-from uveitis_assets.fundus.configuration import LaneConfiguration
-from uveitis_assets.fundus.ledger import RegistrationReport, register, registered_batches
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.components.fundus.keys import LANE_TAG, LaneKeys
+from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
+from uveitis_assets.landing.ledger import registered_batches
+from uveitis_assets.landing.registration import RegistrationReport, register
+from uveitis_assets.orchestration.partition_runs import range_tags
+from uveitis_assets.storage.store import ArtefactStore
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 ALL_FOLD_SPLITS = ("fold0|train", "fold4|test")

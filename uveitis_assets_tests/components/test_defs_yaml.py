@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 from pydantic import ValidationError
 
-from uveitis_assets.fundus.configuration import LaneConfiguration
+from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
 from uveitis_assets_tests.components.running_platform import Platform, read_coco
 from uveitis_assets_tests.lane_project import fundus_lanes, load_project, write_project
 

@@ -125,8 +125,8 @@ class Deployment:
             run_retries: {{enabled: true, max_retries: 2, retry_on_asset_or_op_failure: false}}
             storage:
               custom:
-                module: uveitis_assets.deployment.patient_postgres
-                class: PatientPostgresStorage
+                module: uveitis_assets.deployment.retrying_postgres
+                class: RetryingPostgresStorage
                 config: {{postgres_url: "{wire.url}"}}
             """
         )

@@ -16,7 +16,6 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from uveitis_assets.cli import app
-from uveitis_assets.components.defs_files import DefsFileError
 from uveitis_assets.deployment.doctor import diagnose_engine, examine
 from uveitis_assets.deployment.engine_checks import judge_answer
 from uveitis_assets.deployment.findings import Finding, ok
@@ -28,6 +27,7 @@ from uveitis_assets.deployment.host_checks import (
     check_webserver,
 )
 from uveitis_assets.deployment.settings import DeploymentSettings, SettingsError
+from uveitis_assets.orchestration.defs_files import DefsFileError
 from uveitis_assets_tests.conftest import REPOSITORY
 
 ANSWER: dict[str, Any] = {
@@ -160,7 +160,7 @@ def test_a_checkpoint_is_asked_for_only_when_a_lane_uses_sam2(tmp_path: Path) ->
         sam2=SimpleNamespace(checkpoint="models/sam2/sam2.1_hiera_base_plus.pt"),
     )
     lanes = {"clinic": SimpleNamespace(roi=roi)}
-    with mock.patch("uveitis_assets.components.lanes.load_lanes", return_value=lanes):
+    with mock.patch("uveitis_assets.components.fundus.lanes.load_lanes", return_value=lanes):
         finding = check_sam2_checkpoint(tmp_path)
         assert finding.verdict == "failure"
         assert finding.detail.endswith("sam2.1_hiera_base_plus.pt: found no checkpoint for clinic")
@@ -172,7 +172,9 @@ def test_a_checkpoint_is_asked_for_only_when_a_lane_uses_sam2(tmp_path: Path) ->
 
 
 def test_a_defs_file_that_is_wrong_is_a_failure_that_names_it(tmp_path: Path) -> None:
-    with mock.patch("uveitis_assets.components.lanes.check_defs_files", side_effect=DefsFileError("x/defs.yaml:3: no")):
+    with mock.patch(
+        "uveitis_assets.components.fundus.lanes.check_defs_files", side_effect=DefsFileError("x/defs.yaml:3: no")
+    ):
         finding = check_sam2_checkpoint(tmp_path)
     assert (finding.verdict, finding.detail) == ("failure", "x/defs.yaml:3: no")
 

@@ -7,7 +7,8 @@ import dagster as dg
 import pytest
 
 from uveitis_assets.definitions import defs
-from uveitis_assets.deployment.gpu_pool import GPU_POOL, make_gpu_pool_known
+from uveitis_assets.deployment.gpu_pool import make_gpu_pool_known
+from uveitis_assets.orchestration.pools import GPU_POOL
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from uveitis_assets.detection.labelled_split import LabelledSplit
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.detection.data.labelled_split import LabelledSplit
+from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.detection.squares import squares_split
 
 

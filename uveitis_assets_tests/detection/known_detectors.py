@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from uveitis_assets.detection.detections import Detections
-from uveitis_assets.fundus.configuration import TilingConfiguration
-from uveitis_assets.fundus.geometry import ImageFrames
-from uveitis_assets.fundus.tiling import image_frames
+from uveitis_assets.detection.inference.detections import Detections
+from uveitis_assets.imaging.configuration import TilingConfiguration
+from uveitis_assets.imaging.geometry import ImageFrames
+from uveitis_assets.imaging.tiling import image_frames
 
 INK = 20
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from uveitis_assets.detection.coco_split import labelled_fingerprint
-from uveitis_assets.detection.detections import GroundTruth
-from uveitis_assets.detection.labelled_split import LabelledImage, LabelledSplit, LabelledTile
+from uveitis_assets.detection.data.coco_reader import labelled_fingerprint
+from uveitis_assets.detection.data.labelled_split import LabelledImage, LabelledSplit, LabelledTile
+from uveitis_assets.detection.inference.detections import GroundTruth
 from uveitis_assets_tests.labels.lane import frames_of
 
 FRAMES = frames_of((100, 100), global_size=128, tile_size=96, stride=72)

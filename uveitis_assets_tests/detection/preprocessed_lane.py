@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.fundus.geometry import ImageFrames
-from uveitis_assets.fundus.png import encode_png
-from uveitis_assets.fundus.stage_index import write_stage_index
-from uveitis_assets.fundus.tiling import cut_tile, padded_canvas, render_global
-from uveitis_assets.storage import ArtefactStore, artefact_key, write_bytes, write_json
+from uveitis_assets.fundus.stage_schemas import STAGE_SCHEMAS
+from uveitis_assets.imaging.geometry import ImageFrames
+from uveitis_assets.imaging.png import encode_png
+from uveitis_assets.imaging.tiling import cut_tile, padded_canvas, render_global
+from uveitis_assets.stages.index import write_stage_index
+from uveitis_assets.storage.files import write_bytes, write_json
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
 from uveitis_assets_tests.detection.known_detectors import painted, small_frames
 
 LANE = "clinic"
@@ -68,5 +70,5 @@ def write_preprocessed_batch(
                 "black_ratio": 0.0,
             }
         )
-    write_stage_index(store.stage_index(LANE, "tiles", BATCH), "tiles", rows)
+    write_stage_index(store.stage_index(LANE, "tiles", BATCH), STAGE_SCHEMAS["tiles"], rows)
     return frames_of

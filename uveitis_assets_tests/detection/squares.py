@@ -9,12 +9,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from uveitis_assets.detection.coco_split import labelled_fingerprint
 from uveitis_assets.detection.configuration import DetectorConfiguration
-from uveitis_assets.detection.detections import GroundTruth
-from uveitis_assets.detection.labelled_split import LabelledImage, LabelledSplit, LabelledTile
-from uveitis_assets.fundus.geometry import ImageFrames, Tile
-from uveitis_assets.storage import ArtefactStore, artefact_key, write_bytes
+from uveitis_assets.detection.data.coco_reader import labelled_fingerprint
+from uveitis_assets.detection.data.labelled_split import LabelledImage, LabelledSplit, LabelledTile
+from uveitis_assets.detection.inference.detections import GroundTruth
+from uveitis_assets.imaging.geometry import ImageFrames, Tile
+from uveitis_assets.storage.files import write_bytes
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
 SIDE = 64
 CATEGORIES = {1: "red", 2: "green"}

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from uveitis_assets.detection.checkpoints import load_trained_detector
-from uveitis_assets.detection.configuration import ModelConfiguration, TrainingConfiguration
-from uveitis_assets.detection.models.class_wise_nms import class_wise_nms
+from uveitis_assets.detection.checkpoints.loading import load_trained_detector
+from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.inference.tile_inference import detect_tiles
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.freezing import parameter_groups
+from uveitis_assets.detection.models.per_class_nms import class_wise_nms
 from uveitis_assets.detection.models.rotated_boxes import corners_from_rectangles, rotated_iou, rotated_nms
-from uveitis_assets.detection.tile_inference import detect_tiles
-from uveitis_assets.detection.training import train_detector
+from uveitis_assets.detection.training.train_detector import train_detector
+from uveitis_assets.training.configuration import TrainingConfiguration
 from uveitis_assets_tests.detection.models.tiny_transformer import tiny_configuration, use_tiny_shapes
 from uveitis_assets_tests.detection.squares import TINY, squares_split, store_at, tiny
 

@@ -9,11 +9,12 @@ import cv2
 import numpy as np
 import polars as pl
 
-from uveitis_assets.fundus.configuration import LabelConfiguration
-from uveitis_assets.fundus.geometry import ImageFrames
+from uveitis_assets.imaging.geometry import ImageFrames
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.labels.coco import build_coco_split
-from uveitis_assets.storage import ArtefactStore, artefact_key, write_bytes
+from uveitis_assets.labels.configuration import LabelConfiguration
+from uveitis_assets.storage.files import write_bytes
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
 from uveitis_assets_tests.labels.lane import FakeLane, frames_of
 
 SMALL = {"global_size": 128, "tile_size": 96, "stride": 72}

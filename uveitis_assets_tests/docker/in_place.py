@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from uveitis_assets.deployment.settings import DeploymentSettings
-from uveitis_assets.fundus.ledger import registered_batches
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.landing.ledger import registered_batches
+from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.conftest import REPOSITORY
 
 # What is made of images and labels; the books beside them hold times and durations.

@@ -4,10 +4,11 @@ import dagster as dg
 
 # By its module: Dagster wants one function with @definitions in a module's names.
 from uveitis_assets import definitions as platform
-from uveitis_assets.components.lane_assets import lane_assets
-from uveitis_assets.components.lane_automation import lane_jobs
-from uveitis_assets.components.lane_checks import lane_checks
-from uveitis_assets.fundus.configuration import ImageFolderConfiguration, LaneConfiguration
+from uveitis_assets.components.fundus.assets import lane_assets
+from uveitis_assets.components.fundus.automation import lane_jobs
+from uveitis_assets.components.fundus.checks import lane_checks
+from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
+from uveitis_assets.landing.configuration import ImageFolderConfiguration
 
 CLINIC_PATIENTS = {"Doe_Jane": "MRN-47110815", "Roe_Richard": "MRN-47110816", "Poe_Edgar": "MRN-47110817"}
 """Raw patient id by the name in the image's file name."""

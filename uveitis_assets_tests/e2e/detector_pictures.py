@@ -14,7 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from uveitis_assets.storage import ArtefactStore, artefact_key, read_json
+from uveitis_assets.storage.files import read_json
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
 from uveitis_assets_tests.e2e.sample_instance import SampleInstance
 from uveitis_assets_tests.e2e.screenshots import around, save
 from uveitis_assets_tests.e2e.user_interface import UserInterface, chromium, webserver

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from uveitis_assets.labels.palette import category_color, draw_box, draw_polygon
-from uveitis_assets.storage import ArtefactStore, artefact_key, read_json
+from uveitis_assets.imaging.drawing import draw_box, draw_polygon
+from uveitis_assets.labels.palette import category_color
+from uveitis_assets.storage.files import read_json
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
 Pixels = NDArray[np.uint8]
 

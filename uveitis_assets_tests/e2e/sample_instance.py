@@ -17,14 +17,14 @@ from unittest import mock
 
 import dagster as dg
 
-from uveitis_assets.components.lane_keys import LaneKeys
-from uveitis_assets.components.lanes import load_lanes
-from uveitis_assets.components.partition_runs import range_tags
-from uveitis_assets.fundus.configuration import LaneConfiguration
-from uveitis_assets.fundus.ledger import register
+from uveitis_assets.components.fundus.keys import LaneKeys
+from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
+from uveitis_assets.components.fundus.lanes import load_lanes
+from uveitis_assets.landing.registration import register
+from uveitis_assets.orchestration.partition_runs import range_tags
 from uveitis_assets.sample import render_regular_fundus, write_fgadr, write_uwf700
 from uveitis_assets.sample.files import encode_jpeg
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.e2e.clinic_definitions import CLINIC, CLINIC_PATIENTS, defs
 
 REPOSITORY = Path(__file__).resolve().parents[2]

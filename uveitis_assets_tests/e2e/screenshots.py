@@ -15,7 +15,8 @@ from pathlib import Path
 from PIL import Image
 from selenium.webdriver.remote.webelement import WebElement
 
-from uveitis_assets.storage import ArtefactStore, write_bytes
+from uveitis_assets.storage.files import write_bytes
+from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.e2e import sample_instance
 from uveitis_assets_tests.e2e.pipeline_picture import pipeline_picture
 from uveitis_assets_tests.e2e.sample_instance import GOOD_BATCH, SampleInstance

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uveitis_assets.components.lanes import load_lanes
+from uveitis_assets.components.fundus.lanes import load_lanes
 from uveitis_assets.definitions import defs
 from uveitis_assets.sample import render_regular_fundus, write_fgadr
-from uveitis_assets.storage import ArtefactStore, artefact_key
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
 from uveitis_assets_tests.components.running_platform import Platform, read_coco, use
 
 pytestmark = pytest.mark.e2e

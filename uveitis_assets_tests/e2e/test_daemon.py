@@ -20,7 +20,7 @@ import dagster as dg
 import pytest
 
 from uveitis_assets.sample import write_fgadr, write_uwf700
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.components.running_platform import read_coco
 from uveitis_assets_tests.e2e.installation import BIN, Installation, land
 from uveitis_assets_tests.lane_project import write_project

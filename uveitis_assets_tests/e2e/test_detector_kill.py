@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from uveitis_assets.sample import write_uwf700
-from uveitis_assets.storage import ArtefactStore, read_json
+from uveitis_assets.storage.files import read_json
+from uveitis_assets.storage.store import ArtefactStore
+from uveitis_assets_tests.components.detector.test_lesion_detector import DETECTOR, LANE
 from uveitis_assets_tests.components.running_platform import Platform, use
-from uveitis_assets_tests.components.test_lesion_detector import DETECTOR, LANE
 from uveitis_assets_tests.e2e.installation import Installation
 from uveitis_assets_tests.lane_project import fundus_lanes, write_project
 

@@ -23,16 +23,19 @@ from typing import Any
 import polars as pl
 import pytest
 
-from uveitis_assets.components.lanes import load_lanes
-from uveitis_assets.fundus.configuration import TilingConfiguration
-from uveitis_assets.fundus.ledger import register, registered_images
-from uveitis_assets.fundus.manifest import build_manifest_part, export_manifest, read_manifest, write_splits_files
+from uveitis_assets.components.fundus.lanes import load_lanes
+from uveitis_assets.fundus.configuration import STAGES
 from uveitis_assets.fundus.preprocess import preprocess_batch
-from uveitis_assets.fundus.stage_fingerprint import STAGES
+from uveitis_assets.imaging.configuration import TilingConfiguration
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.labels.coco import build_coco_split, write_coco_summary
+from uveitis_assets.landing.ledger import registered_images
+from uveitis_assets.landing.manifest import build_manifest_part, export_manifest
+from uveitis_assets.landing.manifest_table import read_manifest
+from uveitis_assets.landing.registration import register
+from uveitis_assets.landing.splits_files import write_splits_files
 from uveitis_assets.sample import write_uwf700
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.e2e.installation import Installation
 
 pytestmark = pytest.mark.e2e
@@ -216,7 +219,7 @@ def test_a_batch_killed_at_many_points_finishes_with_the_same_bytes_and_repeats_
 
 
 def journal_rows(path: Path) -> dict[str, Any]:
-    from uveitis_assets.fundus.stage_index import read_stage_journal
+    from uveitis_assets.stages.journal import read_stage_journal
 
     return dict(read_stage_journal(path))
 

@@ -11,9 +11,10 @@ import pytest
 import scipy.ndimage
 from pycocotools.coco import COCO
 
-from uveitis_assets.components.lanes import load_lanes
+from uveitis_assets.components.fundus.lanes import load_lanes
 from uveitis_assets.definitions import defs
-from uveitis_assets.storage import ArtefactStore, artefact_key, read_json
+from uveitis_assets.storage.files import read_json
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
 from uveitis_assets_tests.components.running_platform import Platform, read_coco, use
 
 SPLITS = ("train", "val", "test")

@@ -9,13 +9,10 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from uveitis_assets.fundus.configuration import (
-    NormalizationConfiguration,
-    PreprocessConfiguration,
-    TilingConfiguration,
-)
-from uveitis_assets.fundus.landed import RegisteredImage
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.fundus.configuration import NormalizationConfiguration, PreprocessConfiguration
+from uveitis_assets.imaging.configuration import TilingConfiguration
+from uveitis_assets.landing.samples import RegisteredImage
+from uveitis_assets.storage.store import ArtefactStore
 
 SMALL = PreprocessConfiguration(tiling=TilingConfiguration(global_size=128, tile_size=96, overlap=0.25))
 

@@ -13,7 +13,7 @@ from scipy import ndimage
 from uveitis_assets.fundus import color
 from uveitis_assets.fundus.color import ReferenceColor, channel_sums, erode_mask, normalize_crop
 from uveitis_assets.fundus.configuration import NormalizationConfiguration
-from uveitis_assets.fundus.lab import LabConverter
+from uveitis_assets.imaging.lab import LabConverter
 from uveitis_assets_tests.fundus.preprocess_inputs import fundus_picture
 
 REFERENCE = ReferenceColor((90.0, 150.0, 160.0), (25.0, 9.0, 11.0))

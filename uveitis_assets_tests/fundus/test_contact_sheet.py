@@ -8,17 +8,16 @@ import cv2
 import numpy as np
 import pytest
 
-from uveitis_assets.fundus.configuration import PreprocessConfiguration, RoiConfiguration
+from uveitis_assets.fundus.configuration import STAGES, PreprocessConfiguration, RoiConfiguration
 from uveitis_assets.fundus.contact_sheet import (
     normalization_contact_sheet,
     roi_contact_sheet,
     write_roi_montages,
 )
-from uveitis_assets.fundus.landed import RegisteredImage
 from uveitis_assets.fundus.preprocess import preprocess_batch
-from uveitis_assets.fundus.stage_fingerprint import STAGES
-from uveitis_assets.preview_jpeg import MAX_JPEG_BYTES
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.imaging.preview_jpeg import MAX_JPEG_BYTES
+from uveitis_assets.landing.samples import RegisteredImage
+from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.fundus.preprocess_inputs import SMALL, fundus_picture, land, read_rgb, with_normalization
 
 

@@ -16,29 +16,23 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from uveitis_assets.fundus import image_stages, roi_sam2
+from uveitis_assets.fundus import image_stages
 from uveitis_assets.fundus import preprocess as preprocess_module
 from uveitis_assets.fundus.color import ReferenceColor, normalize_crop
-from uveitis_assets.fundus.configuration import (
-    PreprocessConfiguration,
-    PreprocessStage,
-    RoiConfiguration,
-    TilingConfiguration,
-)
-from uveitis_assets.fundus.geometry import ImageFrames
+from uveitis_assets.fundus.configuration import STAGES, PreprocessConfiguration, PreprocessStage, RoiConfiguration
 from uveitis_assets.fundus.image_stages import ImageStages, StageSettings
-from uveitis_assets.fundus.landed import RegisteredImage
 from uveitis_assets.fundus.preprocess import BatchFailedError, BatchOutcome, preprocess_batch
 from uveitis_assets.fundus.reference_color import ReferenceColorMissingError
-from uveitis_assets.fundus.roi_sam2 import Sam2UnavailableError
-from uveitis_assets.fundus.stage_fingerprint import STAGES
-from uveitis_assets.fundus.stage_index import (
-    StageJournal,
-    read_index_reference,
-    read_stage_index,
-    write_stage_index,
-)
-from uveitis_assets.storage import ArtefactStore, artefact_key, read_json, write_json
+from uveitis_assets.fundus.roi.choice import sam2 as roi_sam2
+from uveitis_assets.fundus.roi.sam2_model import Sam2UnavailableError
+from uveitis_assets.fundus.stage_schemas import STAGE_SCHEMAS
+from uveitis_assets.imaging.configuration import TilingConfiguration
+from uveitis_assets.imaging.geometry import ImageFrames
+from uveitis_assets.landing.samples import RegisteredImage
+from uveitis_assets.stages.index import read_index_reference, read_stage_index, write_stage_index
+from uveitis_assets.stages.journal import StageJournal
+from uveitis_assets.storage.files import read_json, write_json
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
 from uveitis_assets_tests.fundus.preprocess_inputs import (
     SMALL,
     artefact_bytes,
@@ -329,7 +323,7 @@ def test_an_index_from_before_it_named_its_reference_colours_learns_them_without
     index = store.stage_index("lane", "tiles", "b00001")
     digest = read_index_reference(index)
     assert digest is not None
-    write_stage_index(index, "tiles", rows(store, "tiles").values())
+    write_stage_index(index, STAGE_SCHEMAS["tiles"], rows(store, "tiles").values())
     assert read_index_reference(index) is None
     assert done(preprocess(store, images, with_normalization("reinhard_lab_ref")))["tiles"] == 0
     assert read_index_reference(index) == digest

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from uveitis_assets.fundus.configuration import PreprocessStage
+from uveitis_assets.fundus.configuration import STAGES, PreprocessStage
 from uveitis_assets.fundus.image_stages import ImageStages
-from uveitis_assets.fundus.landed import RegisteredImage
 from uveitis_assets.fundus.preprocess import preprocess_batch
-from uveitis_assets.fundus.stage_fingerprint import STAGES
-from uveitis_assets.fundus.stage_index import StageJournal, read_stage_journal
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.landing.samples import RegisteredImage
+from uveitis_assets.storage.append_only import AppendOnlyFile, read_stage_journal
+from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.fundus.preprocess_inputs import SMALL, artefact_bytes, land, land_many, with_normalization
 
 N_IMAGES = 5
@@ -63,8 +62,9 @@ class Steps:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _install(self) -> None:
-        replace, append, unlink = Path.replace, StageJournal._append, Path.unlink
-        begin = StageJournal.__init__
+        replace, unlink = Path.replace, Path.unlink
+        append, begin = AppendOnlyFile.append, AppendOnlyFile.__init__
+        places: dict[int, Path] = {}
 
         def counted_replace(path: Path, target: Path) -> Path:
             # The temporary file is complete, or torn, and not in its place yet.
@@ -73,21 +73,28 @@ class Steps:
             self.step()
             return result
 
-        def counted_append(journal: StageJournal, image_id: str, row: Any) -> None:
-            self.step(lambda: os.write(journal._handle, b'{"image_id": "lane::image00", "row": {"ima'))
-            append(journal, image_id, row)
+        def counted_append(journal: AppendOnlyFile, line: bytes) -> None:
+            self.step(lambda: tear_off(places[id(journal)]))
+            append(journal, line)
             self.step()
 
         def counted_unlink(path: Path, missing_ok: bool = False) -> None:
             self.step()
             unlink(path, missing_ok)
 
-        def counted_begin(journal: StageJournal, path: Path) -> None:
+        def counted_begin(journal: AppendOnlyFile, path: Path) -> None:
             begin(journal, path)
+            places[id(journal)] = path
             self.step()
 
         Path.replace, Path.unlink = counted_replace, counted_unlink  # type: ignore[assignment,method-assign]
-        StageJournal._append, StageJournal.__init__ = counted_append, counted_begin  # type: ignore[method-assign]
+        AppendOnlyFile.append, AppendOnlyFile.__init__ = counted_append, counted_begin  # type: ignore[method-assign]
+
+
+def tear_off(journal: Path) -> None:
+    """Append the part of a line that reached the disk before the kill."""
+    with journal.open("ab") as stream:
+        stream.write(b'\n{"image_id": "lane::image00", "row": {"ima')
 
 
 def killed_run(
@@ -121,16 +128,16 @@ def in_process(processes: ForkServerContext, target: Callable[..., None], *argum
     return process.exitcode, None if report.empty() else report.get()
 
 
-@pytest.mark.parametrize("earlier_configuration", [False, True], ids=["fresh", "over another configuration"])
+@pytest.mark.parametrize("legacy_configuration", [False, True], ids=["fresh", "over another configuration"])
 def test_a_batch_killed_anywhere_is_finished_with_the_same_bytes_and_repeats_nothing(
     tmp_path: Path,
     landed: tuple[Path, list[RegisteredImage]],
     processes: ForkServerContext,
-    earlier_configuration: bool,
+    legacy_configuration: bool,
 ) -> None:
     raw, images = landed
     begun = tmp_path / "begun"
-    if earlier_configuration:
+    if legacy_configuration:
         store = ArtefactStore(root=begun, raw=raw)
         old = with_normalization("grayworld")
         preprocess_batch(store, "lane", "b00001", images, old, STAGES, workers=1, code_version="0")
@@ -147,7 +154,7 @@ def test_a_batch_killed_anywhere_is_finished_with_the_same_bytes_and_repeats_not
     expected = artefact_bytes(uninterrupted.root)
     assert n_steps > 10 * N_IMAGES
 
-    generator = random.Random(20240607 + earlier_configuration)
+    generator = random.Random(20240607 + legacy_configuration)
     n_finished_before = []
     for kill_at in sorted(generator.sample(range(1, n_steps + 1), N_KILLS // 2)):
         store = copy_of_begun(f"killed{kill_at}")

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from uveitis_assets.fundus.color import ReferenceColor
-from uveitis_assets.fundus.landed import RegisteredImage
 from uveitis_assets.fundus.reference_color import (
     ReferenceColorError,
     ReferenceColorMissingError,
     build_reference_color,
     read_reference_color,
 )
-from uveitis_assets.storage import ArtefactStore, write_json
+from uveitis_assets.landing.samples import RegisteredImage
+from uveitis_assets.storage.files import write_json
+from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.fundus.preprocess_inputs import fundus_picture, land
 
 

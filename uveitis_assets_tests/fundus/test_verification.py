@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from uveitis_assets.fundus.configuration import PreprocessConfiguration, RoiConfiguration, VerificationConfiguration
+from uveitis_assets.fundus.configuration import (
+    STAGES,
+    PreprocessConfiguration,
+    RoiConfiguration,
+    VerificationConfiguration,
+)
 from uveitis_assets.fundus.preprocess import preprocess_batch
-from uveitis_assets.fundus.stage_fingerprint import STAGES
-from uveitis_assets.fundus.stage_index import write_stage_index
+from uveitis_assets.fundus.stage_schemas import STAGE_SCHEMAS
 from uveitis_assets.fundus.verification import preprocess_metrics, write_preprocess_metrics
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.stages.index import write_stage_index
+from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.fundus.preprocess_inputs import SMALL, land, land_many
 
 KEYS = [
@@ -78,7 +83,7 @@ def test_figures_are_taken_over_all_lanes_and_batches(store: ArtefactStore) -> N
 def test_each_lane_is_judged_by_its_own_limits_whichever_ran_last(store: ArtefactStore) -> None:
     for lane in ("one", "two"):
         rows = [roi_row(f"{lane}{number}", area_ratio=0.2, border_touch_ratio=0.3) for number in range(2)]
-        write_stage_index(store.stage_index(lane, "roi_masks", "b1"), "roi_masks", rows)
+        write_stage_index(store.stage_index(lane, "roi_masks", "b1"), STAGE_SCHEMAS["roi_masks"], rows)
     strict = VerificationConfiguration(min_roi_area_ratio=0.25, max_roi_border_touch_ratio=0.25)
     lax = VerificationConfiguration(min_roi_area_ratio=0.1)
     only_one = write_preprocess_metrics(store, "one", strict)
@@ -90,7 +95,7 @@ def test_each_lane_is_judged_by_its_own_limits_whichever_ran_last(store: Artefac
 
 
 def test_limits_that_cannot_be_read_are_named(store: ArtefactStore) -> None:
-    write_stage_index(store.stage_index("one", "roi_masks", "b1"), "roi_masks", [roi_row("a")])
+    write_stage_index(store.stage_index("one", "roi_masks", "b1"), STAGE_SCHEMAS["roi_masks"], [roi_row("a")])
     store.lane_limits_file("one").write_text('{"min_roi": 1}')
     with pytest.raises(ValueError, match=r"limits\.json.*delete the file"):
         preprocess_metrics(store)

@@ -9,8 +9,9 @@ from typing import Any
 import polars as pl
 from blake3 import blake3
 
-from uveitis_assets.fundus.geometry import ImageFrames, Tile
-from uveitis_assets.storage import ArtefactStore, artefact_key, write_json
+from uveitis_assets.imaging.geometry import ImageFrames, Tile
+from uveitis_assets.storage.files import write_json
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
 MANIFEST_SCHEMA: dict[str, Any] = {
     "image_id": pl.String,

@@ -3,8 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from uveitis_assets.fundus.configuration import LabelConfiguration
 from uveitis_assets.labels.class_map import UnknownClassError, load_class_map
+from uveitis_assets.labels.configuration import LabelConfiguration
 
 # Written down a second time on purpose: ids of published files must not move.
 CATEGORIES = [

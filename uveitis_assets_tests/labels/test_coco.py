@@ -17,12 +17,13 @@ import scipy.ndimage
 from PIL import Image
 from pycocotools.coco import COCO
 
-from uveitis_assets.fundus.configuration import LabelConfiguration
 from uveitis_assets.labels import label_files
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.labels.coco import CocoSplitSummary, build_coco_split, write_coco_summary
+from uveitis_assets.labels.configuration import LabelConfiguration
 from uveitis_assets.labels.dropped_folds import remove_dropped_folds
-from uveitis_assets.storage import ArtefactStore, artefact_key, read_json
+from uveitis_assets.storage.files import read_json
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
 from uveitis_assets_tests.labels import independent
 from uveitis_assets_tests.labels.lane import FakeLane, frames_of
 

@@ -15,9 +15,9 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from PIL import Image
 
-from uveitis_assets.fundus.quarantine import QuarantineError
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.labels.lesion_masks import lesions_of_mask, parse_lesion_masks, parse_mask
+from uveitis_assets.landing.quarantine import QuarantineError
 
 WIDTH, HEIGHT = 50, 40
 TRUTH = np.zeros((HEIGHT, WIDTH), bool)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uveitis_assets.fundus.quarantine import QuarantineError
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.labels.lesions import Lesions
 from uveitis_assets.labels.oriented_boxes import parse_oriented_boxes
+from uveitis_assets.landing.quarantine import QuarantineError
 
 SPACE = load_class_map().label_space("obb")
 SIZE = (1000, 500)

@@ -6,12 +6,13 @@ import cv2
 import numpy as np
 import pytest
 
-from uveitis_assets.fundus.configuration import LabelConfiguration
+from uveitis_assets.imaging.drawing import name_rectangle
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.labels.coco import build_coco_split
+from uveitis_assets.labels.configuration import LabelConfiguration
 from uveitis_assets.labels.overlays import draw_labels, label_contact_sheet, write_label_overlays
-from uveitis_assets.labels.palette import PALETTE, category_color, name_rectangle
-from uveitis_assets.storage import ArtefactStore, artefact_key
+from uveitis_assets.labels.palette import PALETTE, category_color
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
 from uveitis_assets_tests.labels.lane import FakeLane, frames_of
 
 FRAMES = frames_of((1000, 1000))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from uveitis_assets.fundus.geometry import AxisAlignedTransform, ImageFrames, Tile
+from uveitis_assets.imaging.geometry import AxisAlignedTransform, ImageFrames, Tile
 from uveitis_assets.labels.lesions import Lesions
 from uveitis_assets.labels.placement import PlacedLesion, place_in_image, place_in_tiles
 from uveitis_assets_tests.labels.independent import area_of, clip_polygon

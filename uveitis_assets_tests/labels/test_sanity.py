@@ -9,9 +9,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from uveitis_assets.fundus.configuration import LabelConfiguration
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.labels.coco import build_coco_split
+from uveitis_assets.labels.configuration import LabelConfiguration
 from uveitis_assets.labels.sanity import (
     Finding,
     check_classes_present,
@@ -20,7 +20,7 @@ from uveitis_assets.labels.sanity import (
     check_patients_disjoint,
     check_split,
 )
-from uveitis_assets.storage import ArtefactStore
+from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.labels.lane import FakeLane, frames_of
 
 Coco = dict[str, Any]

@@ -2,13 +2,8 @@
 
 import pytest
 
-from uveitis_assets.launcher.gpu import (
-    choose_gpu,
-    device_environment,
-    device_options,
-    is_gpu_start_failure,
-    resolve_need,
-)
+from uveitis_assets.launcher.gpu import choose_gpu, device_environment, device_options, is_gpu_start_failure
+from uveitis_assets.launcher.gpu_need import resolve_need
 from uveitis_assets.launcher.refusal import LaunchRefusedError
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.detection.detections import Detections, GroundTruth
 from uveitis_assets.detection.evaluation.matching import ScoredHits
+from uveitis_assets.detection.inference.detections import Detections, GroundTruth
 
 SMALL_AREA = 32.0**2
 """COCO's limit of a small object, px² of the image that the boxes are given in (here: the global image)."""

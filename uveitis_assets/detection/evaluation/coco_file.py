@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from uveitis_assets.detection.detections import Detections, GroundTruth
 from uveitis_assets.detection.evaluation.average_precision import coco_average_precision
 from uveitis_assets.detection.evaluation.matching import best_first, in_fixed_order
+from uveitis_assets.detection.inference.detections import Detections, GroundTruth
 
 
 def evaluate_coco_file(

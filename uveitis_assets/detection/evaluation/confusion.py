@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.detection.detections import Detections, GroundTruth
 from uveitis_assets.detection.evaluation.matching import Overlap, ScoredHits, box_overlap, match_greedily
+from uveitis_assets.detection.inference.detections import Detections, GroundTruth
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uveitis_assets.detection.configuration import EvaluationConfiguration
-from uveitis_assets.detection.detections import Detections, GroundTruth
+from uveitis_assets.detection.data.labelled_split import LabelledImage
 from uveitis_assets.detection.evaluation.average_precision import (
     AveragePrecision,
     CocoAveragePrecision,
@@ -47,7 +47,7 @@ from uveitis_assets.detection.evaluation.oriented_average_precision import (
     has_oriented_labels,
     oriented_average_precision,
 )
-from uveitis_assets.detection.labelled_split import LabelledImage
+from uveitis_assets.detection.inference.detections import Detections, GroundTruth
 
 
 @dataclass(frozen=True, slots=True)

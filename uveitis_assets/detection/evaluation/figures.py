@@ -15,7 +15,7 @@ from uveitis_assets.detection.evaluation.average_precision import RECALLS, inter
 from uveitis_assets.detection.evaluation.bootstrap import Interval
 from uveitis_assets.detection.evaluation.evaluate import Evaluation
 from uveitis_assets.detection.evaluation.froc import FrocCurve
-from uveitis_assets.detection.figure_png import figure_png, new_figure
+from uveitis_assets.imaging.figures import figure_png, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

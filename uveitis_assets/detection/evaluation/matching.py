@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.detection.detections import Detections, GroundTruth
+from uveitis_assets.detection.inference.detections import Detections, GroundTruth
 
 Overlap = Callable[[Detections, GroundTruth], NDArray[np.float64]]
 

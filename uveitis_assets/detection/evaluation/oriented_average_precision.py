@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.detection.detections import Detections, GroundTruth
 from uveitis_assets.detection.evaluation.average_precision import (
     STRICT_IOUS,
     AveragePrecision,
@@ -22,6 +21,7 @@ from uveitis_assets.detection.evaluation.average_precision import (
     mean_of_known,
 )
 from uveitis_assets.detection.evaluation.matching import ScoredHits, best_first, match_images_at
+from uveitis_assets.detection.inference.detections import Detections, GroundTruth
 
 
 @dataclass(frozen=True, slots=True)

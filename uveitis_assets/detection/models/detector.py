@@ -6,8 +6,8 @@ from torch import nn
 
 from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.models.backbones import Backbone, resnet50_backbone, timm_backbone
-from uveitis_assets.detection.models.earlier_neck import EarlierTransformerBackbone
 from uveitis_assets.detection.models.faster_rcnn import faster_rcnn
+from uveitis_assets.detection.models.legacy_neck import EarlierTransformerBackbone
 from uveitis_assets.detection.models.oriented_head import with_oriented_head
 from uveitis_assets.detection.models.retfound import PyramidTransformerBackbone
 
@@ -34,6 +34,6 @@ def _backbone(configuration: ModelConfiguration) -> Backbone:
         return resnet50_backbone(configuration)
     if configuration.backbone == "timm_fpn":
         return timm_backbone(configuration)
-    if configuration.neck == "earlier_upsampled":
+    if configuration.neck == "legacy_upsampled":
         return EarlierTransformerBackbone(configuration)
     return PyramidTransformerBackbone(configuration)

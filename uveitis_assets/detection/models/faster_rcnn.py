@@ -20,7 +20,7 @@ from torchvision.ops.poolers import initLevelMapper
 from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.models.anchors import PyramidAnchors, default_anchor_sizes
 from uveitis_assets.detection.models.backbones import Backbone
-from uveitis_assets.detection.models.class_wise_nms import ClassWiseRoIHeads
+from uveitis_assets.detection.models.per_class_nms import ClassWiseRoIHeads
 
 _IMAGE_MEAN = (0.485, 0.456, 0.406)
 _IMAGE_STD = (0.229, 0.224, 0.225)

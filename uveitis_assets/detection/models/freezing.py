@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from uveitis_assets.detection.configuration import TrainingConfiguration
 from uveitis_assets.detection.models.backbones import backbone_of
+from uveitis_assets.training.configuration import TrainingConfiguration
 
 _WITHOUT_DECAY = ("cls_token", "pos_embed")
 

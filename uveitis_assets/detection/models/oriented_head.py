@@ -23,9 +23,9 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from uveitis_assets.detection.configuration import ModelConfiguration
-from uveitis_assets.detection.models.class_wise_nms import candidates
 from uveitis_assets.detection.models.faster_rcnn import region_heads
 from uveitis_assets.detection.models.oriented_regression import N_TERMS, decode_rectangles, encode_rectangles
+from uveitis_assets.detection.models.per_class_nms import candidates
 from uveitis_assets.detection.models.rotated_boxes import (
     corners_from_rectangles,
     rectangles_from_corners,

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from uveitis_assets.detection.detections import Detections, GroundTruth
+from uveitis_assets.detection.data.labelled_split import LabelledImage
 from uveitis_assets.detection.evaluation.matching import ScoredHits, match_images_at
-from uveitis_assets.detection.labelled_split import LabelledImage
-from uveitis_assets.fundus.geometry import ImageFrames
+from uveitis_assets.detection.inference.detections import Detections, GroundTruth
+from uveitis_assets.imaging.geometry import ImageFrames
 
 FRAMES = ImageFrames((1024, 1024), (0, 0, 1024, 1024), 1024, (0, 0), 1024, "global", ())
 

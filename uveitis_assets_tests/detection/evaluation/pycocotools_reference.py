@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from uveitis_assets.detection.detections import Detections, GroundTruth
+from uveitis_assets.detection.inference.detections import Detections, GroundTruth
 
 
 class PycocotoolsPrecision:

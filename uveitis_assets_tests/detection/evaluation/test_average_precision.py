@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from uveitis_assets.detection.detections import Detections, GroundTruth
 from uveitis_assets.detection.evaluation.average_precision import (
     AveragePrecision,
     coco_average_precision,
@@ -14,6 +13,7 @@ from uveitis_assets.detection.evaluation.average_precision import (
     precision_recall,
 )
 from uveitis_assets.detection.evaluation.matching import best_first, in_fixed_order
+from uveitis_assets.detection.inference.detections import Detections, GroundTruth
 from uveitis_assets_tests.detection.evaluation.cases import drawn_cases, found, lesions, match_images, random_case
 from uveitis_assets_tests.detection.evaluation.pycocotools_reference import PycocotoolsPrecision
 

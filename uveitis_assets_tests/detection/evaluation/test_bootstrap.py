@@ -9,7 +9,6 @@ import pytest
 import scipy.stats
 
 from uveitis_assets.detection.configuration import EvaluationConfiguration
-from uveitis_assets.detection.detections import Detections, GroundTruth
 from uveitis_assets.detection.evaluation import bootstrap
 from uveitis_assets.detection.evaluation.average_precision import interpolated_average_precision
 from uveitis_assets.detection.evaluation.bootstrap import (
@@ -24,6 +23,7 @@ from uveitis_assets.detection.evaluation.bootstrap import (
 from uveitis_assets.detection.evaluation.evaluate import evaluate_detections
 from uveitis_assets.detection.evaluation.froc import froc_curve
 from uveitis_assets.detection.evaluation.matching import ScoredHits, best_first, pool
+from uveitis_assets.detection.inference.detections import Detections, GroundTruth
 from uveitis_assets_tests.detection.evaluation.cases import found, labelled, lesions, match_images, random_case
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)

@@ -11,8 +11,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from uveitis_assets.detection.detections import Detections
 from uveitis_assets.detection.evaluation.coco_file import evaluate_coco_file
+from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets_tests.detection.evaluation.cases import found, random_case
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 
-from uveitis_assets.detection.detections import Detections, GroundTruth
 from uveitis_assets.detection.evaluation.confusion import OperatingCounts, confusion_matrix, operating_counts
 from uveitis_assets.detection.evaluation.matching import best_first
+from uveitis_assets.detection.inference.detections import Detections, GroundTruth
 from uveitis_assets_tests.detection.evaluation.cases import drawn_cases, found, lesions, match_images
 
 A, B, C = (0.0, 0.0, 10.0, 10.0), (30.0, 0.0, 40.0, 10.0), (60.0, 0.0, 70.0, 10.0)

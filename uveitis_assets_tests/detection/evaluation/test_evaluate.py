@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from uveitis_assets.detection.configuration import EvaluationConfiguration
-from uveitis_assets.detection.detections import Detections
 from uveitis_assets.detection.evaluation.average_precision import interpolated_average_precision
 from uveitis_assets.detection.evaluation.evaluate import Evaluation, evaluate_detections
+from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets_tests.detection.evaluation.cases import found, labelled, lesions, random_case
 
 CATEGORIES = {1: "exudats", 2: "hemorragie", 3: "hyalite"}

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from uveitis_assets.detection.configuration import EvaluationConfiguration
-from uveitis_assets.detection.detections import Detections
 from uveitis_assets.detection.evaluation.evaluate import Evaluation, evaluate_detections
 from uveitis_assets.detection.evaluation.figures import confusion_figure, froc_figure, precision_recall_figure
+from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets_tests.detection.evaluation.cases import found, labelled, lesions, random_case
 
 FIGURES = [precision_recall_figure, froc_figure, confusion_figure]

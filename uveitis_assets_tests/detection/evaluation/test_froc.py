@@ -10,9 +10,9 @@ import torch
 import torchvision
 from hypothesis import given, settings
 
-from uveitis_assets.detection.detections import Detections, GroundTruth
 from uveitis_assets.detection.evaluation.froc import Froc, free_response
 from uveitis_assets.detection.evaluation.matching import best_first, in_fixed_order
+from uveitis_assets.detection.inference.detections import Detections, GroundTruth
 from uveitis_assets_tests.detection.evaluation.cases import drawn_cases, found, lesions, match_images, random_case
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)

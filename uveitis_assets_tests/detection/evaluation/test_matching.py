@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from uveitis_assets.detection.detections import Detections, GroundTruth
 from uveitis_assets.detection.evaluation.matching import (
     best_first,
     box_overlap,
@@ -18,6 +17,7 @@ from uveitis_assets.detection.evaluation.matching import (
     match_greedily,
     pool,
 )
+from uveitis_assets.detection.inference.detections import Detections, GroundTruth
 from uveitis_assets_tests.detection.evaluation.cases import drawn_cases, found, lesions, match_images, random_case
 
 matrices = st.integers(0, 6).flatmap(

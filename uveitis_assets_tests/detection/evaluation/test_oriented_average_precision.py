@@ -11,7 +11,6 @@ import shapely
 from numpy.typing import NDArray
 
 from uveitis_assets.detection.configuration import EvaluationConfiguration
-from uveitis_assets.detection.detections import Detections, GroundTruth
 from uveitis_assets.detection.evaluation import oriented_average_precision as module
 from uveitis_assets.detection.evaluation.evaluate import evaluate_detections
 from uveitis_assets.detection.evaluation.matching import best_first
@@ -22,6 +21,7 @@ from uveitis_assets.detection.evaluation.oriented_average_precision import (
     oriented_average_precision,
 )
 from uveitis_assets.detection.evaluation.report import validation_report
+from uveitis_assets.detection.inference.detections import Detections, GroundTruth
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.labels.oriented_boxes import parse_oriented_boxes
 from uveitis_assets_tests.detection.evaluation.cases import found, labelled, lesions, random_case

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from uveitis_assets.detection.configuration import EvaluationConfiguration
-from uveitis_assets.detection.detections import Detections
 from uveitis_assets.detection.evaluation.evaluate import evaluate_detections
 from uveitis_assets.detection.evaluation.report import validation_report
+from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets_tests.detection.evaluation.cases import found, labelled, lesions, random_case
 
 CATEGORIES = {5: "hemorragie", 15: "exudats", 20: "lesion_retine"}

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from uveitis_assets.detection.configuration import ModelConfiguration, TrainingConfiguration
+from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.freezing import freeze_blocks, n_blocks, parameter_groups
+from uveitis_assets.training.configuration import TrainingConfiguration
 from uveitis_assets_tests.detection.models.tiny_transformer import tiny_configuration, use_tiny_shapes
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from uveitis_assets.detection.configuration import TrainingConfiguration
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.freezing import parameter_groups
+from uveitis_assets.training.configuration import TrainingConfiguration
 from uveitis_assets_tests.detection.models.tiny_transformer import tiny_configuration, use_tiny_shapes
 
 # A lesion of 24 px and, far from it, one of 7 px.

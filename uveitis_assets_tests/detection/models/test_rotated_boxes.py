@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import nms
 
-from uveitis_assets.detection.detections import Detections
+from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets.detection.models import rotated_boxes
 from uveitis_assets.detection.models.rotated_boxes import (
     canonical_rectangles,

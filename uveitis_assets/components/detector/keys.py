@@ -1,0 +1,71 @@
+"""Names of a detector lane's assets, partitions and jobs: the one place where they are spelt."""
+
+from dataclasses import dataclass
+
+import dagster as dg
+
+from uveitis_assets.components.fundus.keys import LaneKeys
+from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
+from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
+from uveitis_assets.orchestration.fold_keys import fold_key
+
+DETECTOR_TAG = "uveitis/detector"
+
+
+@dataclass(frozen=True)
+class DetectorKeys:
+    """Keys of one detector lane, and of the fundus lanes that it learns from and predicts."""
+
+    detector: str
+    learned: LaneKeys
+    predicted: LaneKeys
+    folds: dg.StaticPartitionsDefinition
+
+    @classmethod
+    def of(cls, detector: DetectorLaneConfiguration, lanes: dict[str, LaneConfiguration]) -> "DetectorKeys":
+        """Keys of the configured detector.
+
+        Raises:
+            ValueError: a lane that it names does not exist or has no lesion labels, or a fold is not there.
+        """
+        for field in ("train_on", "predict_on"):
+            if (name := getattr(detector, field)) not in lanes:
+                raise ValueError(f"{field}: found no lane {name!r}, expected one of {sorted(lanes)}")
+        learned = lanes[detector.train_on]
+        if learned.labels.format == "none":
+            raise ValueError(
+                f"train_on: expected a lane with lesion labels, found {learned.name} with labels.format none"
+            )
+        n_folds = learned.splits.folds
+        absent = [fold for fold in detector.inference.folds if not 0 <= fold < n_folds]
+        if absent:
+            raise ValueError(
+                f"inference.folds: expected folds below {n_folds} (splits.folds of {learned.name}), found {absent}"
+            )
+        folds = dg.StaticPartitionsDefinition([fold_key(fold) for fold in range(n_folds)])
+        return cls(detector.name, LaneKeys.of(learned), LaneKeys.of(lanes[detector.predict_on]), folds)
+
+    @property
+    def checkpoint(self) -> dg.AssetKey:
+        return dg.AssetKey([self.detector, "checkpoint"])
+
+    @property
+    def evaluation(self) -> dg.AssetKey:
+        return dg.AssetKey([self.detector, "evaluation"])
+
+    @property
+    def predictions(self) -> dg.AssetKey:
+        return dg.AssetKey([self.detector, "predictions"])
+
+    @property
+    def pseudo_labels(self) -> dg.AssetKey:
+        return dg.AssetKey([self.detector, "pseudo_labels"])
+
+    @property
+    def training_job(self) -> str:
+        """Job over checkpoint and evaluation."""
+        return f"{self.detector}_training"
+
+    @property
+    def predictions_job(self) -> str:
+        return f"{self.detector}_predictions"

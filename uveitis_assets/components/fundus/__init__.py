@@ -1,0 +1,1 @@
+"""Assets, checks and automation of a fundus lane."""

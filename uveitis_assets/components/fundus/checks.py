@@ -1,0 +1,282 @@
+"""Asset checks of a fundus lane: manifest integrity, ROI plausibility, tile reconstruction, label sanity.
+
+They read the books that the assets wrote, not pixels. Every partition has a result of its own.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import dagster as dg
+
+from uveitis_assets.components.fundus.assets import BAD_LABELS_METADATA, MISSING_MASKS_METADATA, landing_problems
+from uveitis_assets.components.fundus.keys import LaneKeys, fold_and_split
+from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
+from uveitis_assets.fundus.configuration import PreprocessStage
+from uveitis_assets.orchestration.check_results import check_result, count_of
+from uveitis_assets.orchestration.partitioned_check import Evaluate, partitioned_check
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
+
+
+def lane_checks(lane: LaneConfiguration) -> list[dg.AssetChecksDefinition]:
+    """All checks of the lane."""
+    checks = [_manifest_integrity(lane), _roi_plausibility(lane), _tile_reconstruction(lane)]
+    return checks if lane.labels.format == "none" else [*checks, _label_sanity(lane)]
+
+
+def _manifest_integrity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
+    keys = LaneKeys.of(lane)
+
+    def begin() -> Evaluate:
+        store = ArtefactStore.from_environment()
+        return partial(_evaluate_manifest, lane, _splits_of_lane(store, lane))
+
+    return partitioned_check(
+        "manifest_integrity",
+        keys.manifest,
+        keys.batches,
+        "Rows are unique, agree with the ledger and few are quarantined. In the whole lane every patient stands on one "
+        "side of every fold, and so does every photograph that another lane of the same splits has too. Quarantined "
+        "images and what could not be taken from the landing folder are listed.",
+        begin,
+    )
+
+
+def _evaluate_manifest(
+    lane: LaneConfiguration, lane_errors: list[str], _instance: dg.DagsterInstance, batch: str
+) -> dg.AssetCheckResult:
+    import polars as pl
+
+    from uveitis_assets.landing.ledger import registered_images
+    from uveitis_assets.landing.manifest_table import read_part
+
+    store = ArtefactStore.from_environment()
+    path = store.manifest_part(lane.name, batch)
+    if not path.exists():
+        return _not_materialized(LaneKeys.of(lane).manifest, batch)
+    part = read_part(path)
+    listed = Counter(part["image_id"].to_list())
+    registered = {image.image_id for image in registered_images(store, lane, batch)}
+    errors = list(lane_errors)
+    errors += [f"{name} is listed {n} times" for name, n in sorted(listed.items()) if n > 1]
+    errors += [f"{name} is registered but not listed" for name in sorted(registered - set(listed))]
+    errors += [f"{name} is listed but not registered" for name in sorted(set(listed) - registered)]
+    usable = part.filter(pl.col("quarantine_reason").is_null())
+    sizeless = usable.filter((pl.col("width") <= 0) | (pl.col("height") <= 0))["image_id"].to_list()
+    errors += [f"{name} has no size" for name in sizeless]
+    set_aside = part.filter(pl.col("quarantine_reason").is_not_null()).sort("image_id")
+    quarantined = [
+        f"{row['image_id']}: {row['quarantine_reason']}: {row['quarantine_detail']}"
+        for row in set_aside.iter_rows(named=True)
+    ]
+    if len(quarantined) > lane.verify.max_quarantine_ratio * max(part.height, 1):
+        errors.append(
+            f"{len(quarantined)} of {part.height} images are quarantined, more than the share "
+            f"{lane.verify.max_quarantine_ratio} of `verify.max_quarantine_ratio`"
+        )
+    warnings = [*quarantined, *(f"landing folder: {problem}" for problem in landing_problems(store, lane))]
+    return check_result(errors, warnings, n_images=part.height, n_quarantined=len(quarantined))
+
+
+def _splits_of_lane(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
+    """What is wrong with the sides of the lane's images, over all batches and folds."""
+    from uveitis_assets.labels.sanity import check_patients_disjoint
+    from uveitis_assets.landing.manifest_table import batches_assigned_otherwise, read_manifest
+    from uveitis_assets.landing.shared_images import photographs_on_two_sides
+    from uveitis_assets.landing.split_assignment import read_split_assignment
+
+    manifest = read_manifest(store, lane.name)
+    errors = [
+        finding.message for fold in range(lane.splits.folds) for finding in check_patients_disjoint(manifest, fold)
+    ]
+    if errors:
+        errors.append(
+            "patients are torn apart by a copy of another patient's photograph, which follows that one (landing "
+            "problem duplicate_of_other_patient: mend the patient ids or remove the copy), or by rows that the ledger "
+            f"does not know: run `uveitis-assets register {lane.name}`, then materialize {lane.name}/manifest of all "
+            "batches"
+        )
+    errors += photographs_on_two_sides(store, lane.name, lane.splits.name)
+    try:
+        batches = batches_assigned_otherwise(manifest, read_split_assignment(store.root, lane.splits).fingerprint)
+    except ValueError as error:
+        return [*errors, str(error)]
+    if batches:
+        errors.append(
+            f"{count_of(batches, 'batch', 'batches')} not dealt by the present `splits`: {', '.join(batches[:10])}; "
+            f"materialize {lane.name}/manifest[{batches[0]}] again, which deals all batches alike, then the labels"
+        )
+    return errors
+
+
+def _roi_plausibility(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
+    keys = LaneKeys.of(lane)
+    limits = lane.verify
+
+    def evaluate(instance: dg.DagsterInstance, batch: str) -> dg.AssetCheckResult:
+        rows = _stage_rows(lane, "roi_masks", batch)
+        if rows is None:
+            return _not_materialized(keys.stage("roi_masks"), batch)
+        errors: list[str] = []
+        warnings: list[str] = []
+        n_images = n_fallback = 0
+        for row in rows:
+            if row["quarantine_reason"] is not None:
+                warnings.append(f"{row['image_id']}: {row['quarantine_reason']}: {row['quarantine_detail']}")
+                continue
+            n_images += 1
+            if row["area_ratio"] < limits.min_roi_area_ratio:
+                errors.append(
+                    f"{row['image_id']}: area ratio {row['area_ratio']:.3f}, expected at least "
+                    f"{limits.min_roi_area_ratio}"
+                )
+            if row["border_touch_ratio"] > limits.max_roi_border_touch_ratio:
+                warnings.append(
+                    f"{row['image_id']}: border touch {row['border_touch_ratio']:.3f}, expected at most "
+                    f"{limits.max_roi_border_touch_ratio}"
+                )
+            if row["fallbacks"]:
+                n_fallback += 1
+                warnings.append(f"{row['image_id']}: mask by {row['method']} after {'; '.join(row['fallbacks'])}")
+        if n_fallback > limits.max_fallback_ratio * max(n_images, 1):
+            errors.append(
+                f"{n_fallback} of {n_images} masks come from a fallback method, more than the share "
+                f"{limits.max_fallback_ratio} of `verify.max_fallback_ratio`"
+            )
+        return check_result(errors, warnings, n_images=n_images, n_fallback=n_fallback)
+
+    return partitioned_check(
+        "roi_plausibility",
+        keys.stage("roi_masks"),
+        keys.batches,
+        f"Masks cover at least {limits.min_roi_area_ratio:.0%} of the image; border touch, fallbacks and quarantined "
+        "images are listed.",
+        lambda: evaluate,
+    )
+
+
+def _tile_reconstruction(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
+    keys = LaneKeys.of(lane)
+    limit = lane.verify.max_reconstruction_abs_error
+
+    def evaluate(instance: dg.DagsterInstance, batch: str) -> dg.AssetCheckResult:
+        rows = _stage_rows(lane, "tiles", batch)
+        if rows is None:
+            return _not_materialized(keys.stage("tiles"), batch)
+        store = ArtefactStore.from_environment()
+        errors: list[str] = []
+        n_images = 0
+        largest_error = 0.0
+        for row in rows:
+            if row["quarantine_reason"] is not None:
+                continue
+            n_images += 1
+            largest_error = max(largest_error, row["reconstruction_abs_error"])
+            if row["reconstruction_abs_error"] > limit:
+                errors.append(
+                    f"{row['image_id']}: mean absolute error {row['reconstruction_abs_error']:.3g} grey levels, "
+                    f"expected at most {limit}"
+                )
+            if "tiles" in lane.persist:
+                key = artefact_key(row["image_id"])
+                missing = [n for n in range(row["n_tiles"]) if not store.tile(key, f"tile_{n:03d}").is_file()]
+                errors += [f"{row['image_id']}: tile_{n:03d} has no file" for n in missing]
+        return check_result(errors, [], n_images=n_images, max_reconstruction_abs_error=largest_error)
+
+    return partitioned_check(
+        "tile_reconstruction",
+        keys.stage("tiles"),
+        keys.batches,
+        "Tiles put together give the image they were cut from, and their files are there.",
+        lambda: evaluate,
+    )
+
+
+def _label_sanity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
+    keys = LaneKeys.of(lane)
+    label_format = lane.labels.format
+    assert label_format != "none", "lane_checks leaves lanes without lesion labels out"
+
+    def begin() -> Evaluate:
+        from uveitis_assets.labels.class_map import load_class_map
+        from uveitis_assets.labels.sanity import check_split
+        from uveitis_assets.landing.manifest_table import read_manifest
+
+        store = ArtefactStore.from_environment()
+        manifest = read_manifest(store, lane.name)
+        label_space = load_class_map().label_space(
+            label_format, classes=lane.labels.classes, label_classes=lane.labels.label_classes
+        )
+
+        def evaluate(instance: dg.DagsterInstance, partition: str) -> dg.AssetCheckResult:
+            fold, split = fold_and_split(partition)
+            if not store.coco_file(lane.name, split, fold, tiles=True).exists():
+                return _not_materialized(keys.coco_labels, partition)
+            findings = check_split(
+                store, lane.name, fold, split, manifest, persisted=lane.persist, reachable=label_space.reachable
+            )
+            errors = [finding.message for finding in findings if finding.severity == "ERROR"]
+            warnings = [finding.message for finding in findings if finding.severity == "WARN"]
+            metadata = _newest_metadata(instance, keys, partition)
+            warnings += _left_out(metadata)
+            if lane.labels.missing_masks == "warn":
+                warnings += _without_masks(metadata)
+            return check_result(errors, warnings)
+
+        return evaluate
+
+    return partitioned_check(
+        "label_sanity",
+        keys.coco_labels,
+        keys.fold_splits,
+        "Boxes lie inside their images, classes are known, patients are disjoint across splits; classes that a split "
+        "lacks, label files that were set aside and missing mask files are warnings.",
+        begin,
+    )
+
+
+def _newest_metadata(
+    instance: dg.DagsterInstance, keys: LaneKeys, partition: str
+) -> Mapping[str, dg.MetadataValue[Any]]:
+    newest = dg.AssetRecordsFilter(keys.coco_labels, asset_partitions=[partition])
+    for record in instance.fetch_materializations(newest, limit=1).records:
+        if record.asset_materialization:
+            return record.asset_materialization.metadata
+    return {}
+
+
+def _left_out(metadata: Mapping[str, dg.MetadataValue[Any]]) -> list[str]:
+    """Images that the newest labels leave out: label files that cannot be believed, images without tiles."""
+    lines: list[str] = []
+    bad_labels = metadata.get(BAD_LABELS_METADATA)
+    if isinstance(bad_labels, dg.JsonMetadataValue) and isinstance(bad_labels.data, dict):
+        lines += [f"{image_id}: {detail}" for image_id, detail in bad_labels.data.items()]
+    waiting = metadata.get("n_not_preprocessed")
+    if waiting is not None and waiting.value:
+        lines.append(f"{waiting.value} labelled images have no tiles of their registered content")
+    return lines
+
+
+def _without_masks(metadata: Mapping[str, dg.MetadataValue[Any]]) -> list[str]:
+    """Images that the newest labels list as free of a lesion because there is no mask file of it."""
+    missing = metadata.get(MISSING_MASKS_METADATA)
+    if not isinstance(missing, dg.JsonMetadataValue) or not isinstance(missing.data, dict) or not missing.data:
+        return []
+    folders = ", ".join(f"{folder} {count}" for folder, count in missing.data.items())
+    return [
+        f"{metadata['n_partial_labels'].value} images lack mask files and are listed as free of these lesions "
+        f"({folders}); add the masks, or set `labels.missing_masks` to no_lesion if the dataset publishes no empty "
+        "masks, to leave_out if nobody looked for these lesions"
+    ]
+
+
+def _stage_rows(lane: LaneConfiguration, stage: PreprocessStage, batch: str) -> list[dict[str, Any]] | None:
+    from uveitis_assets.stages.index import read_stage_index
+
+    path = ArtefactStore.from_environment().stage_index(lane.name, stage, batch)
+    return list(read_stage_index(path).values()) if path.exists() else None
+
+
+def _not_materialized(asset: dg.AssetKey, partition: str) -> dg.AssetCheckResult:
+    return check_result([f"{asset.to_user_string()}[{partition}] has no artefacts; materialize it first"], [])

@@ -1,0 +1,1 @@
+"""Detector checkpoints: loading, earlier formats, lineage, the weights of a fold."""

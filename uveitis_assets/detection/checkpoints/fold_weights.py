@@ -1,0 +1,142 @@
+"""A fold's finished weights for everything that uses them: where they lie, what they learned, and that it is they.
+
+A training replaces its best weights while it goes on, so weights are used only once it is finished: while a fold is
+trained again, those of the run before. What is written about them (digest, classes, images) is held against the very
+file that is loaded. Trainings are the business of ``training``, files of ``weights_files``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from uveitis_assets.detection.checkpoints.loading import load_trained_detector
+from uveitis_assets.storage.store import ArtefactStore
+from uveitis_assets.training.run_folder import RunFolder, ended_with, is_unfinished
+from uveitis_assets.training.run_replacement import usable_run
+from uveitis_assets.training.weights_files import file_digest, read_lineage
+
+_SHOWN = 3
+
+
+class TrainingNotUsableError(ValueError):
+    """Weights are there, but must not be used as they are; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoldWeights:
+    """Finished weights of one fold.
+
+    ``digest`` is that of the file; ``categories`` maps the ids that were learned to their names at that time;
+    ``learned_images`` are the ids of all images that it, or any detector it started from, was trained on. The last two
+    are empty where the file does not tell.
+    """
+
+    name: str
+    path: Path
+    digest: str
+    categories: Mapping[int, str]
+    learned_images: frozenset[str]
+
+    def load(self) -> nn.Module:
+        """The detector in evaluation mode on the CPU.
+
+        Raises:
+            TrainingNotUsableError: the file was replaced since its digest was taken.
+        """
+        try:
+            model, _ = load_trained_detector(self.path)
+        except FileNotFoundError as error:
+            raise self._replaced() from error
+        self.check_unchanged()
+        return model
+
+    def check_unchanged(self) -> None:
+        """Refuse what was computed with the weights before they were replaced.
+
+        Raises:
+            TrainingNotUsableError: the file was replaced since its digest was taken.
+        """
+        try:
+            unchanged = file_digest(self.path) == self.digest
+        except FileNotFoundError as error:
+            raise self._replaced() from error
+        if not unchanged:
+            raise self._replaced()
+
+    def _replaced(self) -> TrainingNotUsableError:
+        return TrainingNotUsableError(f"{self.path}: {self.name} was replaced while it was in use; run this again")
+
+    def check_categories(self, names: Mapping[int, str]) -> None:
+        """Refuse weights whose ids mean something else now.
+
+        Raises:
+            TrainingNotUsableError: an id has another name in ``names``, or none.
+        """
+        other = [key for key, name in sorted(self.categories.items()) if names.get(key) != name]
+        if other:
+            found = ", ".join(f"{key} {self.categories[key]}" for key in other[:_SHOWN])
+            expected = ", ".join(f"{key} {names.get(key, 'unknown')}" for key in other[:_SHOWN])
+            raise TrainingNotUsableError(
+                f"{self.path}: learned {found}, which is now {expected}; the classes have changed: materialize "
+                f"{self.name} again"
+            )
+
+    def check_never_learned(self, image_ids: Collection[str], what: str) -> None:
+        """Refuse to judge weights by what they learned.
+
+        Args:
+            image_ids: images that are to be judged.
+            what: names them in the message, e.g. ``val of fold0``.
+
+        Raises:
+            TrainingNotUsableError: some of the images were learned.
+        """
+        learned = sorted(self.learned_images.intersection(image_ids))
+        if learned:
+            raise TrainingNotUsableError(
+                f"{self.path}: {len(learned)} of {len(image_ids)} images of {what} were learned, by it or by what it "
+                f"started from: {', '.join(learned[:_SHOWN])}{', ...' if len(learned) > _SHOWN else ''}; AP there says "
+                "nothing. Were the splits dealt again? Train on those of now, from weights that never saw these images"
+            )
+
+
+def fold_weights(store: ArtefactStore, experiment: str, fold: int) -> FoldWeights:
+    """The finished weights of a detector lane's fold.
+
+    Raises:
+        FileNotFoundError: there are none; names what to materialize.
+        TrainingNotUsableError: the training is not finished, or ended with other weights.
+    """
+    name = f"{experiment}/checkpoint of fold{fold}"
+    folder = usable_run(RunFolder(store.run_folder(experiment, fold)))
+    if is_unfinished(folder):
+        raise TrainingNotUsableError(
+            f"{folder.path}: {name} is being trained or was stopped on the way; materialize {name} to its end first"
+        )
+    if not folder.best_weights.is_file():
+        raise FileNotFoundError(f"{folder.best_weights}: found no checkpoint; materialize {name} first")
+    lineage = read_lineage(folder.best_weights)
+    if problem := other_weights(folder, name):
+        raise TrainingNotUsableError(problem)
+    return FoldWeights(
+        name=name,
+        path=folder.best_weights,
+        digest=file_digest(folder.best_weights),
+        categories={int(number): str(text) for number, text in lineage.get("categories", {}).items()},
+        learned_images=frozenset(lineage.get("learned_images", ())),
+    )
+
+
+def other_weights(folder: RunFolder, name: str) -> str | None:
+    """What to do when the best weights are not those that the run beside them ended with; None when they are."""
+    if ended_with(folder, folder.best_weights):
+        return None
+    return (
+        f"{folder.best_weights}: expected the weights that {name} ended with ({folder.run_file.name}), found others or "
+        f"damaged ones. To use them as they are, put them into the run folder of a lane of their own; materialize "
+        f"{name} to train it anew, which moves what lies there to {folder.replaced_folder.name}/"
+    )

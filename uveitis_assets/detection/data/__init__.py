@@ -1,0 +1,1 @@
+"""Labelled tiles: splits, sampling, augmentation, tile cache, loader."""

@@ -1,0 +1,66 @@
+"""The preprocessed images of a batch, as inference sees them: their frames, and where their tiles lie.
+
+Which images are usable is the tiles' index's word; an image whose id has passed on to another batch since, because its
+file was replaced, is that batch's. Labels play no role here: lanes without labels are predicted too.
+Pixels are read by ``tile_files``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from uveitis_assets.imaging.geometry import ImageFrames
+from uveitis_assets.stages.batch_ownership import ids_owned_by_other_batches
+from uveitis_assets.stages.index import read_stage_index
+from uveitis_assets.storage.files import read_json
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessedTile:
+    """One tile; ``file`` is its RGB PNG, which exists when tiles are persisted."""
+
+    file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessedImage:
+    """One usable image of a batch; ``fingerprint`` changes with its content and with what its tiles depend on."""
+
+    image_id: str
+    key: str
+    frames: ImageFrames
+    tiles: tuple[PreprocessedTile, ...]
+    fingerprint: str
+
+
+def read_preprocessed_images(store: ArtefactStore, lane: str, batch: str) -> list[PreprocessedImage]:
+    """Usable images of a batch, sorted by id; those set aside (quarantined) or passed on are left out.
+
+    Raises:
+        FileNotFoundError: the batch's tiles have not been materialized, or an image's metadata is gone.
+    """
+    path = store.stage_index(lane, "tiles", batch)
+    if not path.exists():
+        raise FileNotFoundError(f"{lane}/tiles[{batch}]: expected {path}, found none; materialize the tiles first")
+    rows = read_stage_index(path)
+    passed_on = ids_owned_by_other_batches(store, lane, batch, rows)
+    images = []
+    for image_id, row in sorted(rows.items()):
+        if row["quarantine_reason"] is not None or image_id in passed_on:
+            continue
+        key = artefact_key(image_id)
+        frames = ImageFrames.from_metadata(read_json(store.crop_metadata(key)), read_json(store.tiles_metadata(key)))
+        content = f"{row['content_hash']}:{row['fingerprint']}"
+        images.append(
+            PreprocessedImage(
+                image_id=image_id,
+                key=key,
+                frames=frames,
+                tiles=tuple(PreprocessedTile(store.tile(key, tile.tile_id)) for tile in frames.tiles),
+                fingerprint=hashlib.blake2b(content.encode(), digest_size=8).hexdigest(),
+            )
+        )
+    return images

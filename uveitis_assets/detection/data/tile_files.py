@@ -1,0 +1,137 @@
+"""The pixels of preprocessed images: tiles from their PNG files or cut from the picture they were laid out on.
+
+Training and inference read by the same functions, so that both work on lanes that do not persist their tiles. What is
+kept decoded for the next epoch is ``tile_store``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from uveitis_assets.imaging.geometry import ImageFrames
+from uveitis_assets.imaging.tiling import cut_tile, padded_canvas, render_global
+from uveitis_assets.storage.store import ArtefactStore
+
+Pixels = NDArray[np.uint8]
+
+
+class TileFile(Protocol):
+    """A tile that lies on the disk."""
+
+    @property
+    def file(self) -> Path: ...
+
+
+class TiledImage(Protocol):
+    """What has to be known of an image to read its persisted tiles; ``LabelledImage`` is one."""
+
+    @property
+    def image_id(self) -> str: ...
+
+    @property
+    def frames(self) -> ImageFrames: ...
+
+    @property
+    def tiles(self) -> Sequence[TileFile]: ...
+
+
+class Preprocessed(TiledImage, Protocol):
+    """What has to be known of an image to read its pixels, persisted or not; ``LabelledImage`` is one too."""
+
+    @property
+    def key(self) -> str: ...
+
+
+class UnreadableTilesError(ValueError):
+    """An image's tiles are missing, damaged or of another size than its frames say; the message names the image."""
+
+
+def read_tile_file(image: TiledImage, number: int) -> Pixels:
+    """Decode one tile's PNG, RGB uint8 (H, W, 3).
+
+    Raises:
+        UnreadableTilesError: the file is missing or damaged; the message names it.
+    """
+    path = image.tiles[number].file
+    try:
+        data = np.fromfile(path, np.uint8)
+    except FileNotFoundError as error:
+        raise UnreadableTilesError(
+            f"{image.image_id}: {path}: expected a tile as PNG, found it missing; materialize the lane's tiles "
+            "again, with `tiles` or what they are cut from in `persist`"
+        ) from error
+    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
+    if pixels is None:
+        raise UnreadableTilesError(
+            f"{image.image_id}: {path}: expected a tile as PNG, found it damaged ({data.size} bytes); "
+            "materialize the lane's tiles again"
+        )
+    return np.asarray(pixels, dtype=np.uint8)
+
+
+def read_tile_files(image: TiledImage) -> list[Pixels]:
+    """Read an image's tiles from their PNG files, RGB uint8.
+
+    Raises:
+        UnreadableTilesError: a file is missing or damaged; the message names it.
+    """
+    return [read_tile_file(image, number) for number in range(len(image.tiles))]
+
+
+def tiled_picture(store: ArtefactStore, image: Preprocessed) -> Path | None:
+    """The file that an image's tiles have to be cut from; None where they are persisted, or nothing else is there."""
+    if any(tile.file.is_file() for tile in image.tiles):
+        return None
+    if image.frames.frame == "native":
+        path = store.normalized_crop(image.key)
+    else:
+        path = store.global_image(image.key, image.frames.global_size)
+    return path if path.is_file() else None
+
+
+def read_tile_pixels(store: ArtefactStore, image: Preprocessed) -> list[Pixels]:
+    """An image's tiles, RGB uint8: from their files, or cut from what they were cut from when they are not persisted.
+
+    Raises:
+        UnreadableTilesError: neither is there, or a file is damaged.
+    """
+    source = tiled_picture(store, image)
+    if source is None:
+        return read_tile_files(image)
+    whole = read_picture(source)
+    return [cut_tile(whole, tile) for tile in image.frames.tiles]
+
+
+def read_global_image(store: ArtefactStore, image: Preprocessed) -> Pixels:
+    """The global image, RGB uint8: from its file, or made again from the tiles when it is not persisted."""
+    path = store.global_image(image.key, image.frames.global_size)
+    if path.is_file():
+        return read_picture(path)
+    frames = image.frames
+    width, height = frames.tiling_size
+    whole = np.zeros((height, width, 3), np.uint8)
+    for tile, pixels in zip(frames.tiles, read_tile_pixels(store, image), strict=True):
+        cut_tile(whole, tile)[:] = pixels
+    if frames.frame == "global":
+        return whole
+    canvas, view = padded_canvas(frames)
+    view[:] = whole
+    return render_global(canvas, frames.global_size)
+
+
+def read_picture(path: Path) -> Pixels:
+    """Decode a global image or a normalized crop, RGB uint8 (H, W, 3).
+
+    Raises:
+        UnreadableTilesError: the file is damaged.
+    """
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    if picture is None:
+        raise UnreadableTilesError(f"{path}: expected a PNG, found it damaged; materialize the tiles again")
+    return np.asarray(picture, dtype=np.uint8)

@@ -1,0 +1,172 @@
+"""The best checkpoint of a fold judged on labelled images: report, figures and pictures.
+
+The judgement itself is the business of ``evaluation``; which images are shown to it is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uveitis_assets.detection.checkpoints.fold_weights import fold_weights
+from uveitis_assets.detection.data.labelled_split import LabelledImage, LabelledSplit
+from uveitis_assets.detection.data.sampling import overfit_split
+from uveitis_assets.detection.data.tile_files import read_global_image, read_tile_pixels
+from uveitis_assets.detection.evaluation.evaluate import Evaluation, evaluate_detections
+from uveitis_assets.detection.evaluation.figures import confusion_figure, froc_figure, precision_recall_figure
+from uveitis_assets.detection.evaluation.report import validation_report
+from uveitis_assets.detection.inference.detections import Detections, GroundTruth
+from uveitis_assets.detection.inference.predict_images import predict_images
+from uveitis_assets.detection.inference.prediction_overlays import prediction_sheet
+from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
+from uveitis_assets.detection.training.fold_training import labelled_split
+from uveitis_assets.imaging.figures import png_as_jpeg
+from uveitis_assets.storage.files import read_json, write_bytes, write_json
+from uveitis_assets.storage.store import ArtefactStore
+from uveitis_assets.training.device import Device, chosen_device
+from uveitis_assets.training.run_folder import RunFolder, folder_of_best_weights
+from uveitis_assets.training.run_replacement import usable_run
+from uveitis_assets.training.weights_files import read_lineage
+
+_SHEET_PICTURES = 9
+
+
+@dataclass(frozen=True, slots=True)
+class FoldEvaluation:
+    """An evaluation as it is shown; ``pictures`` are JPEG by name, ``per_class_table`` is Markdown.
+
+    ``split`` says which images were judged; ``numbers`` hold only what exists: an AP without lesions is left out.
+    """
+
+    report: Path
+    split: str
+    numbers: dict[str, float]
+    per_class_table: str
+    pictures: dict[str, bytes]
+
+
+def evaluate_fold(
+    store: ArtefactStore,
+    lane: DetectorLaneConfiguration,
+    fold: int,
+    *,
+    split: Literal["val", "test"],
+    device: Device,
+) -> FoldEvaluation:
+    """Judge the fold's best checkpoint and write ``val_report.json`` (``test_report.json``) and ``figures/``.
+
+    A lane with ``overfit_images`` is judged on the images that it learned, whatever the split.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or no labels; names what to materialize.
+        TrainingNotUsableError: the checkpoint is unfinished, was replaced meanwhile, was trained on images that it is
+            to be judged by, or learned other classes.
+    """
+    weights = fold_weights(store, lane.name, fold)
+    # Asked for a second time, the run in use might be another.
+    folder = folder_of_best_weights(weights.path)
+    device_name = chosen_device(device)
+    judged = _judged_images(store, lane, fold, split)
+    weights.check_categories(judged.categories)
+    if not lane.overfit_images:
+        weights.check_never_learned([image.image_id for image in judged.images], f"{split} of fold{fold}")
+    model = weights.load()
+    shown = lane.inference.model_copy(update={"score_threshold": 0.0})
+    found = [
+        detections
+        for _, detections in predict_images(
+            [model.to(device_name)],
+            judged.images,
+            shown,
+            device=device_name,
+            read_tiles=partial(read_tile_pixels, store),
+        )
+    ]
+    evaluation = evaluate_detections(judged.images, found, judged.categories, lane.evaluation)
+    report = folder.report_file if split == "val" else folder.test_report_file
+    epoch = int(read_lineage(weights.path)["metrics"]["epoch"])
+    content = validation_report(evaluation, best_epoch=epoch, fingerprint=judged.fingerprint)
+    figures = {
+        "FROC": froc_figure(evaluation),
+        "precision and recall": precision_recall_figure(evaluation),
+        "confusion": confusion_figure(evaluation),
+    }
+    pictures = {name: png_as_jpeg(png) for name, png in figures.items()}
+    pictures["preview"] = _sheet(lane, judged.images, found, judged.categories, store)
+    # A training that finished meanwhile has put its own report there. Last of all, because the figures take seconds.
+    weights.check_unchanged()
+    write_json(report, {**content, "checkpoint": weights.digest, "split": judged.split})
+    for name, png in figures.items():
+        write_bytes(folder.figures_folder / f"{split}_{name.replace(' ', '_').lower()}.png", png)
+    return FoldEvaluation(report, judged.split, _numbers(evaluation), _per_class_table(evaluation), pictures)
+
+
+def reported_map_50(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> float | None:
+    """AP at IoU 0.5 of the fold's newest report on validation images; None when there is none."""
+    path = usable_run(RunFolder(store.run_folder(lane.name, fold))).report_file
+    if not path.exists():
+        return None
+    value: float | None = read_json(path)["ap"]["0.5"]
+    return value
+
+
+def _judged_images(
+    store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int, split: Literal["val", "test"]
+) -> LabelledSplit:
+    if lane.overfit_images:
+        return overfit_split(labelled_split(store, lane, fold, "train"), lane.overfit_images)
+    return labelled_split(store, lane, fold, split)
+
+
+def _numbers(evaluation: Evaluation) -> dict[str, float]:
+    pooled = dict(zip(evaluation.froc.rates, evaluation.froc.pooled.at_rates, strict=True))
+    figures: dict[str, float | None] = {
+        "map_50": evaluation.map_50,
+        "map_30": evaluation.map_30,
+        "map_50_95": evaluation.map_50_95,
+        **{f"sensitivity_at_{rate:g}_fp_per_image": value for rate, value in pooled.items()},
+    }
+    counts = {
+        "n_images": evaluation.n_images,
+        "n_patients": evaluation.n_patients,
+        "n_lesions": sum(evaluation.n_lesions.values()),
+    }
+    return counts | {name: round(value, 4) for name, value in figures.items() if value is not None}
+
+
+def _per_class_table(evaluation: Evaluation) -> str:
+    """Markdown, one row per class with lesions."""
+    lines = ["| class | lesions | AP 0.3 | AP 0.5 | AP 0.5:0.95 |", "|---|---:|---:|---:|---:|"]
+    precision = evaluation.average_precision
+    for category, n_lesions in evaluation.n_lesions.items():
+        if n_lesions:
+            values = (precision.iou_30, precision.iou_50, precision.iou_50_95)
+            cells = " | ".join(_shown(value.per_class[category]) for value in values)
+            lines.append(f"| {evaluation.categories[category]} | {n_lesions} | {cells} |")
+    return "\n".join(lines)
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
+
+
+def _sheet(
+    lane: DetectorLaneConfiguration,
+    images: Sequence[LabelledImage],
+    found: Sequence[Detections],
+    names: dict[int, str],
+    store: ArtefactStore,
+) -> bytes:
+    """The images with the most lesions: detections above the written threshold, labels dashed."""
+    order = sorted(range(len(images)), key=lambda at: (-len(images[at].truth), images[at].image_id))
+    pictures: list[tuple[NDArray[np.uint8], Detections, GroundTruth | None]] = []
+    for at in order[:_SHEET_PICTURES]:
+        certain = found[at].select(found[at].scores >= lane.inference.score_threshold)
+        pictures.append((read_global_image(store, images[at]), certain, images[at].truth))
+    return prediction_sheet(pictures, names, text_if_empty=f"{lane.name}: no labelled images")

@@ -1,0 +1,1 @@
+"""From tiles to detections of whole images: prediction, merging, files, overlays."""

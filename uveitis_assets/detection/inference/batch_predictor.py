@@ -1,0 +1,171 @@
+"""A detector lane's predictions of batches, and whether they are whole: the lane's folds, classes and settings applied.
+
+How a batch is predicted and what is skipped is the business of ``prediction_batch``. The checkpoints are loaded when an
+image needs them and kept for the next batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from uveitis_assets.detection.checkpoints.fold_weights import FoldWeights, TrainingNotUsableError, fold_weights
+from uveitis_assets.detection.data.preprocessed_images import read_preprocessed_images
+from uveitis_assets.detection.inference.prediction_batch import batch_prediction_sheet, predict_batch
+from uveitis_assets.detection.inference.prediction_file import read_prediction
+from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
+from uveitis_assets.labels.class_map import load_class_map
+from uveitis_assets.storage.store import ArtefactStore
+from uveitis_assets.training.device import Device, chosen_device
+
+# Boxes are rounded to 1/64 px and mapped through two frames.
+_OUTSIDE_TOLERANCE_PX = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedBatch:
+    """What a batch's predictions are; ``checkpoints`` are the weights' digests by fold, e.g. ``fold0 0123abcd``.
+
+    ``n_learned_images`` in ``numbers`` counts images that a chosen fold, or what it started from, was trained on: what
+    is found there says little about new images.
+    """
+
+    index: Path
+    numbers: dict[str, float]
+    detections_per_class: dict[str, int]
+    checkpoints: tuple[str, ...]
+    device: str
+    contact_sheet: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionFindings:
+    """What is wrong with a batch's predictions."""
+
+    n_images: int
+    n_without_detections: int
+    errors: tuple[str, ...]
+
+
+class BatchPredictor:
+    """Predicts batches of one lane; holds the loaded detectors between batches."""
+
+    def __init__(self, store: ArtefactStore, lane: DetectorLaneConfiguration, *, device: Device, code_version: str):
+        """Find the checkpoints of the chosen folds.
+
+        Raises:
+            FileNotFoundError: a fold has no checkpoint.
+            TrainingNotUsableError: a fold's training is not finished, or learned other classes than those of now or of
+                the other folds.
+        """
+        self._store = store
+        self._lane = lane
+        self._device = chosen_device(device)
+        self._code_version = code_version
+        self._names = load_class_map().names
+        self._weights = {fold: fold_weights(store, lane.name, fold) for fold in lane.inference.folds}
+        for weights in self._weights.values():
+            weights.check_categories(self._names)
+        _check_same_classes(list(self._weights.values()))
+        self._models: list[torch.nn.Module] = []
+
+    def predict(self, batch: str) -> PredictedBatch:
+        """Bring the predictions of one batch up to date.
+
+        Raises:
+            FileNotFoundError: the batch's tiles have not been materialized.
+        """
+        lane = self._lane
+        done = predict_batch(
+            self._store,
+            lane.name,
+            lane.predict_on,
+            batch,
+            load_models=self._load_models,
+            checkpoints=[weights.digest for weights in self._weights.values()],
+            configuration=lane.inference,
+            names=self._names,
+            device=self._device,
+            code_version=self._code_version,
+        )
+        sheet = None
+        if lane.inference.overlays:
+            sheet = batch_prediction_sheet(self._store, lane.name, lane.predict_on, batch, self._names)
+        numbers: dict[str, float] = {
+            "n_images": done.n_images,
+            "n_predicted": done.n_predicted,
+            "n_skipped": done.n_skipped,
+            "n_removed": done.n_removed,
+            "n_detections": done.n_detections,
+            "n_images_without_detections": done.n_images_without_detections,
+            "n_learned_images": self._learned_images(batch),
+        }
+        return PredictedBatch(
+            index=self._store.prediction_index(lane.name, lane.predict_on, batch),
+            numbers=numbers,
+            detections_per_class={self._names[key]: count for key, count in done.detections_per_class.items()},
+            checkpoints=tuple(f"fold{fold} {weights.digest}" for fold, weights in self._weights.items()),
+            device=self._device,
+            contact_sheet=sheet,
+        )
+
+    def _load_models(self) -> Sequence[torch.nn.Module]:
+        if not self._models:
+            self._models = [weights.load().to(self._device) for weights in self._weights.values()]
+        return self._models
+
+    def _learned_images(self, batch: str) -> int:
+        learned = frozenset[str]().union(*(weights.learned_images for weights in self._weights.values()))
+        images = read_preprocessed_images(self._store, self._lane.predict_on, batch)
+        return sum(image.image_id in learned for image in images)
+
+
+def _check_same_classes(folds: Sequence[FoldWeights]) -> None:
+    """Detectors that were not taught the same classes outvote each other by silence."""
+    for other in folds[1:]:
+        different = sorted(set(folds[0].categories.items()) ^ set(other.categories.items()))
+        if different:
+            raise TrainingNotUsableError(
+                f"inference.folds: expected folds that learned the same classes, found {folds[0].name} and "
+                f"{other.name} different in {', '.join(name for _, name in different)}; materialize both again"
+            )
+
+
+def inspect_predictions(store: ArtefactStore, lane: DetectorLaneConfiguration, batch: str) -> PredictionFindings:
+    """Hold a batch's prediction files against its usable images, their sizes and the known classes."""
+    names = load_class_map().names
+    errors: list[str] = []
+    n_without = 0
+    if not store.stage_index(lane.predict_on, "tiles", batch).exists():
+        return PredictionFindings(0, 0, (f"{lane.predict_on}/tiles[{batch}] has no artefacts; materialize it first",))
+    images = read_preprocessed_images(store, lane.predict_on, batch)
+    for image in images:
+        path = store.prediction_file(lane.name, image.key)
+        if not path.exists():
+            errors.append(f"{image.image_id}: no prediction file; materialize {lane.name}/predictions of {batch} again")
+            continue
+        try:
+            found = read_prediction(path).detections
+        except ValueError as error:
+            errors.append(str(error))
+            continue
+        n_without += not len(found)
+        limit = image.frames.global_size + _OUTSIDE_TOLERANCE_PX
+        # Comparisons that are false for NaN, turned round: it lies nowhere.
+        outside = ~((found.boxes >= -_OUTSIDE_TOLERANCE_PX) & (found.boxes <= limit)).all(axis=1)
+        flat = ~(found.boxes[:, 2:] > found.boxes[:, :2]).all(axis=1)
+        strange = ~((found.scores >= 0) & (found.scores <= 1))
+        unknown = ~np.isin(found.labels, list(names))
+        for rows, what in (
+            (outside, "boxes outside the image"),
+            (flat, "boxes without area"),
+            (strange, "scores outside 0..1"),
+            (unknown, "unknown classes"),
+        ):
+            if rows.any():
+                errors.append(f"{image.image_id}: {path.name}: {int(rows.sum())} {what}")
+    return PredictionFindings(len(images), n_without, tuple(errors))

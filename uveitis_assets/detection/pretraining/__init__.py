@@ -1,0 +1,1 @@
+"""Pretraining of encoders without labels, by a masked autoencoder."""

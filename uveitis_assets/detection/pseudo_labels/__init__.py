@@ -1,0 +1,1 @@
+"""Training labels expanded with confident detections."""

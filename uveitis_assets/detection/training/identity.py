@@ -1,0 +1,61 @@
+"""What decides a training's weights: trainings of one identity are the same, and a folder of another is not continued.
+
+It names settings and data; what is written under an identity is the business of ``run_folder``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from uveitis_assets.detection.configuration import DetectorConfiguration
+from uveitis_assets.detection.data.labelled_split import LabelledSplit
+from uveitis_assets.training.distributed import n_processes
+
+
+def training_identity(
+    configuration: DetectorConfiguration, train: LabelledSplit, val: LabelledSplit, parent: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """What decides a training's weights: a folder with another identity is not continued.
+
+    Settings that only change the speed, or what is written, shown or predicted later, have no part in it.
+    """
+    settings = {
+        "model": configuration.model,
+        "augmentation": configuration.augmentation,
+        "sampling": configuration.sampling,
+        "training": configuration.training,
+    }
+    shown = {"tensorboard", "wandb_project", "checkpoint_every_steps", "checkpoint_every_minutes", "save_every_epochs"}
+    speed = {"loader_workers", "tile_cache_gb"}
+    left_out = shown | speed
+    plain: dict[str, Any] = {name: part.model_dump(mode="json", exclude=left_out) for name, part in settings.items()}
+    plain["selection"] = [
+        configuration.overfit_images,
+        configuration.evaluation.selection_iou,
+        configuration.evaluation.max_detections,
+        configuration.inference.merge,
+        configuration.inference.merge_iou,
+    ]
+    # Named only where it differs from what was the only way before: trainings from then stay recognised.
+    if configuration.evaluation.selection != "axis_aligned":
+        plain["selection"].append(configuration.evaluation.selection)
+    if _are_scaled(val, configuration.model.input_size):
+        # Once validation scaled tiles in a way of its own, and another epoch may have been the best.
+        plain["selection"].append("scaled as in training")
+    plain["initialise"] = [configuration.initialise.mode, configuration.initialise.min_matched] if parent else None
+    digest = hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8)
+    return {
+        "configuration": digest.hexdigest(),
+        "training labels": train.fingerprint,
+        "validation labels": val.fingerprint,
+        "initial weights": None if parent is None else parent["digest"],
+        "number of processes": n_processes(),
+    }
+
+
+def _are_scaled(split: LabelledSplit, input_size: int) -> bool:
+    """Whether the network sees some tiles at another size than theirs."""
+    return any((tile.width, tile.height) != (input_size,) * 2 for image in split.images for tile in image.tiles)

@@ -1,0 +1,65 @@
+"""Where a training's first weights come from: a file that the configuration names, or chance.
+
+How tensors are matched is the business of ``checkpoints``; which file an experiment's parent is, of the caller.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from uveitis_assets.detection.checkpoints.loading import load_backbone_weights, load_detector_weights
+from uveitis_assets.detection.configuration import InitialisationConfiguration
+from uveitis_assets.storage.store import ArtefactStore
+from uveitis_assets.training.weights_files import parent_of, read_lineage
+from uveitis_assets.training.weights_loading import LoadReport
+
+
+def initial_weights_file(store: ArtefactStore, initialise: InitialisationConfiguration) -> Path | None:
+    """The file that the first weights are read from; None: they are random.
+
+    Raises:
+        ValueError: an asset is named instead of a file.
+        FileNotFoundError: the file does not exist.
+    """
+    name = initialise.checkpoint or initialise.backbone_weights
+    if name is None:
+        if initialise.experiment is not None:
+            raise ValueError(
+                f"initialise.experiment: expected the file of {initialise.experiment}'s best weights as "
+                "initialise.checkpoint; which file that is, the caller knows"
+            )
+        return None
+    path = store.root / name
+    if not path.is_file():
+        raise FileNotFoundError(f"initialise: {path}: expected a file with weights, found none; put it there")
+    return path
+
+
+def parent_weights(store: ArtefactStore, initialise: InitialisationConfiguration) -> dict[str, str] | None:
+    """Name and digest of the file that a training starts from, for its identity and lineage."""
+    path = initial_weights_file(store, initialise)
+    return None if path is None else parent_of(path)
+
+
+def images_learned_before(store: ArtefactStore, initialise: InitialisationConfiguration) -> frozenset[str]:
+    """Ids of the images that the first weights learned with labels; empty where their file does not tell."""
+    path = initial_weights_file(store, initialise)
+    return frozenset() if path is None else frozenset(read_lineage(path).get("learned_images", ()))
+
+
+def load_initial_weights(
+    model: nn.Module, store: ArtefactStore, initialise: InitialisationConfiguration
+) -> LoadReport | None:
+    """Load the configured file into the model; returns what was matched, None when the weights stay random.
+
+    Raises:
+        WeightsMismatchError: the file provides too little of the model.
+    """
+    path = initial_weights_file(store, initialise)
+    if path is None:
+        return None
+    if initialise.checkpoint is not None:
+        return load_detector_weights(model, path, mode=initialise.mode, min_matched=initialise.min_matched)
+    return load_backbone_weights(model, path, min_matched=initialise.min_matched)

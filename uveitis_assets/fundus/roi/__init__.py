@@ -1,0 +1,1 @@
+"""Masks of the visible retina: threshold, ultra-widefield, SAM 2, and the choice among them."""

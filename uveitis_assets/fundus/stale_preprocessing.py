@@ -1,0 +1,24 @@
+"""Which batches of a fundus lane have to be made again: the stages of preprocessing compared with the ledger."""
+
+from __future__ import annotations
+
+from uveitis_assets.fundus.configuration import STAGES
+from uveitis_assets.fundus.stage_schemas import REFERENCE_COLOR_METADATA
+from uveitis_assets.stages.stale_batches import StaleBatches, stale_batches
+from uveitis_assets.storage.store import ArtefactStore
+
+
+def stale_preprocessing(store: ArtefactStore, lane: str, *, reference_color: str | None = None) -> StaleBatches:
+    """Compare the manifest parts and stage indexes of all batches of a lane with the ledger; see ``stale_batches``.
+
+    Args:
+        store: where ledger, parts and indexes lie.
+        lane: the lane's name.
+        reference_color: digest of the present reference colours (see ``present_reference_digest``): crops and tiles
+            made with others are stale. None does not look at them.
+    """
+    required: dict[str, dict[str, str]] = {}
+    if reference_color is not None:
+        # Masks do not depend on colours.
+        required = {stage: {REFERENCE_COLOR_METADATA: reference_color} for stage in STAGES if stage != "roi_masks"}
+    return stale_batches(store, lane, STAGES, index_metadata=required)

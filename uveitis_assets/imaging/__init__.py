@@ -1,0 +1,1 @@
+"""Geometry, tiling, encodings, colour spaces and drawing; knows no lane and no registration."""

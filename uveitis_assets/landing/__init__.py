@@ -1,0 +1,1 @@
+"""From a landing folder to the manifest: layouts, ledger, registration, splits, quarantine."""

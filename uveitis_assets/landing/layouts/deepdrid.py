@@ -1,0 +1,185 @@
+"""DeepDRiD: regular and ultra-widefield photographs with grades in CSV files and an official split.
+
+Folders as published at github.com/deepdrdoc/DeepDRiD: ``regular_fundus_images/`` and ``ultra-widefield_images/`` with
+one subset folder each for training, validation and challenge evaluation (the test set, without grades), images in
+``<subset>/Images/<patient>/``. Its CSV files write paths with backslashes, without ``Images`` and sometimes with
+another name than the file's. The subset folders may also lie at the top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from uveitis_assets.landing.configuration import DatasetConfiguration
+from uveitis_assets.landing.csv_tables import CsvRow, read_landing_csv
+from uveitis_assets.landing.eye import eye_from_name
+from uveitis_assets.landing.folder_tree import LandingTree
+from uveitis_assets.landing.image_file import is_image_name
+from uveitis_assets.landing.layouts.grade_table import missing_images_problem, parse_grade
+from uveitis_assets.landing.samples import Eye, LandedImage, LandingProblem, LandingScan, Split
+
+_OPTIONAL_COLUMNS = (
+    "patient_id",
+    "image_path",
+    "position",
+    "DR_level",
+    "left_eye_DR_Level",
+    "right_eye_DR_Level",
+    "patient_DR_Level",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Subset:
+    """A folder of the dataset: start of its name, its CSV, its kind of photograph, its official split."""
+
+    folder_start: str
+    csv_name: str
+    kind: str
+    split: Split
+    is_graded: bool
+
+
+_SUBSETS = (
+    _Subset("regular-fundus-training", "regular-fundus-training.csv", "regular", "train", True),
+    _Subset("regular-fundus-validation", "regular-fundus-validation.csv", "regular", "val", True),
+    _Subset("online-challenge1", "challenge1_upload.csv", "regular", "test", False),
+    _Subset("challenge1_upload", "challenge1_upload.csv", "regular", "test", False),
+    _Subset("ultra-widefield-training", "ultra-widefield-training.csv", "uwf", "train", True),
+    _Subset("ultra-widefield-validation", "ultra-widefield-validation.csv", "uwf", "val", True),
+    _Subset("online-challenge3", "challenge3_upload.csv", "uwf", "test", False),
+    _Subset("challenge3_upload", "challenge3_upload.csv", "uwf", "test", False),
+)
+
+
+def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
+    """Read all subsets with grades (notes ``grade=k``) and official splits.
+
+    Dataset tags are ``<lane>_regular`` and ``<lane>_uwf``; the lane is normally called ``deepdrid``. An image
+    without a row lands unlabelled, with its patient and eye from the file name.
+    """
+    files_by_folder: dict[str, list[str]] = {}
+    for file in tree.files:
+        folder = _subset_folder(file)
+        if folder is not None:
+            files_by_folder.setdefault(folder, []).append(file)
+    images: list[LandedImage] = []
+    problems = list(tree.problems)
+    for folder, files in sorted(files_by_folder.items()):
+        subset = _subset_of(PurePosixPath(folder).name)
+        if subset is not None:
+            found, found_problems = _scan_subset(tree, dataset.name, subset, folder, files)
+            images.extend(found)
+            problems.extend(found_problems)
+    if not images:
+        names = ", ".join(dict.fromkeys(subset.folder_start for subset in _SUBSETS))
+        problems.append(LandingProblem(".", "no_images", f"expected images in folders named {names}; found none"))
+    return LandingScan(tuple(sorted(images, key=lambda image: image.relative_path)), tuple(problems))
+
+
+def _subset_of(folder_name: str) -> _Subset | None:
+    name = folder_name.lower()
+    return next((subset for subset in _SUBSETS if name.startswith(subset.folder_start)), None)
+
+
+def _subset_folder(file: str) -> str | None:
+    parents = file.split("/")[:-1]
+    for depth, name in enumerate(parents):
+        if _subset_of(name) is not None:
+            return "/".join(parents[: depth + 1])
+    return None
+
+
+def _scan_subset(
+    tree: LandingTree, lane: str, subset: _Subset, folder: str, files: list[str]
+) -> tuple[list[LandedImage], list[LandingProblem]]:
+    image_files = [file for file in files if is_image_name(file)]
+    csv = next((file for file in files if PurePosixPath(file).name.lower() == subset.csv_name), None)
+    problems: list[LandingProblem] = []
+    row_by_file: dict[str, CsvRow] = {}
+    if csv is None:
+        detail = f"expected {folder}/{subset.csv_name}, found none; its images land without grades"
+        problems.append(LandingProblem(folder, "missing", detail))
+    else:
+        rows, problems = read_landing_csv(tree, csv, ("image_id",), _OPTIONAL_COLUMNS)
+        row_by_file, row_problems = _match_rows(rows, folder, image_files, csv)
+        problems.extend(row_problems)
+    images = []
+    for file in image_files:
+        path = PurePosixPath(file)
+        row = row_by_file.get(file)
+        identifier = row.cells["image_id"] if row else _identifier(path)
+        eye = _eye(row, identifier)
+        grade = None
+        if row is not None and subset.is_graded:
+            grade, problem = parse_grade(_grade_cell(row, eye), f"{csv}:{row.line}")
+            problems.extend([problem] if problem else [])
+        images.append(
+            LandedImage(
+                relative_path=file,
+                dataset=f"{lane}_{subset.kind}",
+                patient=(row.cells.get("patient_id", "") if row else "") or identifier.split("_", 1)[0],
+                eye=eye,
+                label_format="none" if grade is None else "grade",
+                label_paths=() if grade is None or csv is None else (csv,),
+                notes="" if grade is None else f"grade={grade}",
+                official_split=subset.split,
+                identifier=identifier,
+            )
+        )
+    return images, problems
+
+
+def _identifier(path: PurePosixPath) -> str:
+    """The image id a file name stands for: ``121/l3.jpg`` is ``121_l3``, ``1/1_l1.jpg`` is ``1_l1``."""
+    patient = path.parent.name
+    if patient.isdigit() and not path.stem.startswith(patient + "_"):
+        return f"{patient}_{path.stem}"
+    return path.stem
+
+
+def _match_rows(
+    rows: list[CsvRow], folder: str, files: list[str], csv: str
+) -> tuple[dict[str, CsvRow], list[LandingProblem]]:
+    """Find each row's file by its path, else by the id that the file name stands for."""
+    present = set(files)
+    file_by_id = {_identifier(PurePosixPath(file)): file for file in reversed(files)}
+    row_by_file: dict[str, CsvRow] = {}
+    problems: list[LandingProblem] = []
+    missing: list[int] = []
+    for row in rows:
+        written = PurePosixPath(row.cells.get("image_path", "").replace("\\", "/").lstrip("/"))
+        if ".." in written.parts or ":" in str(written)[1:2]:
+            detail = f"{csv}:{row.line}: expected a path below {folder} in image_path; mend the cell"
+            problems.append(LandingProblem(csv, "escapes_root", detail))
+            continue
+        inner = PurePosixPath(*written.parts[1:]) if len(written.parts) > 1 else written
+        places = (
+            f"{folder}/Images/{inner}",
+            f"{folder}/{inner}",
+            f"{folder}/{written}",
+            file_by_id.get(row.cells["image_id"], ""),
+        )
+        file = next((place for place in places if place in present), None)
+        if file is None:
+            missing.append(row.line)
+        elif file in row_by_file:
+            detail = f"{csv}:{row.line}: the image stands in line {row_by_file[file].line} already; the first one holds"
+            problems.append(LandingProblem(csv, "bad_row", detail))
+        else:
+            row_by_file[file] = row
+    problems.extend(missing_images_problem(csv, missing))
+    return row_by_file, problems
+
+
+def _eye(row: CsvRow | None, identifier: str) -> Eye | None:
+    position = row.cells.get("position", "") if row else ""
+    return eye_from_name(position) or eye_from_name(identifier)
+
+
+def _grade_cell(row: CsvRow, eye: Eye | None) -> str:
+    """The image's own grade: that of its eye, of the eye that has one, else the patient's."""
+    left, right = row.cells.get("left_eye_DR_Level", ""), row.cells.get("right_eye_DR_Level", "")
+    own = {"L": left, "R": right}.get(eye or "", "")
+    return row.cells.get("DR_level", "") or own or left or right or row.cells.get("patient_DR_Level", "")

@@ -1,0 +1,53 @@
+"""EyePACS: ``train/<patient>_<left|right>.jpeg`` with grades in ``trainLabels.csv`` (image, level)."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from uveitis_assets.landing.configuration import DatasetConfiguration
+from uveitis_assets.landing.csv_tables import read_landing_csv
+from uveitis_assets.landing.eye import eye_from_name
+from uveitis_assets.landing.folder_tree import LandingTree
+from uveitis_assets.landing.image_file import is_image_name
+from uveitis_assets.landing.layouts.grade_table import missing_images_problem, parse_grade
+from uveitis_assets.landing.samples import LandedImage, LandingProblem, LandingScan
+
+_CSV = "trainLabels.csv"
+
+
+def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
+    """Read the layout; dataset tag the lane's name, patient the stem before ``_``, notes ``grade=k``."""
+    problems = list(tree.problems)
+    rows, csv_problems = read_landing_csv(tree, _CSV, ("image", "level"))
+    problems.extend(csv_problems)
+    grade_by_stem: dict[str, int] = {}
+    line_by_stem: dict[str, int] = {}
+    for row in rows:
+        grade, problem = parse_grade(row.cells["level"], f"{_CSV}:{row.line}")
+        problems.extend([problem] if problem else [])
+        stem = row.cells["image"]
+        line_by_stem.setdefault(stem, row.line)
+        if grade is not None:
+            grade_by_stem.setdefault(stem, grade)
+    images = []
+    for file in tree.below("train"):
+        if not is_image_name(file):
+            continue
+        stem = PurePosixPath(file).stem
+        line_by_stem.pop(stem, None)
+        grade = grade_by_stem.get(stem)
+        images.append(
+            LandedImage(
+                relative_path=file,
+                dataset=dataset.name,
+                patient=stem.split("_", 1)[0],
+                eye=eye_from_name(stem),
+                label_format="none" if grade is None else "grade",
+                label_paths=() if grade is None else (_CSV,),
+                notes="" if grade is None else f"grade={grade}",
+            )
+        )
+    if not images:
+        problems.append(LandingProblem("train", "no_images", "expected images in train/, found none"))
+    problems.extend(missing_images_problem(_CSV, list(line_by_stem.values())))
+    return LandingScan(tuple(images), tuple(problems))

@@ -1,0 +1,61 @@
+"""UWF-700: ``Images/<Disease>/<stem>.jpg`` with box labels ``Labels/<Disease>/<stem>.txt``.
+
+A label belongs to the image of the same disease folder, if only one there bears its stem. A missing label file means
+unlabelled, an empty one means that the image was looked at and holds no lesion.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from uveitis_assets.landing.configuration import DatasetConfiguration
+from uveitis_assets.landing.eye import eye_from_name
+from uveitis_assets.landing.folder_tree import LandingTree
+from uveitis_assets.landing.image_file import is_image_name
+from uveitis_assets.landing.layouts.label_matching import LabelMatcher
+from uveitis_assets.landing.samples import LandedImage, LandingProblem, LandingScan
+
+
+def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
+    """Read the layout; dataset tag the lane's name, patient the file's stem, notes ``disease=<folder>``."""
+    labels = [
+        file
+        for file in tree.below("Labels")
+        if file.lower().endswith(".txt") and PurePosixPath(file).name != "classes.txt"
+    ]
+    files = [file for file in tree.below("Images") if is_image_name(file)]
+    match = LabelMatcher(files, extension_counts=False).match(labels)
+    images = []
+    for file in files:
+        path = PurePosixPath(file)
+        label = match.label_by_image.get(file)
+        disease = path.parts[1] if len(path.parts) > 2 else ""
+        images.append(
+            LandedImage(
+                relative_path=file,
+                dataset=dataset.name,
+                patient=path.stem,
+                eye=eye_from_name(path.stem),
+                label_format="obb" if label else "none",
+                label_paths=(label,) if label else (),
+                notes=f"disease={disease}" if disease else "",
+                patient_from_name=True,
+            )
+        )
+    problems = list(match.problems)
+    used = match.doubtful_labels.union(match.label_by_image.values())
+    unused = [file for file in labels if file not in used]
+    if not images:
+        problems.append(
+            LandingProblem("Images", "no_images", "expected images in Images/<Disease>/, found none; land them there")
+        )
+    if unused:
+        problems.append(
+            LandingProblem(
+                "Labels",
+                "label_without_image",
+                f"{len(unused)} label files have no image of the same folder and stem, the first is "
+                f"{min(unused)}; land the images or mend the names",
+            )
+        )
+    return LandingScan(tuple(images), (*tree.problems, *problems))

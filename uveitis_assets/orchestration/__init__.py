@@ -1,0 +1,1 @@
+"""Dagster wiring that every family shares: partition runs, checks, automation, previews, lane names."""

@@ -1,0 +1,11 @@
+"""Partition keys of folds: ``fold0``, ``fold1``, ..."""
+
+
+def fold_key(fold: int) -> str:
+    """Partition key of a fold: ``fold0``."""
+    return f"fold{fold}"
+
+
+def fold_number(partition: str) -> int:
+    """Fold of a partition key: ``fold0`` -> 0."""
+    return int(partition.removeprefix("fold"))

@@ -1,0 +1,46 @@
+"""Names of lanes and where their defs.yaml says them; no two lanes share one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import dagster as dg
+
+
+def field_places(context: dg.ComponentLoadContext, *names: str) -> dict[str, str]:
+    """``file:line`` of each field of a defs.yaml, or of the nearest one around it where it has its default."""
+    positions = context.resolution_context.source_position_tree
+    if positions is None:
+        return {}
+    return {name: str(positions.lookup_closest_and_path(["attributes", *name.split(".")], None)[0]) for name in names}
+
+
+class LaneConflictError(ValueError):
+    """Lanes that cannot be used together; the message names them, their files and what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedLane:
+    """A lane of any kind, such as ``detector``, and where its name stands, as ``file:line``."""
+
+    kind: str
+    name: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name} at {self.place}"
+
+
+def check_names_unique(lanes: Sequence[NamedLane]) -> None:
+    """Compare the names of all lanes of a project, whatever their kind.
+
+    Raises:
+        LaneConflictError: two have one name, and with it one prefix of asset keys and one group.
+    """
+    conflicts = [
+        f"{other}: expected a name of its own, found that of {one}; rename one of them"
+        for one, other in combinations(lanes, 2)
+        if one.name == other.name
+    ]
+    if conflicts:
+        raise LaneConflictError("\n".join(conflicts))

@@ -1,0 +1,31 @@
+"""Newest materializations of assets and partitions."""
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+if TYPE_CHECKING:
+    pass
+
+
+UPSTREAM_EVENT_METADATA = "upstream_event_id"
+
+
+def latest_event_id(instance: dg.DagsterInstance, asset_keys: list[dg.AssetKey]) -> int:
+    """Storage id of the newest materialization of any of the assets; 0 when there is none."""
+    newest = 0
+    for key in asset_keys:
+        for record in instance.fetch_materializations(key, limit=1).records:
+            newest = max(newest, record.storage_id)
+    return newest
+
+
+def newest_events(
+    instance: dg.DagsterInstance, asset_key: dg.AssetKey, partitions: Collection[str] | None = None
+) -> dict[str, int]:
+    """Storage id of the newest materialization of each partition, of all or of the given ones; without those that
+    have none."""
+    wanted = None if partitions is None else set(partitions)
+    materialized = dg.DagsterEventType.ASSET_MATERIALIZATION
+    return dict(instance.get_latest_storage_id_by_partition(asset_key, materialized, wanted))

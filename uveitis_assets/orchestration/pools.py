@@ -1,0 +1,5 @@
+"""Names of the concurrency pools."""
+
+from __future__ import annotations
+
+GPU_POOL = "gpu"

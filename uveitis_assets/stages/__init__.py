@@ -1,0 +1,1 @@
+"""Resumable batches of items: index, journal, ownership, stale batches."""

@@ -1,0 +1,1 @@
+"""Places of all artefacts, atomic writes and locks."""

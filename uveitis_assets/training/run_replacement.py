@@ -1,0 +1,142 @@
+"""How one run follows another in a run folder: a finished run stays usable until the one after it is finished.
+
+A first training writes into its folder. One that would replace a usable run writes below ``retraining/`` and takes the
+run's place when it is finished; what stood there is moved below ``replaced/``, so that no files of two runs mix. Every
+step is one rename, so that a process killed at any of them leaves a usable run and a later one completes the change.
+Names and content of the files are the business of ``run_folder``; trainings call this one at a time.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from uveitis_assets.storage.files import remove_half_files
+from uveitis_assets.training.run_folder import (
+    OWN_FILES,
+    RunFolder,
+    begin_run,
+    ended_with,
+    has_best_weights,
+    is_finished,
+    is_unfinished,
+    run_identity,
+)
+
+
+def usable_run(folder: RunFolder) -> RunFolder:
+    """The run whose files are to be used: the one in the folder, or its finished successor that has not moved in yet.
+
+    Whether that run is itself unfinished, or has no weights, is for the caller to see.
+    """
+    return folder.successor if is_finished(folder.successor) and has_best_weights(folder.successor) else folder
+
+
+def open_run_folder(folder: RunFolder, identity: Mapping[str, Any]) -> tuple[RunFolder, str | None]:
+    """Find the place where a run of ``identity`` is trained, and make it that run's.
+
+    That is the folder itself, or its ``retraining/`` while the folder holds a usable run, and when a run of
+    ``identity`` goes on there (the one in the folder has lost its weights since). What the place holds of a run
+    that cannot be continued (another identity; finished, but its best weights are gone, damaged or
+    others) is moved below
+    ``replaced/``. Half-files of killed processes are removed: nobody else may be writing there.
+
+    Returns:
+        The place, and a message when there was another run.
+    """
+    usable = not is_unfinished(folder) and has_best_weights(folder)
+    goes_on = is_unfinished(folder.successor) and run_identity(folder.successor) == identity
+    place = folder.successor if usable or goes_on else folder
+    remove_half_files(place.path)
+    remove_half_files(place.last_state.parent)
+    messages = []
+    if usable:
+        messages.append(
+            f"{folder.path}: holds a finished run {_difference(folder, identity)}; it stays in use until this training "
+            f"is finished, which writes below {place.path.name}/ and then takes its place"
+        )
+    if run_identity(place) != identity or is_finished(place):
+        difference = _difference(place, identity)
+        target = _set_aside(place, folder.replaced_folder)
+        if target is not None:
+            messages.append(
+                f"{place.path}: held a run {difference}; it was moved to {target.relative_to(folder.path)} and the "
+                "training begins anew"
+            )
+        begin_run(place, identity)
+    else:
+        # A killed move had begun to take this run away; what it took is not to mix with a later run.
+        _number(_gathered(place, folder.replaced_folder))
+    return place, "\n".join(messages) or None
+
+
+def complete_succession(folder: RunFolder) -> str | None:
+    """Let a finished run below ``retraining/`` take the place of the one in the folder.
+
+    Returns:
+        A message when a former run was moved, else None, also when there is nothing to complete.
+    """
+    successor = folder.successor
+    whole = usable_run(folder) == successor
+    # The checkpoints move in first and run.json last: this one was killed in between.
+    half_moved = (
+        is_finished(successor)
+        and not successor.last_state.parent.exists()
+        and not folder.run_file.exists()
+        # Else the weights here were put by hand, and the successor was being moved away.
+        and ended_with(successor, folder.best_weights)
+    )
+    if not whole and not half_moved:
+        return None
+    target = _set_aside(folder, folder.replaced_folder) if whole else None
+    for name in ("checkpoints", *OWN_FILES):
+        if (successor.path / name).exists():
+            if (folder.path / name).is_dir():
+                # An evaluation wrote it after the checkpoints had moved in: it is of the same weights.
+                shutil.rmtree(folder.path / name)
+            (successor.path / name).rename(folder.path / name)
+    shutil.rmtree(successor.path)
+    return None if target is None else f"{folder.path}: the former run was moved to {target.relative_to(folder.path)}"
+
+
+def _set_aside(run: RunFolder, replaced: Path) -> Path | None:
+    """Move a run's files to a folder of their own below ``replaced``; None when there are none.
+
+    They gather in a hidden folder, which gets its number when it is whole: a killed move goes on there, and what has a
+    number is never added to. run.json moves last.
+    """
+    held = [name for name in OWN_FILES if (run.path / name).exists()]
+    gathered = _gathered(run, replaced)
+    if not held:
+        return _number(gathered)
+    if any((gathered / name).exists() for name in ("run.json", *held)):
+        # Of another run: this place was filled again before that move was completed.
+        _number(gathered)
+    gathered.mkdir(parents=True, exist_ok=True)
+    for name in held:
+        (run.path / name).rename(gathered / name)
+    return _number(gathered)
+
+
+def _gathered(run: RunFolder, replaced: Path) -> Path:
+    """Where the files of a run gather that is being moved below ``replaced``."""
+    return replaced / f".{run.path.name}"
+
+
+def _number(gathered: Path) -> Path | None:
+    """Give gathered files the first free ``run_<n>``; None when there are none."""
+    if not gathered.exists():
+        return None
+    number = 1
+    while (target := gathered.with_name(f"run_{number:03d}")).exists():
+        number += 1
+    gathered.rename(target)
+    return target
+
+
+def _difference(run: RunFolder, identity: Mapping[str, Any]) -> str:
+    found = run_identity(run) or {}
+    different = sorted(key for key in identity if found.get(key) != identity[key])
+    return f"with another {', '.join(different)}" if different else "that has lost the best weights it ended with"

@@ -1,0 +1,274 @@
+"""The masked autoencoder against independent computations, and its training against kills."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from uveitis_assets.detection.pretraining.configuration import EncoderPretrainingConfiguration
+from uveitis_assets.detection.pretraining.masked_autoencoder import (
+    SHAPES,
+    MaskedAutoencoder,
+    patches_of,
+    sine_cosine_positions,
+)
+from uveitis_assets.detection.pretraining.pretrain import pretrain_encoder
+from uveitis_assets.imaging.geometry import ImageFrames, Tile
+from uveitis_assets.imaging.png import encode_png
+from uveitis_assets.landing.manifest_table import EXPORTED_COLUMNS
+from uveitis_assets.storage.files import write_bytes, write_json
+from uveitis_assets.storage.store import ArtefactStore
+
+TINY = SHAPES["tiny_p16"]
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def tiny() -> MaskedAutoencoder:
+    torch.manual_seed(0)
+    return MaskedAutoencoder(TINY)
+
+
+def test_patches_are_cut_rows_first_with_channels_last() -> None:
+    images = torch.rand(2, 3, 64, 64)
+    cut = patches_of(images, 16)
+    for number in range(16):
+        row, column = divmod(number, 4)
+        window = images[:, :, row * 16 : row * 16 + 16, column * 16 : column * 16 + 16]
+        torch.testing.assert_close(cut[:, number], window.permute(0, 2, 3, 1).reshape(2, -1))
+
+
+def test_position_embeddings_follow_the_formula_of_the_paper() -> None:
+    width, grid = 16, 3
+    found = sine_cosine_positions(width, grid)
+    assert found.shape == (10, width)
+    assert (found[0] == 0).all()
+    for row in range(grid):
+        for column in range(grid):
+            expected = []
+            for position in (column, row):
+                angles = [position / 10000 ** (2 * k / (width / 2)) for k in range(width // 4)]
+                expected += [np.sin(a) for a in angles] + [np.cos(a) for a in angles]
+            np.testing.assert_allclose(found[1 + row * grid + column], expected, atol=1e-12)
+
+
+def test_three_quarters_are_hidden_and_the_visible_ones_are_those_of_the_smallest_noise() -> None:
+    model = tiny()
+    noise = torch.rand(2, 16)
+    latent, hidden, _ = model.encode(torch.rand(2, 3, 64, 64), noise, 0.75)
+    assert latent.shape == (2, 1 + 4, TINY.width)
+    for line, values in zip(hidden, noise, strict=True):
+        assert set(line.logical_not().nonzero().flatten().tolist()) == set(values.argsort()[:4].tolist())
+
+
+def test_loss_looks_at_hidden_patches_alone_and_normalizes_each_patch() -> None:
+    model = tiny()
+    images = torch.rand(1, 3, 64, 64)
+    painted = torch.rand(1, 16, 768)
+    hidden = torch.zeros(1, 16)
+    hidden[0, 5] = 1
+    patch = images[0, :, 16:32, 16:32].permute(1, 2, 0).reshape(-1).double()
+    normalized = (patch - patch.mean()) / (patch.var() + 1e-6).sqrt()
+    expected = (painted[0, 5].double() - normalized).square().mean()
+    assert model.reconstruction_loss(images, painted, hidden).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_visible_patches_decide_the_painting_and_hidden_pixels_do_not() -> None:
+    model = tiny().eval()
+    images, noise = torch.rand(1, 3, 64, 64), torch.rand(1, 16)
+    changed = images.clone()
+    number = int(noise.argmax())
+    row, column = divmod(number, 4)
+    changed[:, :, row * 16 : row * 16 + 16, column * 16 : column * 16 + 16] = 0
+    with torch.no_grad():
+        first, _, order = model.encode(images, noise, 0.75)
+        second, _, _ = model.encode(changed, noise, 0.75)
+        torch.testing.assert_close(model.decode(first, order), model.decode(second, order))
+
+
+@pytest.fixture
+def lane(store: ArtefactStore) -> ArtefactStore:
+    """A store with ``lane_of_images``."""
+    lane_of_images(store)
+    return store
+
+
+def lane_of_images(store: ArtefactStore, n_images: int = 6) -> None:
+    """A lane with global images of coloured squares; the last image is a test image."""
+    rng = np.random.default_rng(0)
+    frames = ImageFrames((96, 96), (0, 0, 96, 96), 96, (0, 0), 96, "global", (Tile("tile_000", 0, 0, 96, 96),))
+    rows = []
+    for number in range(n_images):
+        key = f"uwf700__{number}"
+        grid = np.kron(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+        for path in (store.global_image(key, 96), store.tile(key, "tile_000")):
+            write_bytes(path, encode_png(grid))
+        write_json(store.crop_metadata(key), frames.crop_metadata())
+        write_json(store.tiles_metadata(key), frames.tiles_metadata(f"uwf700::{number}"))
+        rows.append(
+            {
+                "image_id": f"uwf700::{number}",
+                "key": key,
+                "content_hash": f"hash{number}",
+                "fingerprint": "f",
+                "quarantine_reason": None,
+                "fold_splits": ["test" if number == n_images - 1 else "train"] * 5,
+            }
+        )
+    frame = pl.DataFrame(rows, schema_overrides={"quarantine_reason": pl.String})
+    part = frame.with_columns(
+        pl.lit(None).alias(name) for name in (*EXPORTED_COLUMNS, "batch") if name not in frame.columns
+    )
+    for path, table in (
+        (store.manifest_part("uwf700", "b00001"), part),
+        (store.stage_index("uwf700", "tiles", "b00001"), frame),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.write_parquet(path)
+
+
+def configuration(**changes: object) -> EncoderPretrainingConfiguration:
+    settings: dict[str, object] = {
+        "name": "mae",
+        "learn_from": ["uwf700"],
+        "encoder": "tiny_p16",
+        "epochs": 4,
+        "batch_size": 2,
+        "learning_rate": 0.1,
+        "warmup_epochs": 1,
+        "checkpoint_every_steps": 1,
+    }
+    return EncoderPretrainingConfiguration.model_validate(settings | changes)
+
+
+def test_a_fixed_batch_is_learned_by_heart() -> None:
+    model = tiny()
+    images = torch.rand(4, 3, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    noise = torch.rand(4, 16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0)
+    losses = []
+    for _ in range(150):
+        loss = model(images, noise, 0.75)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_test_images_are_never_shown(lane: ArtefactStore) -> None:
+    for path in (lane.global_image("uwf700__5", 96), lane.tile("uwf700__5", "tile_000")):
+        path.unlink()
+    outcome = pretrain_encoder(lane, configuration(epochs=2), device="cpu", log=lambda line: None)
+    assert (outcome.n_images, outcome.n_held_out, outcome.n_steps) == (5, 1, 6)
+
+
+def test_a_killed_pretraining_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
+    stores = [ArtefactStore(tmp_path / name, tmp_path / "raw") for name in ("whole", "killed")]
+    for store in stores:
+        lane_of_images(store)
+    pretrain_encoder(stores[0], configuration(epochs=12), device="cpu", log=lambda line: None)
+    script = textwrap.dedent(
+        f"""
+        import torch
+        torch.set_num_threads(1)
+        from pathlib import Path
+        from uveitis_assets.detection.pretraining.pretrain import pretrain_encoder
+        from uveitis_assets.storage.store import ArtefactStore
+        from uveitis_assets_tests.detection.pretraining.test_masked_autoencoder import configuration
+        root = Path({str(stores[1].root)!r})
+        pretrain_encoder(ArtefactStore(root, root / "raw"), configuration(epochs=12), device="cpu", log=print)
+        """
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.DEVNULL)
+    last = stores[1].pretraining_folder("mae") / "last.pth"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (last.parent / "encoder.safetensors").exists()
+    # What a kill in the middle of writing leaves, whether this one did or not.
+    (last.parent / ".last.pth.1-2-3.partial").write_bytes(b"half")
+    lines: list[str] = []
+    pretrain_encoder(stores[1], configuration(epochs=12), device="cpu", log=lines.append)
+    assert any("continuing" in line for line in lines)
+    assert not list(last.parent.glob(".*.partial"))
+    whole, killed = (load_file(store.pretraining_folder("mae") / "encoder.safetensors") for store in stores)
+    assert whole.keys() == killed.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, killed[name]), name
+
+
+def test_weights_are_continued_from_a_retfound_file_and_a_strange_file_is_refused(lane: ArtefactStore) -> None:
+    torch.manual_seed(7)
+    other = MaskedAutoencoder(TINY)
+    # RETFound's own files hold their command line beside the tensors.
+    content = {"model": other.state_dict(), "epoch": 799, "args": argparse.Namespace(model="mae_vit_large_patch16")}
+    torch.save(content, lane.root / "retfound.pth")
+    outcome = pretrain_encoder(
+        lane,
+        configuration(start_from="retfound.pth", epochs=1, learning_rate=1e-9),
+        device="cpu",
+        log=lambda line: None,
+    )
+    trained = load_file(outcome.encoder)
+    torch.testing.assert_close(trained["blocks.0.attn.qkv.weight"], other.state_dict()["blocks.0.attn.qkv.weight"])
+    torch.save({"model": {"blocks.0.attn.qkv.weight": torch.zeros(3, 3)}}, lane.root / "strange.pth")
+    with pytest.raises(
+        ValueError, match=r"strange\.pth: 0\.0% of the wanted parameters.* 1 shape_mismatch \(blocks\.0\.attn"
+    ):
+        pretrain_encoder(lane, configuration(start_from="strange.pth"), device="cpu", log=lambda line: None)
+
+
+def test_weights_of_another_kind_of_training_are_refused_however_well_they_fit(lane: ArtefactStore) -> None:
+    torch.save({"teacher": tiny().state_dict()}, lane.root / "dinov2.pth")
+    with pytest.raises(
+        ValueError, match=r"dinov2\.pth: expected a masked autoencoder's weights.*found the root `teacher`"
+    ):
+        pretrain_encoder(lane, configuration(start_from="dinov2.pth"), device="cpu", log=lambda line: None)
+
+
+def test_a_changed_configuration_starts_anew(lane: ArtefactStore) -> None:
+    pretrain_encoder(lane, configuration(epochs=1), device="cpu", log=lambda line: None)
+    lines: list[str] = []
+    pretrain_encoder(lane, configuration(epochs=1, seed=1), device="cpu", log=lines.append)
+    assert not any("continuing" in line for line in lines)
+
+
+def test_another_file_of_the_same_name_to_start_from_starts_anew(lane: ArtefactStore) -> None:
+    starts = configuration(start_from="retfound.pth", epochs=1, learning_rate=1e-9)
+    weights = []
+    for seed in (7, 8):
+        torch.manual_seed(seed)
+        other = MaskedAutoencoder(TINY).state_dict()
+        torch.save({"model": other}, lane.root / "retfound.pth")
+        lines: list[str] = []
+        outcome = pretrain_encoder(lane, starts, device="cpu", log=lines.append)
+        assert not any("continuing" in line for line in lines)
+        name = "blocks.0.attn.qkv.weight"
+        torch.testing.assert_close(load_file(outcome.encoder)[name], other[name])
+        weights.append(load_file(outcome.encoder)[name])
+    assert not torch.equal(*weights)
+    pretrain_encoder(lane, starts, device="cpu", log=lines.append)
+    assert any("continuing" in line for line in lines), "nothing has changed"
+
+
+def test_a_damaged_state_of_a_pretraining_is_refused_with_what_to_do(lane: ArtefactStore) -> None:
+    outcome = pretrain_encoder(lane, configuration(epochs=1), device="cpu", log=lambda line: None)
+    state = outcome.encoder.with_name("last.pth")
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"last\.pth: .*damaged file .* delete it: the training then begins anew"):
+        pretrain_encoder(lane, configuration(epochs=1), device="cpu", log=lambda line: None)
