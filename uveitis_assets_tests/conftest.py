@@ -4,8 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from uveitis_assets.storage.store import ArtefactStore
+
+# A time limit per example would fail on slow machines; derandomized examples make runs repeatable.
+settings.register_profile("uveitis", deadline=None, derandomize=True)
+settings.load_profile("uveitis")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

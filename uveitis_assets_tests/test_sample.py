@@ -22,6 +22,7 @@ from uveitis_assets.sample import (
 )
 from uveitis_assets.sample.__main__ import main
 from uveitis_assets.sample.lesions import smallest_rotated_box
+from uveitis_assets_tests.patience import patience
 
 
 def files_of(root: Path) -> dict[str, str]:
@@ -54,7 +55,7 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     write_many_small(tmp_path / "here/small", 4, 5, workers=2)
     command = [sys.executable, "-m", "uveitis_assets.sample", "--out", str(tmp_path / "there"), "--seed", "5"]
     command += ["--n-uwf", "3", "--n-fgadr", "2", "--n-small", "4", "--uwf-size", "400x315", "--fgadr-size", "200"]
-    subprocess.run([*command, "--workers", "1"], check=True, capture_output=True, timeout=60)
+    subprocess.run([*command, "--workers", "1"], check=True, capture_output=True, timeout=patience(60))
     here = files_of(tmp_path / "here")
     assert here == files_of(tmp_path / "there")
     assert len(here) > 10

@@ -18,6 +18,8 @@ from typing import Any, BinaryIO
 
 import psutil
 
+from uveitis_assets_tests.patience import patience
+
 _SOCKET = ".s.PGSQL.5432"
 _UP_S = 30
 
@@ -58,7 +60,7 @@ class Server:
     def start(self) -> None:
         """Start it and wait until it answers. What is committed outlives its death, though not the machine's."""
         # A server that was just killed may hold its memory for a moment, and the next one then gives up.
-        deadline = time.monotonic() + _UP_S
+        deadline = time.monotonic() + patience(_UP_S)
         while not self._answers():
             assert time.monotonic() < deadline, (self.folder / "log").read_text()
             if self._process is None or self._process.poll() is not None:

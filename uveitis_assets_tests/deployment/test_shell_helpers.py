@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from uveitis_assets_tests.conftest import REPOSITORY
+from uveitis_assets_tests.patience import patience
 
 DOCKER = REPOSITORY / "docker"
 _RECORDING = """\
@@ -46,7 +47,7 @@ class Host:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=patience(60),
             stdin=subprocess.DEVNULL,
         )
 

@@ -16,6 +16,7 @@ import dagster as dg
 import pytest
 
 from uveitis_assets_tests.conftest import REPOSITORY
+from uveitis_assets_tests.patience import patience
 
 pytestmark = pytest.mark.e2e
 
@@ -63,7 +64,7 @@ def _submit(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=patience(120),
     )
 
 
@@ -105,7 +106,7 @@ def _free_port() -> int:
 
 
 def _wait_for(port: int, log: Path) -> None:
-    deadline = time.monotonic() + _START_S
+    deadline = time.monotonic() + patience(_START_S)
     while True:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -117,7 +118,7 @@ def _wait_for(port: int, log: Path) -> None:
 
 def _wait_for_run(served: Served, before: int) -> dg.DagsterRun:
     """The first run after the ``before`` earlier ones."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(60)
     while len(made := served.runs()[before:]) == 0:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -183,7 +184,7 @@ def test_a_run_that_somebody_deletes_ends_the_submission_as_a_failure(served: Se
     assert ": queued  " in submission.stdout.readline()
     [run] = served.runs()[before:]
     served.instance.delete_run(run.run_id)
-    output, _ = submission.communicate(timeout=60)
+    output, _ = submission.communicate(timeout=patience(60))
     assert submission.returncode == 1, output
     assert f"eye/tiles[b00001]: deleted  {served.url}/runs/{run.run_id}" in output
     assert "Somebody deleted the run" in output
@@ -207,7 +208,7 @@ def test_following_waits_for_a_web_server_that_goes_away(served: Served) -> None
         time.sleep(3)
         assert submission.poll() is None
         refuse.clear()
-        output, _ = submission.communicate(timeout=60)
+        output, _ = submission.communicate(timeout=patience(60))
     assert submission.returncode == 0
     assert ": success" in output
 
@@ -239,7 +240,7 @@ class _Interrupting:
                     self.close_connection = True
                     return
                 request = urllib.request.Request(target + self.path, body, {"Content-Type": "application/json"})
-                with urllib.request.urlopen(request, timeout=30) as answer:
+                with urllib.request.urlopen(request, timeout=patience(30)) as answer:
                     content = answer.read()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(content)))

@@ -27,6 +27,7 @@ from docker.errors import NotFound
 
 from uveitis_assets_tests.conftest import REPOSITORY
 from uveitis_assets_tests.docker.engine import build_image, ensure_base_image, free_port
+from uveitis_assets_tests.patience import patience
 
 IMAGE = "uveitis-assets-test-run:latest"
 LOCATION = "in_a_container"
@@ -88,7 +89,7 @@ class Deployment:
         return self.run(run_id)
 
     def wait(self, what: str, condition: Callable[[], object], limit_s: float = 90) -> None:
-        deadline = time.monotonic() + limit_s
+        deadline = time.monotonic() + patience(limit_s)
         while not condition():
             if time.monotonic() > deadline:
                 tails = "\n".join(log.read_text(errors="replace")[-4000:] for log in self.logs)
@@ -215,7 +216,7 @@ def _service(log: Path, arguments: list[str], home: Path, engine: Mapping[str, s
 
 
 def _wait_for_port(port: int, is_alive: Callable[[], bool], log: Callable[[], str]) -> None:
-    deadline = time.monotonic() + _START_S
+    deadline = time.monotonic() + patience(_START_S)
     while True:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:

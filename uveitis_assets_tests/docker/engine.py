@@ -19,6 +19,8 @@ from pathlib import Path
 import docker
 from docker.errors import DockerException, ImageNotFound
 
+from uveitis_assets_tests.patience import patience
+
 BASE_IMAGE = "debian:bookworm-slim"
 # Registered beside runc, so that asking for the runtime reaches an engine that has no GPU.
 NVIDIA_RUNTIME = "nvidia=runc"
@@ -54,7 +56,7 @@ def connect() -> docker.DockerClient:
     """
     if not _answers():
         _start()
-    return docker.from_env(timeout=60)
+    return docker.from_env(timeout=patience(60))
 
 
 def ensure_base_image(client: docker.DockerClient) -> None:
@@ -192,7 +194,7 @@ def _start_daemon(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    deadline = time.monotonic() + _START_S
+    deadline = time.monotonic() + patience(_START_S)
     while not _answers(address):
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()

@@ -21,6 +21,7 @@ from uveitis_assets.deployment.settings import DeploymentSettings
 from uveitis_assets.deployment.webserver import Webserver, WebserverError
 from uveitis_assets_tests.conftest import REPOSITORY
 from uveitis_assets_tests.docker.engine import BASE_IMAGE, ToolMissingError, build_image, ensure_base_image, free_port
+from uveitis_assets_tests.patience import patience
 
 IMAGE = "uveitis-assets-test:latest"
 POSTGRES_IMAGE = "uveitis-assets-test-postgres:latest"
@@ -63,7 +64,7 @@ class Stack:
     def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Call `uveitis-assets submit` as a user of this host does, and wait for its end."""
         process = self.start_submit(*arguments)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=patience(300))
         return subprocess.CompletedProcess(process.args, process.returncode, output)
 
     def start_submit(self, *arguments: str) -> subprocess.Popen[str]:
@@ -103,7 +104,7 @@ class Stack:
             json.dumps({"query": query, "variables": variables}).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=patience(60)) as answer:
             return dict(json.load(answer)["data"])
 
     def runs(self) -> list[dict[str, Any]]:
@@ -119,7 +120,7 @@ class Stack:
 
     def wait(self, what: str, condition: Callable[[], Any], limit_s: float = 240) -> Any:
         """What the condition returns once it is true; the services' logs when it does not come true."""
-        deadline = time.monotonic() + limit_s
+        deadline = time.monotonic() + patience(limit_s)
         while True:
             try:
                 found = condition()
@@ -194,7 +195,12 @@ def bring_up(client: docker.DockerClient, work: Path) -> Iterator[Stack]:
 def _compose(settings_file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [*_compose_command(), "--env-file", str(settings_file), "-f", str(REPOSITORY / "docker/compose.yaml")]
     return subprocess.run(
-        [*command, *arguments], env=_plain_environment(), capture_output=True, text=True, check=False, timeout=_UP_S
+        [*command, *arguments],
+        env=_plain_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=patience(_UP_S),
     )
 
 

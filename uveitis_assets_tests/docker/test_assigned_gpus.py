@@ -15,6 +15,7 @@ import pytest
 
 from uveitis_assets_tests.docker.engine import BASE_IMAGE, engine_with_stand_in_gpus, ensure_base_image
 from uveitis_assets_tests.launcher.launches import Launches
+from uveitis_assets_tests.patience import patience
 
 pytestmark = pytest.mark.docker
 
@@ -42,7 +43,7 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 def _environment(launches: Launches, run: dg.DagsterRun) -> dict[str, str]:
     """The environment that the container's program found."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patience(20)
     while b"ready" not in (log := launches.container(run).logs()):
         assert time.monotonic() < deadline, log
         time.sleep(0.1)

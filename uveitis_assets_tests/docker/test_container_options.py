@@ -10,6 +10,7 @@ from docker.errors import APIError
 
 from uveitis_assets_tests.docker.engine import BASE_IMAGE, ensure_base_image
 from uveitis_assets_tests.launcher.launches import Launches
+from uveitis_assets_tests.patience import patience
 
 pytestmark = pytest.mark.docker
 
@@ -38,7 +39,7 @@ def test_what_a_run_writes_belongs_to_the_configured_user(instance: dg.DagsterIn
         volumes=[f"{data}:/data"],
     )
     container = launches.container(launches.launch())
-    container.wait(timeout=30)
+    container.wait(timeout=patience(30))
     assert container.logs(stderr=False) == b"uveitis\n"
     made = (data / "made").stat()
     assert (made.st_uid, made.st_gid) == (12345, 23456)

@@ -9,6 +9,7 @@ import pytest
 from uveitis_assets.sample import write_fgadr
 from uveitis_assets_tests.docker.in_place import artefacts, make_fgadr_in_place
 from uveitis_assets_tests.docker.stack import Stack
+from uveitis_assets_tests.patience import patience
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
 
@@ -51,7 +52,7 @@ def test_a_submission_outlives_restarts_of_daemon_web_server_and_code_server(sta
         assert restarted.returncode == 0, restarted.stderr
         stack.wait_until_healthy()
         assert stack.run(run["runId"])["status"] == "STARTED"
-    output, _ = submission.communicate(timeout=300)
+    output, _ = submission.communicate(timeout=patience(300))
     assert submission.returncode == 0, output
     _check_runs_and_artefacts(stack, known, tmp_path)
 
@@ -71,7 +72,7 @@ def test_a_run_outlives_a_restart_and_a_crash_of_postgres(stack: Stack, tmp_path
     assert stack.container(run).status == "running"
     started = stack.compose("start", "postgres")
     assert started.returncode == 0, started.stderr
-    output, _ = submission.communicate(timeout=300)
+    output, _ = submission.communicate(timeout=patience(300))
     assert submission.returncode == 0, output
     stack.wait_until_healthy()
     _check_runs_and_artefacts(stack, known, tmp_path)

@@ -16,6 +16,7 @@ import pytest
 from uveitis_assets_tests.conftest import REPOSITORY
 from uveitis_assets_tests.docker.engine import ToolMissingError, free_port
 from uveitis_assets_tests.docker.stack import Stack
+from uveitis_assets_tests.patience import patience
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 
@@ -74,7 +75,7 @@ def proxy(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[in
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patience(10)
     while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
         assert process.poll() is None, "nginx refused the documented configuration"
         assert time.monotonic() < deadline
@@ -83,7 +84,9 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 
 def _get(port: int, path: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
     # The certificate is the test's own.
-    connection = http.client.HTTPSConnection("127.0.0.1", port, context=ssl._create_unverified_context(), timeout=30)
+    connection = http.client.HTTPSConnection(
+        "127.0.0.1", port, context=ssl._create_unverified_context(), timeout=patience(30)
+    )
     connection.request("GET", path, headers=dict(headers))
     return connection.getresponse()
 

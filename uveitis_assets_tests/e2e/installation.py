@@ -12,6 +12,7 @@ from pathlib import Path
 import dagster as dg
 
 from uveitis_assets_tests.components.running_platform import artefacts
+from uveitis_assets_tests.patience import patience
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -66,7 +67,7 @@ class Installation:
     def run(self, *command: str, cwd: Path = REPOSITORY, timeout_s: float = 120) -> tuple[int, str]:
         """Run a program to its end; exit code and everything it printed."""
         process = self.start(*command, cwd=cwd)
-        output, _ = process.communicate(timeout=timeout_s)
+        output, _ = process.communicate(timeout=patience(timeout_s))
         return process.returncode, output
 
     def succeed(self, *command: str, cwd: Path = REPOSITORY, timeout_s: float = 120) -> str:

@@ -24,6 +24,7 @@ from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.components.running_platform import read_coco
 from uveitis_assets_tests.e2e.installation import BIN, Installation, land
 from uveitis_assets_tests.lane_project import write_project
+from uveitis_assets_tests.patience import patience
 
 pytestmark = pytest.mark.e2e
 
@@ -64,7 +65,7 @@ class Daemon:
 
     def wait(self, what: str, condition: Callable[[], bool]) -> None:
         """Wait for the condition, at most LIMIT_S; failed runs and a dead daemon end it at once."""
-        deadline = time.monotonic() + LIMIT_S
+        deadline = time.monotonic() + patience(LIMIT_S)
         while not condition():
             failed = self.instance.get_runs(filters=dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
             ended = self.process.poll()

@@ -21,6 +21,7 @@ from uveitis_assets_tests.components.detector.test_lesion_detector import DETECT
 from uveitis_assets_tests.components.running_platform import Platform, use
 from uveitis_assets_tests.e2e.installation import Installation
 from uveitis_assets_tests.lane_project import fundus_lanes, write_project
+from uveitis_assets_tests.patience import patience
 
 pytestmark = pytest.mark.e2e
 
@@ -59,7 +60,7 @@ def test_a_killed_training_is_continued_by_the_same_command(installation: Instal
     folder = store.run_folder("killed", 0)
     state = folder / "checkpoints" / "last.pth"
     process = installation.start(*COMMAND)
-    until = time.monotonic() + 120
+    until = time.monotonic() + patience(120)
     while not state.exists():
         assert process.poll() is None, f"ended before it could be killed:\n{process.communicate()[0][-4000:]}"
         assert time.monotonic() < until, "never got to where it was to be killed"

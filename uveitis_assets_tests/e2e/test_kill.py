@@ -37,6 +37,7 @@ from uveitis_assets.landing.splits_files import write_splits_files
 from uveitis_assets.sample import write_uwf700
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.e2e.installation import Installation
+from uveitis_assets_tests.patience import patience
 
 pytestmark = pytest.mark.e2e
 
@@ -130,7 +131,7 @@ def run_to_the_end(
     report = processes.SimpleQueue()
     process = processes.Process(target=work, args=(store, workers, report))
     process.start()
-    process.join(60)
+    process.join(patience(60))
     assert process.exitcode == 0
     return report.get()
 
@@ -164,7 +165,7 @@ def killed(
     report = processes.SimpleQueue()
     process = processes.Process(target=dying, args=(store, work, kill_at, torn, 2, report))
     process.start()
-    process.join(60)
+    process.join(patience(60))
     assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode != 0
 
@@ -316,7 +317,7 @@ def test_the_killed_command_finishes_when_it_is_given_again(tmp_path: Path, unin
         if wait_for(partial(has_masks, n_images), process):
             os.killpg(process.pid, signal.SIGKILL)
             n_kills += 1
-        process.communicate(timeout=60)
+        process.communicate(timeout=patience(60))
     assert n_kills == 2, "the command was over before it could be killed"
     user.succeed(*COMMAND)
     assert user.artefacts() == uninterrupted.artefacts
@@ -328,7 +329,7 @@ def test_two_commands_with_the_same_batch_at_once_do_no_harm(tmp_path: Path, uni
     user.succeed("uveitis-assets", "register", "uwf700")
     both = [user.start(*COMMAND) for _ in range(2)]
     for process in both:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=patience(120))
         assert process.returncode == 0, output[-4000:]
     assert user.artefacts() == uninterrupted.artefacts
     assert leftovers(user.data) == []

@@ -27,6 +27,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from uveitis_assets_tests.e2e.sample_instance import REPOSITORY, SampleInstance
+from uveitis_assets_tests.patience import patience
 
 LOCATION = "uveitis_assets"
 _START_S, _PAGE_S = 60.0, 30.0
@@ -218,11 +219,11 @@ def _free_port() -> int:
 
 
 def _wait_for_answer(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    deadline = time.monotonic() + _START_S
+    deadline = time.monotonic() + patience(_START_S)
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
-        with suppress(URLError, OSError), urlopen(f"{address}/server_info", timeout=5):
+        with suppress(URLError, OSError), urlopen(f"{address}/server_info", timeout=patience(5)):
             return
         time.sleep(0.1)
     raise RuntimeError(f"the webserver does not answer at {address}:\n{log.read_text()[-4000:]}")
@@ -233,7 +234,7 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=10)
+        process.wait(timeout=patience(10))
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=10)
+    process.wait(timeout=patience(10))

@@ -22,6 +22,7 @@ from uveitis_assets.landing.samples import RegisteredImage
 from uveitis_assets.storage.append_only import AppendOnlyFile, read_stage_journal
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.fundus.preprocess_inputs import SMALL, artefact_bytes, land, land_many, with_normalization
+from uveitis_assets_tests.patience import patience
 
 N_IMAGES = 5
 N_KILLS = 24
@@ -123,7 +124,7 @@ def in_process(processes: ForkServerContext, target: Callable[..., None], *argum
     report = processes.SimpleQueue()
     process = processes.Process(target=target, args=(*arguments, report))
     process.start()
-    process.join(60)
+    process.join(patience(60))
     assert process.exitcode is not None, "the process hangs"
     return process.exitcode, None if report.empty() else report.get()
 
@@ -188,7 +189,7 @@ def test_two_processes_with_the_same_batch_share_the_work_without_harm(
     for process in both:
         process.start()
     for process in both:
-        process.join(60)
+        process.join(patience(60))
         assert process.exitcode == 0
     amounts = sorted(len(report.get()) for _ in both)
     assert amounts == [0, 3 * (N_IMAGES - 1) + 1]  # the image that is set aside has no later stages

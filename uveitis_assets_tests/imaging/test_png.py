@@ -22,7 +22,7 @@ def decoded_by_opencv(data: bytes) -> np.ndarray:
     return image if image.ndim == 2 else image[..., ::-1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 70),
     st.integers(1, 90),

@@ -14,6 +14,7 @@ from uveitis_assets.fundus.color import ReferenceColor, normalize_crop
 from uveitis_assets.fundus.configuration import NormalizationConfiguration
 from uveitis_assets.imaging.reusable_buffers import reused_buffers, thread_buffer
 from uveitis_assets_tests.fundus.preprocess_inputs import fundus_picture
+from uveitis_assets_tests.patience import patience
 
 
 def test_a_thread_takes_the_same_memory_again_and_more_only_for_a_larger_array() -> None:
@@ -51,7 +52,7 @@ def test_memory_is_there_also_where_the_system_refuses_huge_pages(monkeypatch: p
 
 
 def test_two_threads_never_share_a_buffer() -> None:
-    both_hold_one = threading.Barrier(2, timeout=30)
+    both_hold_one = threading.Barrier(2, timeout=patience(30))
 
     def take(level: int) -> bool:
         mine = thread_buffer("plane", (500, 500))

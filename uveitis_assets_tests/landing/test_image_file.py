@@ -28,6 +28,7 @@ from uveitis_assets.landing.image_file import (
     read_landed_file,
 )
 from uveitis_assets.landing.quarantine import QuarantineError
+from uveitis_assets_tests.patience import patience
 
 EXTENSION = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "TIFF": ".tif"}
 
@@ -432,7 +433,7 @@ def test_pipes_and_folders_are_refused_at_once(tmp_path):
         target=lambda: reasons.extend(read_reason(tmp_path, name) for name in ("pipe.jpg", "folder.jpg")), daemon=True
     )
     thread.start()
-    thread.join(5)
+    thread.join(patience(5))
     assert reasons == ["unreadable", "unreadable"]
 
 

@@ -25,6 +25,7 @@ from uveitis_assets.landing.splits import hashed_splits
 from uveitis_assets.landing.splits_files import write_splits_files
 from uveitis_assets_tests.hash_seeds import outputs_under_hash_seeds
 from uveitis_assets_tests.landing.landing_samples import jpeg, land
+from uveitis_assets_tests.patience import patience
 
 EARLIER_COLUMNS = [
     "image_id", "filepath", "dataset", "split", "eye", "labels_path", "label_format", "width", "height", "patient_id",
@@ -585,7 +586,7 @@ def test_building_exporting_and_reading_a_lane_take_turns(store, visits, action)
             waiting = pool.submit(actions[action])
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=0.3)
-        waiting.result(timeout=20)
+        waiting.result(timeout=patience(20))
 
 
 def test_official_splits_reach_the_manifest(store):

@@ -17,6 +17,7 @@ import pytest
 from uveitis_assets.orchestration import run_liveness as dead_runs_module
 from uveitis_assets.orchestration.run_liveness import dead_runs, fail_dead_runs, hold_run_lock
 from uveitis_assets_tests.e2e.installation import Installation
+from uveitis_assets_tests.patience import patience
 
 HOLD = """
 import os, sys, time
@@ -178,7 +179,7 @@ def test_a_command_that_was_killed_does_not_keep_the_pool_from_the_next(
     installation = Installation(tmp_path, {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"})
     command = ["dagster", "asset", "materialize", "-m", "waiting_project", "--select", "waiting"]
     process = installation.start(*command)
-    until = time.monotonic() + 60
+    until = time.monotonic() + patience(60)
     while not (tmp_path / "begun").exists():
         assert process.poll() is None, process.communicate()[0][-4000:]
         assert time.monotonic() < until

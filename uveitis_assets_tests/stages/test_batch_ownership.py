@@ -14,6 +14,7 @@ from uveitis_assets.stages.batch_ownership import BatchOwnership, batch_ownershi
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.fundus.preprocess_inputs import SMALL, fundus_picture
 from uveitis_assets_tests.fundus.preprocess_inputs import land as land_picture
+from uveitis_assets_tests.patience import patience
 
 DATASET = DatasetConfiguration(name="lane", layout="image_folder", folder="lane", batch_size=2)
 
@@ -130,8 +131,8 @@ def test_a_run_that_began_before_an_image_was_replaced_cannot_mix_with_the_succe
     later.start()
     time.sleep(0.5)
     may_go_on.set()
-    earlier.join(30)
-    later.join(30)
+    earlier.join(patience(30))
+    later.join(patience(30))
     fresh = ArtefactStore(root=tmp_path / "fresh", raw=store.raw)
     register(fresh, DATASET)
     run(fresh, "b00001")
@@ -155,5 +156,5 @@ def test_images_are_those_registered_when_the_lock_is_there_and_not_when_the_run
         (made.raw / "lane" / "a.png").unlink()
         register(made, DATASET)
         assert artefacts_of(made, "a"), "it began before it had the lock"
-    blocked.join(30)
+    blocked.join(patience(30))
     assert artefacts_of(made, "a") == {}

@@ -27,6 +27,7 @@ from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.detection.labelled_images import labelled_image
 from uveitis_assets_tests.detection.tiled_lane import obb_line, small_frames, write_lane
 from uveitis_assets_tests.labels.lane import frames_of
+from uveitis_assets_tests.patience import patience
 
 TWO = obb_line(4, (0.3, 0.4), (0.1, 0.15)) + obb_line(15, (0.7, 0.6), (0.2, 0.1))
 IMAGE_BYTES = 4 * 96 * 96 * 3
@@ -173,7 +174,7 @@ def test_a_killed_build_goes_on_and_its_leftovers_go(store: ArtefactStore, image
 def test_two_processes_do_not_decode_the_same_tiles_twice(
     store: ArtefactStore, images: tuple[LabelledImage, ...]
 ) -> None:
-    outputs = [process.communicate(timeout=60)[0] for process in [builder(store, 0.1), builder(store, 0.1)]]
+    outputs = [process.communicate(timeout=patience(60))[0] for process in [builder(store, 0.1), builder(store, 0.1)]]
     assert sum(output.count("made") for output in outputs) == len(images)
 
 

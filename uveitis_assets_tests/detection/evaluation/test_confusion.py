@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 
 from uveitis_assets.detection.evaluation.confusion import OperatingCounts, confusion_matrix, operating_counts
 from uveitis_assets.detection.evaluation.matching import best_first
@@ -29,7 +29,6 @@ def test_a_lesion_found_under_the_wrong_name_stands_in_its_cell() -> None:
     ]
 
 
-@settings(deadline=None)
 @given(drawn_cases())
 def test_rows_add_up_to_lesions_and_columns_to_detections(case: tuple[list[GroundTruth], list[Detections]]) -> None:
     truths, detections = case[0], [best_first(item) for item in case[1]]

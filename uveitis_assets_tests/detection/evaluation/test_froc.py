@@ -76,7 +76,7 @@ def test_sensitivities_equal_a_naive_sweep(seed: int, score_step: float) -> None
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(drawn_cases())
 def test_sensitivities_equal_a_naive_sweep_with_ties_and_absent_classes(
     case: tuple[list[GroundTruth], list[Detections]],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -110,7 +110,6 @@ def test_any_overlap_matrix_can_be_matched() -> None:
     assert not match_images(truths, detections, [1], iou_threshold=0.5, max_detections=9)[1].hits.any()
 
 
-@settings(deadline=None)
 @given(drawn_cases(), st.randoms(use_true_random=False))
 def test_rows_in_any_order_are_brought_into_one_order(case: object, random: object) -> None:
     truths, detections = case  # type: ignore[misc]

@@ -18,6 +18,7 @@ from uveitis_assets.detection.inference.prediction_file import read_prediction
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.detection.known_detectors import PaintedBoxDetector
 from uveitis_assets_tests.detection.preprocessed_lane import BATCH, LANE, write_preprocessed_batch
+from uveitis_assets_tests.patience import patience
 
 NAMES = {1: "foyer_choroidien", 2: "hyalite"}
 # Lesions lie clear of the tiles' edges at 36 and 64 px, so that none is cut.
@@ -184,7 +185,7 @@ def test_a_run_waits_for_one_of_the_batch_that_held_its_images_before(store: Art
         later.start()
         later.join(0.5)
         assert not list((store.root / "preds").rglob("*.json"))
-    later.join(30)
+    later.join(patience(30))
     assert len(list((store.root / "preds").rglob("*.json"))) == 3
 
 

@@ -81,7 +81,7 @@ rows_strategy = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(rows_strategy, min_size=1, max_size=3), st.sampled_from([0.35, 0.513]))
 def test_many_images_together_are_fused_as_by_the_published_loop(
     images: list[list[tuple[tuple[int, ...], float, int]]], iou: float

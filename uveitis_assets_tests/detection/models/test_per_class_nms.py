@@ -20,7 +20,7 @@ def greedy(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> list[in
     return kept
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**31), n=st.integers(0, 60), offset=st.sampled_from([0.0, -300.0]))
 def test_it_keeps_what_a_greedy_loop_within_each_class_keeps(seed: int, n: int, offset: float) -> None:
     random = torch.Generator().manual_seed(seed)

@@ -28,6 +28,7 @@ from uveitis_assets.imaging.png import encode_png
 from uveitis_assets.landing.manifest_table import EXPORTED_COLUMNS
 from uveitis_assets.storage.files import write_bytes, write_json
 from uveitis_assets.storage.store import ArtefactStore
+from uveitis_assets_tests.patience import patience
 
 TINY = SHAPES["tiny_p16"]
 
@@ -194,7 +195,7 @@ def test_a_killed_pretraining_ends_with_the_weights_of_one_that_was_not(tmp_path
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.DEVNULL)
     last = stores[1].pretraining_folder("mae") / "last.pth"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + patience(120)
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

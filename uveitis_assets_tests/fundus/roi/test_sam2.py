@@ -34,6 +34,7 @@ from uveitis_assets.fundus.roi.sam2 import (
     mask_choice_score,
 )
 from uveitis_assets.fundus.roi.sam2_model import Sam2UnavailableError
+from uveitis_assets_tests.patience import patience
 
 IMAGE_SIDE = 128
 FEATURE_SIZES = [(32, 32), (16, 16), (8, 8)]
@@ -215,7 +216,11 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None], state: dict[st
 
 def run_python(program: str) -> str:
     completed = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=patience(120),
+        check=False,
     )
     assert completed.returncode == 0, completed.stderr
     return completed.stdout.strip()

@@ -40,7 +40,7 @@ def test_a_higher_saturation_threshold_never_adds_pixels_of_a_dim_image() -> Non
     assert areas == sorted(areas, reverse=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.sampled_from([1.0, 3.0, 6.0, 12.0]), st.floats(0.1, 0.9))
 def test_blobs_of_any_shape_are_opened_closed_reduced_to_the_largest_and_closed(
     seed: int, sigma: float, share: float

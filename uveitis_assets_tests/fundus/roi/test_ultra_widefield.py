@@ -284,7 +284,7 @@ def test_content_without_a_retina_gives_a_mask_and_no_error(shape: tuple[int, in
     assert_one_component_without_holes(mask)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(height=st.integers(32, 160), width=st.integers(32, 160), seed=st.integers(0, 10_000), n_discs=st.integers(0, 12))
 def test_random_discs_give_a_mask_and_no_error(height: int, width: int, seed: int, n_discs: int) -> None:
     generator = np.random.default_rng(seed)
