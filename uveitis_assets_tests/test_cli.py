@@ -1,7 +1,9 @@
-"""What the command line says when the installation's own files are damaged or gone: a message, never a traceback."""
+"""What ``uveitis-assets register`` says about what landed, and about what keeps it from working; never a traceback."""
 
+import shutil
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from typer.testing import CliRunner
 
@@ -34,6 +36,72 @@ def register(expected_code: int = 0) -> str:
     assert done.exit_code == expected_code, done.output
     assert "Traceback" not in done.output
     return done.output
+
+
+def test_register_says_what_is_new_changed_and_gone_and_adds_keys_once(
+    installation: ArtefactStore, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(sample, raw)
+    monkeypatch.setenv("UVEITIS_RAW", str(raw))
+    first = register()
+    assert "uwf700: 3 images, 3 new, 0 changed" in first
+    assert "1 partition keys added" in first
+    one, other = sorted((raw / "uwf-700" / "Images").glob("*/*.jpg"))[:2]
+    assert f"uwf700::{one.stem}" in first
+    assert "uwf700: 3 images, 0 new, 0 changed, 0 renamed, 0 relabelled, 0 gone, 0 returned; 0 partition" in register()
+    one.write_bytes(other.read_bytes() + b"\0")
+    other.unlink()
+    one.with_name("broken.jpg").write_bytes(b"")
+    changes = register()
+    assert "1 new, 1 changed, 0 renamed, 0 relabelled, 1 gone" in changes
+    assert f"changed: uwf700::{one.stem}" in changes
+    assert f"gone: uwf700::{other.stem}" in changes
+    assert "new batches: b00002" in changes
+    assert "batches to materialize again: b00001" in changes
+    assert "quarantined: uwf700::broken: empty_file" in changes
+    with dg.DagsterInstance.get() as instance:
+        assert instance.get_dynamic_partitions("uwf700_batches") == ["b00001", "b00002"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "expected"),
+    [
+        (["register", "uwf7000"], {}, "found no lane uwf7000; expected one of deepdrid, eyepacs, fgadr, uwf700"),
+        (["register", "uwf700"], {"DAGSTER_HOME": ""}, "DAGSTER_HOME is not set"),
+        (["register", "uwf700"], {"DAGSTER_HOME": "home"}, "expected an absolute path"),
+        (["register", "fgadr"], {}, "fgadr: expected the landing folder of fgadr, found none"),
+        (["register", "uwf700"], {"UVEITIS_RAW": "LINKED"}, "expected a path below"),
+        (["register", "uwf700"], {"UVEITIS_DATA": "FILE"}, "/locks: Not a directory; expected"),
+    ],
+    ids=[
+        "unknown lane",
+        "no DAGSTER_HOME",
+        "relative DAGSTER_HOME",
+        "no folder",
+        "folder linked from outside",
+        "no data folder",
+    ],
+)
+def test_register_explains_what_keeps_it_from_working(
+    installation: ArtefactStore,
+    tmp_path: Path,
+    sample: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    environment: dict[str, str],
+    expected: str,
+) -> None:
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "uwf-700").symlink_to(sample / "uwf-700")
+    (tmp_path / "file").touch()
+    places = {"LINKED": tmp_path / "linked", "FILE": tmp_path / "file"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(places.get(value, value)))
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2
+    assert expected in done.output
+    assert "Traceback" not in done.output
 
 
 def test_register_names_a_damaged_ledger_and_what_to_do(installation: ArtefactStore) -> None:
