@@ -1,6 +1,8 @@
 # Everything runs from a fresh clone with Python 3.11 and make; `make help` lists the targets.
 PYTHON ?= python3.11
 VENV := .venv
+# One more than the two cores that the tests are made for: some of them wait for other processes.
+TEST_WORKERS ?= 3
 BIN := $(VENV)/bin
 export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 export UVEITIS_DATA ?= $(CURDIR)/data
@@ -33,7 +35,7 @@ dev: install $(DAGSTER_HOME)/dagster.yaml ## Open the UI and the daemon on http:
 	$(BIN)/dagster dev --host 127.0.0.1 --port 3000
 
 test: install ## Run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-demo: install ## Run the demo and hold it to what it has to show (minutes)
 	$(BIN)/python -m pytest -m demo uveitis_assets_tests/e2e

@@ -15,6 +15,11 @@ settings.load_profile("uveitis")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the tests of real processes: a long file that starts last would keep one worker busy alone."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real images with truth; the test is skipped where it is absent."""

@@ -65,12 +65,18 @@ def widefield(real_data: Path, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def regular(real_data: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The photographs with lesion masks in FGADR's layout."""
+    """Every second photograph with lesion masks in FGADR's layout."""
     with pytest.MonkeyPatch.context() as patch:
         platform = new_platform(tmp_path_factory.mktemp("regular"), patch)
-        shutil.copytree(real_data / "idrid_fgadr_layout", platform.store.raw / "fgadr")
+        source = real_data / "idrid_fgadr_layout"
+        chosen = {path.stem for path in sorted((source / "Original_Images").iterdir())[::2]}
+        for path in source.glob("*_*/*"):
+            if path.stem in chosen:
+                target = platform.store.raw / "fgadr" / path.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
         run_lane(platform, "fgadr")
-        yield platform, real_data / "idrid_fgadr_layout"
+        yield platform, platform.store.raw / "fgadr"
 
 
 def test_masks_of_real_widefield_photographs_match_the_outlines(widefield):
