@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from uveitis_assets.components.detector.assets import EvaluationRunConfig, PredictionsRunConfig, TrainingRunConfig
-from uveitis_assets.components.encoder_pretraining import PretrainingRunConfig
+from uveitis_assets.components.encoder.assets import PretrainingRunConfig
 from uveitis_assets.components.fundus.assets import LabelsRunConfig, PreprocessRunConfig
 from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration

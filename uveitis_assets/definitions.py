@@ -1,12 +1,11 @@
-"""The one entry: every lane under defs/, and the rules that hold for all of them."""
+"""The code location: every lane under defs/, and what holds for all of them."""
 
 import warnings
-from pathlib import Path
 
 import dagster as dg
 
 from uveitis_assets.orchestration.antlr_runtime import read_both_grammar_formats
-from uveitis_assets.orchestration.defs_files import check_defs_files
+from uveitis_assets.orchestration.defs_files import PACKAGE, check_defs_files
 from uveitis_assets.orchestration.run_liveness import dead_runs, in_process_executor
 
 # Dagster's command line parses --select after it has loaded this module.
@@ -20,7 +19,6 @@ warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 @dg.definitions
 def defs() -> dg.Definitions:
     """Load the lanes; steps of a run share one process, so that a chain of small steps starts Python once."""
-    package = Path(__file__).parent
-    check_defs_files(package / "defs")
-    lanes = dg.load_from_defs_folder(path_within_project=package)
+    check_defs_files(PACKAGE / "defs")
+    lanes = dg.load_from_defs_folder(path_within_project=PACKAGE)
     return dg.Definitions.merge(lanes, dg.Definitions(executor=in_process_executor, sensors=[dead_runs]))

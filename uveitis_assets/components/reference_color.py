@@ -1,79 +1,71 @@
 """The component ReferenceColor: colour statistics of regular fundus images, for Reinhard normalization."""
 
-from dataclasses import dataclass
-from typing import Self
-
 import dagster as dg
-from pydantic import BaseModel
 
+from uveitis_assets.components.fundus.keys import REFERENCE_COLOR, manifest_key
 from uveitis_assets.fundus.configuration import ReferenceColorConfiguration
+from uveitis_assets.orchestration.asset_factory import AssetFactory
+from uveitis_assets.orchestration.lane_component import LaneComponent
 from uveitis_assets.orchestration.workers import worker_count
 from uveitis_assets.storage.files import write_json
 from uveitis_assets.storage.store import ArtefactStore
 
+REFERENCE_COLOR_CODE_VERSION = "1"
 
-@dataclass
-class ReferenceColor(dg.Component):
-    """The unpartitioned asset ``reference_color``."""
 
-    configuration: ReferenceColorConfiguration
+class ReferenceColor(LaneComponent[ReferenceColorConfiguration]):
+    """The unpartitioned asset ``reference_color``, which all lanes share."""
 
-    @classmethod
-    def get_model_cls(cls) -> type[BaseModel]:
-        """Schema of the attributes."""
-        return ReferenceColorConfiguration
+    kind = "reference"
+    model = ReferenceColorConfiguration
+    placed_fields = ()
 
-    @classmethod
-    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
-        """Take the validated attributes."""
-        if not isinstance(attributes, ReferenceColorConfiguration):
-            raise TypeError(f"{context.path}: expected the attributes of a ReferenceColor, found {attributes!r}")
-        return cls(attributes)
+    @property
+    def lane_name(self) -> None:
+        return None
 
-    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+    def lane_definitions(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """The asset."""
-        configuration = self.configuration
+        return dg.Definitions(assets=[_reference_color(self.configuration)])
 
-        @dg.asset(
-            key="reference_color",
-            deps=[
-                dg.AssetDep([lane, "manifest"], partition_mapping=dg.AllPartitionMapping())
-                for lane in configuration.lanes
-            ],
-            group_name="reference",
-            owners=list(configuration.owners),
-            kinds={"numpy", "json"},
-            code_version="1",
-            metadata={"configuration": dg.MetadataValue.json(configuration.model_dump(mode="json"))},
-            description="Mean and standard deviation of RGB and LAB inside the retina of regular fundus photographs.",
+
+def _reference_color(configuration: ReferenceColorConfiguration) -> dg.AssetsDefinition:
+    @AssetFactory("reference", configuration.owners).asset(
+        REFERENCE_COLOR,
+        deps=[
+            dg.AssetDep(manifest_key(lane), partition_mapping=dg.AllPartitionMapping()) for lane in configuration.lanes
+        ],
+        kinds={"numpy", "json"},
+        code_version=REFERENCE_COLOR_CODE_VERSION,
+        configuration=configuration.model_dump(mode="json"),
+        description="Mean and standard deviation of RGB and LAB inside the retina of regular fundus photographs.",
+    )
+    def reference_color(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
+        from uveitis_assets.fundus.reference_color import build_reference_color
+        from uveitis_assets.landing.manifest_images import manifest_images
+
+        store = ArtefactStore.from_environment()
+        report = build_reference_color(
+            store,
+            manifest_images(store, configuration.lanes, configuration.datasets),
+            workers=worker_count(0),
+            per_dataset=configuration.per_dataset,
+            max_images=configuration.max_images,
+            downsample_max_side=configuration.downsample_max_side,
+            pixels_per_image=configuration.pixels_per_image,
+            stats_erode_px=configuration.stats_erode_px,
         )
-        def reference_color(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
-            from uveitis_assets.fundus.reference_color import build_reference_color
-            from uveitis_assets.landing.manifest_images import manifest_images
+        write_json(store.reference_color_file(), report.content)
+        for image_id, reason in report.skipped:
+            context.log.warning(f"reference_color: {image_id} was skipped: {reason}")
+        return dg.MaterializeResult(
+            metadata={
+                "n_images_used": report.content["n_images_used"],
+                "n_pixels": report.content["n_pixels"],
+                "n_skipped": len(report.skipped),
+                "statistics": dg.MetadataValue.json(report.content),
+                "path": dg.MetadataValue.path(str(store.reference_color_file())),
+            }
+        )
 
-            store = ArtefactStore.from_environment()
-            images = manifest_images(store, configuration.lanes, configuration.datasets)
-            report = build_reference_color(
-                store,
-                images,
-                workers=worker_count(0),
-                per_dataset=configuration.per_dataset,
-                max_images=configuration.max_images,
-                downsample_max_side=configuration.downsample_max_side,
-                pixels_per_image=configuration.pixels_per_image,
-                stats_erode_px=configuration.stats_erode_px,
-            )
-            write_json(store.reference_color_file(), report.content)
-            for image_id, reason in report.skipped:
-                context.log.warning(f"reference_color: {image_id} was passed over: {reason}")
-            return dg.MaterializeResult(
-                metadata={
-                    "n_images_used": report.content["n_images_used"],
-                    "n_pixels": report.content["n_pixels"],
-                    "n_skipped": len(report.skipped),
-                    "statistics": dg.MetadataValue.json(report.content),
-                    "path": dg.MetadataValue.path(str(store.reference_color_file())),
-                }
-            )
-
-        return dg.Definitions(assets=[reference_color])
+    return reference_color

@@ -81,9 +81,8 @@ class DetectorLaneConfiguration(DetectorConfiguration):
     def overridden(self, changes: Mapping[str, Any]) -> Self:
         """This configuration with nested values replaced for one training, validated again.
 
-        What makes the lane the one that it is, or is read by its other assets too, cannot be replaced: the training
-        would write into another lane's folder, start from what the asset graph does not show, or be judged as
-        something else.
+        Fields that identify the lane or are read by its other assets too cannot be replaced: the training would write
+        into another lane's folder, start from weights that the asset graph does not show, or be evaluated as another.
 
         Args:
             changes: nested like the defs.yaml, e.g. ``{"training": {"epochs": 2}}``.
@@ -96,8 +95,8 @@ class DetectorLaneConfiguration(DetectorConfiguration):
         for name in sorted(changes):
             if name not in _OF_ONE_TRAINING and getattr(changed, name) != getattr(self, name):
                 raise ValueError(
-                    f"overrides: {name}: expected one of {', '.join(sorted(_OF_ONE_TRAINING))}, found a change of what "
-                    "the lane is; write it into a defs.yaml"
+                    f"overrides: {name}: expected one of {', '.join(sorted(_OF_ONE_TRAINING))}, found a change of "
+                    "the lane itself; write it into a defs.yaml"
                 )
         for source in ("experiment", "encoder"):
             wanted = getattr(changed.initialise, source)

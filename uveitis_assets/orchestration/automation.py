@@ -1,12 +1,8 @@
-"""Jobs over asset selections, and the state in which sensors and schedules start."""
+"""States in which sensors and schedules start, and the type of asset jobs."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import dagster as dg
-
-if TYPE_CHECKING:
-    pass
-
 
 # Dagster has no public name for what define_asset_job returns.
 AssetJob = Any
@@ -18,4 +14,5 @@ def sensor_status(state: Literal["running", "stopped"]) -> dg.DefaultSensorStatu
 
 
 def schedule_status(state: Literal["running", "stopped"]) -> dg.DefaultScheduleStatus:
+    """The state that a schedule starts in, as Dagster names it."""
     return dg.DefaultScheduleStatus.RUNNING if state == "running" else dg.DefaultScheduleStatus.STOPPED

@@ -2,13 +2,13 @@
 
 import dagster as dg
 
-_SHOWN = 300
+from uveitis_assets.messages import count_of
+from uveitis_assets.orchestration.previews import format_listing
 
 
 def check_result(errors: list[str], warnings: list[str], **numbers: float) -> dg.AssetCheckResult:
     """Failed with ERROR for errors, failed with WARN for warnings alone."""
     lines = [*(f"ERROR: {line}" for line in errors), *(f"WARN: {line}" for line in warnings)]
-    shown = [*lines[:_SHOWN], *([f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])]
     return dg.AssetCheckResult(
         passed=not lines,
         severity=dg.AssetCheckSeverity.ERROR if errors or not warnings else dg.AssetCheckSeverity.WARN,
@@ -17,11 +17,6 @@ def check_result(errors: list[str], warnings: list[str], **numbers: float) -> dg
             **numbers,
             "n_errors": len(errors),
             "n_warnings": len(warnings),
-            "findings": dg.MetadataValue.md("\n".join(f"- {line}" for line in shown) or "none"),
+            "findings": format_listing(lines),
         },
     )
-
-
-def count_of(findings: list[str], noun: str, plural: str = "") -> str:
-    """``1 error``, ``2 errors``; ``plural`` for nouns that take no bare s."""
-    return f"{len(findings)} {noun if len(findings) == 1 else plural or noun + 's'}"

@@ -1,6 +1,7 @@
-"""What Dagster says of a defs.yaml without naming file and line: that it is no YAML, empty, or no component.
+"""Checks that each defs.yaml is YAML and holds components, with messages that name file and line.
 
-Also what it does not say at all: that a key stands there twice, of which the last would win.
+Dagster's own messages about these mistakes name neither, and a key that stands twice, of which the last would win, it
+does not report at all.
 """
 
 import importlib
@@ -11,7 +12,11 @@ from typing import NoReturn
 import dagster as dg
 import yaml
 
+import uveitis_assets
 from uveitis_assets.configuration import Configuration
+
+PACKAGE = Path(uveitis_assets.__file__).parent
+"""The installed package; its lanes stand in defs/."""
 
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -21,7 +26,7 @@ class DefsFileError(ValueError):
 
 
 def check_defs_files(folder: Path) -> None:
-    """Look whether each defs.yaml below a folder holds components, and whether their types exist.
+    """Check that each defs.yaml below a folder holds components whose types exist.
 
     Values of the attributes are left to Dagster, which names file and line.
 

@@ -1,8 +1,7 @@
-"""Names of lanes and where their defs.yaml says them; no two lanes share one."""
+"""Names of lanes and where their defs.yaml sets them; no two lanes share one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import dagster as dg
 
@@ -21,7 +20,7 @@ class LaneConflictError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class NamedLane:
-    """A lane of any kind, such as ``detector``, and where its name stands, as ``file:line``."""
+    """A lane of any family, such as ``detector``, and where its name stands, as ``file:line``."""
 
     kind: str
     name: str
@@ -32,15 +31,16 @@ class NamedLane:
 
 
 def check_names_unique(lanes: Sequence[NamedLane]) -> None:
-    """Compare the names of all lanes of a project, whatever their kind.
+    """Compare the names of all lanes of a project, whatever their family.
 
     Raises:
         LaneConflictError: two have one name, and with it one prefix of asset keys and one group.
     """
+    first: dict[str, NamedLane] = {}
     conflicts = [
-        f"{other}: expected a name of its own, found that of {one}; rename one of them"
-        for one, other in combinations(lanes, 2)
-        if one.name == other.name
+        f"{lane}: expected a name of its own, found that of {first[lane.name]}; rename one of them"
+        for lane in lanes
+        if first.setdefault(lane.name, lane) is not lane
     ]
     if conflicts:
         raise LaneConflictError("\n".join(conflicts))

@@ -1,13 +1,8 @@
-"""Newest materializations of assets and partitions."""
+"""Newest materializations of assets and partitions, and what they were made of."""
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import dagster as dg
-
-if TYPE_CHECKING:
-    pass
-
 
 UPSTREAM_EVENT_METADATA = "upstream_event_id"
 
@@ -29,3 +24,10 @@ def newest_events(
     wanted = None if partitions is None else set(partitions)
     materialized = dg.DagsterEventType.ASSET_MATERIALIZATION
     return dict(instance.get_latest_storage_id_by_partition(asset_key, materialized, wanted))
+
+
+def upstream_event_id(record: dg.EventLogRecord) -> int | None:
+    """Storage id of the newest materialization that a materialization read; None where its metadata lack it."""
+    event = record.asset_materialization
+    value = event.metadata.get(UPSTREAM_EVENT_METADATA) if event else None
+    return None if value is None else int(str(value.value))

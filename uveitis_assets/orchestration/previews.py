@@ -1,15 +1,12 @@
-"""Pictures in the UI: a small JPEG as Markdown metadata."""
+"""Metadata that the UI shows as pictures, tables and lists."""
 
 import base64
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
 from uveitis_assets.imaging.preview_jpeg import MAX_JPEG_BYTES
-
-if TYPE_CHECKING:
-    pass
+from uveitis_assets.messages import listing
 
 
 def picture(jpeg: bytes, title: str) -> dg.MarkdownMetadataValue:
@@ -24,9 +21,10 @@ def picture(jpeg: bytes, title: str) -> dg.MarkdownMetadataValue:
 
 
 def format_counts(counts: Mapping[str, int]) -> dg.JsonMetadataValue:
+    """Counts by name as JSON."""
     return dg.MetadataValue.json(dict(counts))
 
 
-def format_listing(lines: list[str], limit: int = 300) -> dg.MarkdownMetadataValue:
-    more = [f"and {len(lines) - limit} more"] if len(lines) > limit else []
-    return dg.MetadataValue.md("\n".join(f"- {line}" for line in [*lines[:limit], *more]) or "none")
+def format_listing(lines: Sequence[str], limit: int = 300) -> dg.MarkdownMetadataValue:
+    """Lines as a Markdown list, ``none`` for no lines."""
+    return dg.MetadataValue.md("\n".join(f"- {line}" for line in listing(lines, limit)) or "none")

@@ -1,11 +1,10 @@
-"""Runs whose process is gone without a word (SIGKILL, a power cut): they are ended, and what they held is let go.
+"""Fails runs whose process died (SIGKILL, a power cut) and frees their pool slots.
 
-On a single machine nobody asks a run's process whether it lives: its run would stay "started" for ever, hold its place
-in a pool, so that the next run of a GPU asset waits for ever, and count as work in progress. Each run therefore holds a
-lock that the system takes away with its process, and takes it before it asks a pool for a place: no place is lost with
-a run that holds no lock. A run killed within the moment between its first event and its lock stays "started" until
-somebody ends it in the UI. In the Docker deployment the launcher watches the containers, and each has a folder of locks
-of its own.
+On a single machine nobody watches a run's process: its run would stay "started" for ever, keep its slot in a pool, so
+that the next run of a GPU asset waits for ever, and count as work in progress. Each run therefore holds a lock that the
+system releases with its process, and takes it before it claims a pool slot: no slot is lost with a run that holds no
+lock. A run killed between its first event and its lock stays "started" until somebody ends it in the UI. In the Docker
+deployment the launcher watches the containers, and each has a folder of locks of its own.
 """
 
 import os
@@ -22,12 +21,12 @@ _held: list[BinaryIO] = []
 
 
 def hold_run_lock(folder: Path, run_id: str) -> None:
-    """Hold the run's lock in ``folder`` until this process ends, however it does: its last act is to report the run."""
+    """Hold the run's lock in ``folder`` until this process ends, however it ends."""
     _held.append(make_locked_file(folder / f"{run_id}.lock"))
 
 
 def _close_in_forked_child() -> None:
-    """A lock lives until the last process that has it open: workers may outlive a killed run for some seconds."""
+    """A lock is held until the last process closes it: workers may outlive a killed run for some seconds."""
     for handle in _held:
         handle.close()
     _held.clear()
@@ -37,22 +36,22 @@ os.register_at_fork(after_in_child=_close_in_forked_child)
 
 
 def fail_dead_runs(instance: dg.DagsterInstance, folder: Path) -> list[str]:
-    """Report the runs as failed whose process is gone, and free their places in pools.
+    """Report runs as failed whose process died, and free their pool slots.
 
     Locks of finished runs are removed; those of runs that the instance does not know stay.
 
     Returns:
         The runs' ids.
     """
-    return [path.stem for path in sorted(folder.glob("*.lock")) if _end_if_dead(instance, path)]
+    return [path.stem for path in sorted(folder.glob("*.lock")) if _fail_if_dead(instance, path)]
 
 
-def _end_if_dead(instance: dg.DagsterInstance, lock: Path) -> bool:
+def _fail_if_dead(instance: dg.DagsterInstance, lock: Path) -> bool:
     run_id = lock.stem
     with try_lock(lock) as taken:
         if not taken:
             return False
-        # Asked for only now: a process that lived until a moment ago has reported its run.
+        # Read only now: a process that ended until a moment ago has reported its run.
         run = instance.get_run_by_id(run_id)
         if run is None:
             return False
@@ -60,8 +59,8 @@ def _end_if_dead(instance: dg.DagsterInstance, lock: Path) -> bool:
         if died:
             instance.report_run_failed(
                 run,
-                "The run's process is gone without a word: it was killed, or the machine went down. Materialize the "
-                "same again: finished work is kept.",
+                "The run's process died before it reported an end: it was killed, or the machine went down. "
+                "Materialize the same again: finished work is kept.",
             )
         if instance.event_log_storage.supports_global_concurrency_limits:
             instance.event_log_storage.free_concurrency_slots_for_run(run_id)
@@ -70,14 +69,13 @@ def _end_if_dead(instance: dg.DagsterInstance, lock: Path) -> bool:
 
 
 def locks_folder() -> Path | None:
-    """Where the runs of this machine's Dagster hold their locks; None without DAGSTER_HOME, where runs leave nothing
-    behind."""
+    """Folder of the locks of this machine's runs; None without DAGSTER_HOME, where no run is kept."""
     home = os.environ.get("DAGSTER_HOME")
     return Path(home) / "run_locks" if home else None
 
 
 class _LockedRuns(dg.Executor):
-    """Executes as another executor does, once the run holds its lock and dead ones hold nothing."""
+    """Executes as another executor does, once the run holds its lock and dead runs are failed."""
 
     def __init__(self, executor: dg.Executor) -> None:
         self._executor = executor
@@ -109,16 +107,16 @@ in_process_executor = dg.ExecutorDefinition(
     name=dg.in_process_executor.name,
     config_schema=dg.in_process_executor.config_schema.as_field(),
     executor_creation_fn=_locked_in_process_executor,
-    description="Executes all steps in the run's process; ends dead runs first, which may hold what this one needs.",
+    description="Executes all steps in the run's process; fails dead runs first, whose pool slots this one may need.",
 )
 
 
 @dg.sensor(
     minimum_interval_seconds=_INTERVAL_S,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Ends runs whose process was killed, so that they are not taken for work in progress.",
+    description="Fails runs whose process died and frees their pool slots.",
 )
 def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     folder = locks_folder()
     dead = [] if folder is None else fail_dead_runs(context.instance, folder)
-    return dg.SkipReason(f"ended {', '.join(dead)}" if dead else "all runs that have begun live or are finished")
+    return dg.SkipReason(f"failed {', '.join(dead)}" if dead else "every started run has its process or is finished")

@@ -1,10 +1,6 @@
 """Number of worker threads of a run."""
 
 import os
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def worker_count(configured: int) -> int:
@@ -20,7 +16,7 @@ def worker_count(configured: int) -> int:
         return len(os.sched_getaffinity(0))
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ValueError(
-            f"UVEITIS_WORKERS={text}: expected a whole number of threads, at least 1; mend the variable, or unset it "
-            "to use all processors"
+            f"UVEITIS_WORKERS={text}: expected a whole number of threads, at least 1; correct the variable, or unset "
+            "it to use all processors"
         )
     return int(text)

@@ -12,10 +12,10 @@ from pydantic import Field
 
 from uveitis_assets.components.detector.keys import DetectorKeys
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
+from uveitis_assets.orchestration.asset_factory import AssetFactory
 from uveitis_assets.orchestration.fold_keys import fold_key, fold_number
 from uveitis_assets.orchestration.materializations import UPSTREAM_EVENT_METADATA, newest_events
 from uveitis_assets.orchestration.partition_runs import Metadata, materialize_asset
-from uveitis_assets.orchestration.pools import GPU_POOL
 from uveitis_assets.orchestration.previews import picture
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.device import Device
@@ -42,7 +42,7 @@ class EvaluationRunConfig(dg.Config):
     """Launchpad options of an evaluation."""
 
     device: Device = Field("auto", description="auto: the GPU when there is one, else the CPU")
-    split: Literal["val", "test"] = Field("val", description="Which images of the fold are judged")
+    split: Literal["val", "test"] = Field("val", description="Which images of the fold are evaluated")
 
 
 class PredictionsRunConfig(dg.Config):
@@ -55,30 +55,29 @@ def detector_assets(
     detector: DetectorLaneConfiguration, keys: DetectorKeys, learned_from: list[dg.AssetDep]
 ) -> list[dg.AssetsDefinition]:
     """All assets of the lane; ``learned_from`` are the assets beside the labels that a training begins with."""
-    assets = [_checkpoint(detector, keys, learned_from), _evaluation(detector, keys), _predictions(detector, keys)]
-    return assets if detector.pseudo_labels is None else [*assets, _pseudo_labels(detector, keys)]
+    factory = AssetFactory(detector.name, detector.owners)
+    assets = [
+        _checkpoint(detector, keys, factory, learned_from),
+        _evaluation(detector, keys, factory),
+        _predictions(detector, keys, factory),
+    ]
+    return assets if detector.pseudo_labels is None else [*assets, _pseudo_labels(detector, keys, factory)]
 
 
 def _checkpoint(
-    detector: DetectorLaneConfiguration, keys: DetectorKeys, learned_from: list[dg.AssetDep]
+    detector: DetectorLaneConfiguration, keys: DetectorKeys, factory: AssetFactory, learned_from: list[dg.AssetDep]
 ) -> dg.AssetsDefinition:
-    labels = dg.AssetDep(keys.learned.coco_labels, partition_mapping=dg.MultiToSingleDimensionPartitionMapping("fold"))
-
-    @dg.asset(
-        key=keys.checkpoint,
-        deps=[labels, *learned_from],
-        partitions_def=keys.folds,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=detector.name,
-        owners=list(detector.owners),
+    @factory.asset(
+        keys.checkpoint,
+        deps=[_labels_of_fold(keys), *learned_from],
+        partitions=keys.folds,
         kinds={"pytorch"},
         code_version=CHECKPOINT_CODE_VERSION,
-        pool=GPU_POOL,
-        tags={"uveitis/gpu": "preferred"},
-        metadata={"configuration": dg.MetadataValue.json(detector.model_dump(mode="json"))},
+        uses_gpu=True,
+        configuration=detector.model_dump(mode="json"),
         description=f"{detector.description}\n\nWeights of the best and the last epoch under `runs/{detector.name}/` "
         "(fold k > 0 below `fold<k>/`), with configuration, metrics and lineage. A killed training is continued where "
-        "it stopped.".strip(),
+        "it stopped.",
     )
     def checkpoint(
         context: dg.AssetExecutionContext, config: TrainingRunConfig
@@ -110,21 +109,17 @@ def _checkpoint(
     return checkpoint
 
 
-def _evaluation(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> dg.AssetsDefinition:
-    @dg.asset(
-        key=keys.evaluation,
+def _evaluation(detector: DetectorLaneConfiguration, keys: DetectorKeys, factory: AssetFactory) -> dg.AssetsDefinition:
+    @factory.asset(
+        keys.evaluation,
         deps=[
             dg.AssetDep(keys.checkpoint, partition_mapping=dg.IdentityPartitionMapping()),
-            dg.AssetDep(keys.learned.coco_labels, partition_mapping=dg.MultiToSingleDimensionPartitionMapping("fold")),
+            _labels_of_fold(keys),
         ],
-        partitions_def=keys.folds,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=detector.name,
-        owners=list(detector.owners),
+        partitions=keys.folds,
         kinds={"pytorch", "json"},
         code_version=EVALUATION_CODE_VERSION,
-        pool=GPU_POOL,
-        tags={"uveitis/gpu": "preferred"},
+        uses_gpu=True,
         description="The best checkpoint on images it did not learn from: AP, FROC with bootstrap intervals over "
         "patients, confusion of classes; `val_report.json` and figures.",
     )
@@ -136,16 +131,14 @@ def _evaluation(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> dg.A
         store = ArtefactStore.from_environment()
 
         def work(partition: str) -> Metadata:
-            judged = evaluate_fold(store, detector, fold_number(partition), split=config.split, device=config.device)
-            pictures = {
-                name: picture(jpeg, f"{detector.name} {partition}: {name}") for name, jpeg in judged.pictures.items()
-            }
+            found = evaluate_fold(store, detector, fold_number(partition), split=config.split, device=config.device)
+            title = f"{detector.name} {partition}"
             return {
-                **judged.numbers,
-                "split": judged.split,
-                "per_class": dg.MetadataValue.md(judged.per_class_table),
-                **pictures,
-                "path": dg.MetadataValue.path(str(judged.report)),
+                **found.numbers,
+                "split": found.split,
+                "per_class": dg.MetadataValue.md(found.per_class_table),
+                **{name: picture(jpeg, f"{title}: {name}") for name, jpeg in found.pictures.items()},
+                "path": dg.MetadataValue.path(str(found.report)),
             }
 
         yield from materialize_asset(context, keys.evaluation, work)
@@ -153,24 +146,20 @@ def _evaluation(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> dg.A
     return evaluation
 
 
-def _predictions(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> dg.AssetsDefinition:
+def _predictions(detector: DetectorLaneConfiguration, keys: DetectorKeys, factory: AssetFactory) -> dg.AssetsDefinition:
     chosen = [fold_key(fold) for fold in detector.inference.folds]
     tiles = keys.predicted.stage("tiles")
 
-    @dg.asset(
-        key=keys.predictions,
+    @factory.asset(
+        keys.predictions,
         deps=[
             dg.AssetDep(tiles, partition_mapping=dg.IdentityPartitionMapping()),
             dg.AssetDep(keys.checkpoint, partition_mapping=dg.SpecificPartitionsPartitionMapping(chosen)),
         ],
-        partitions_def=keys.predicted.batches,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=detector.name,
-        owners=list(detector.owners),
+        partitions=keys.predicted.batches,
         kinds={"pytorch", "json"},
         code_version=PREDICTIONS_CODE_VERSION,
-        pool=GPU_POOL,
-        tags={"uveitis/gpu": "preferred"},
+        uses_gpu=True,
         description=f"Lesions of every usable image of a batch by the checkpoints of {', '.join(chosen)}: "
         f"`preds/{detector.name}/` in pixels of the global image and of the source image, overlays and heat maps in "
         f"`preds_vis/{detector.name}/`.",
@@ -205,19 +194,18 @@ def _predictions(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> dg.
     return predictions
 
 
-def _pseudo_labels(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> dg.AssetsDefinition:
+def _pseudo_labels(
+    detector: DetectorLaneConfiguration, keys: DetectorKeys, factory: AssetFactory
+) -> dg.AssetsDefinition:
     chosen = [fold_key(fold) for fold in detector.inference.folds]
 
-    @dg.asset(
-        key=keys.pseudo_labels,
+    @factory.asset(
+        keys.pseudo_labels,
         deps=[
             dg.AssetDep(keys.predictions, partition_mapping=dg.AllPartitionMapping()),
             dg.AssetDep(keys.learned.coco_labels, partition_mapping=dg.AllPartitionMapping()),
         ],
-        partitions_def=dg.StaticPartitionsDefinition(chosen),
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=detector.name,
-        owners=list(detector.owners),
+        partitions=dg.StaticPartitionsDefinition(chosen),
         kinds={"python", "json"},
         code_version=PSEUDO_LABELS_CODE_VERSION,
         description="The fold's training labels with confident detections as pseudo-labels, without duplicates and "
@@ -230,11 +218,13 @@ def _pseudo_labels(detector: DetectorLaneConfiguration, keys: DetectorKeys) -> d
 
         def work(partition: str) -> Metadata:
             expanded = expand_fold(store, detector, fold_number(partition))
-            return {
-                **expanded.numbers,
-                "path": dg.MetadataValue.path(str(expanded.path)),
-            }
+            return {**expanded.numbers, "path": dg.MetadataValue.path(str(expanded.path))}
 
         yield from materialize_asset(context, keys.pseudo_labels, work)
 
     return pseudo_labels
+
+
+def _labels_of_fold(keys: DetectorKeys) -> dg.AssetDep:
+    """The COCO files of all splits of the same fold."""
+    return dg.AssetDep(keys.learned.coco_labels, partition_mapping=dg.MultiToSingleDimensionPartitionMapping("fold"))

@@ -1,30 +1,25 @@
 """What a detector lane does by itself while a daemon is up: predict batches whose tiles are new.
 
-Predictions say which materialization of the tiles they read: tiles that were made again while their batch was being
-predicted are older than the predictions, and unread all the same. Training never starts by itself. A fold that is
-trained again predicts by its finished checkpoint until then. A new checkpoint leaves the predictions as they are;
-materialize them again to have them by the new one.
+The metadata of predictions tell which materialization of the tiles they read: tiles that were made again while their
+batch was being predicted are older than the predictions, and unread all the same. Training never starts by itself. A
+fold that is trained again predicts by its finished checkpoint until then. A new checkpoint leaves the predictions as
+they are; materialize them again to have them by the new one.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import dagster as dg
 
 from uveitis_assets.components.detector.keys import DETECTOR_TAG, DetectorKeys
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
+from uveitis_assets.messages import enumeration
 from uveitis_assets.orchestration.automation import AssetJob, sensor_status
-from uveitis_assets.orchestration.batch_runs import (
-    ATTEMPTS,
-    exhausted_batches,
-    partitions_of,
-    range_requests,
-    recent_unfinished_runs,
-)
+from uveitis_assets.orchestration.batch_runs import exhausted_batches, keys_in_progress
 from uveitis_assets.orchestration.fold_keys import fold_key
-from uveitis_assets.orchestration.materializations import UPSTREAM_EVENT_METADATA, newest_events
+from uveitis_assets.orchestration.materializations import newest_events, upstream_event_id
+from uveitis_assets.orchestration.request_planner import Wanted, plan_requests
 
-_KEYS_PER_TICK = 500
 _EVENTS_PER_PAGE = 100
 _SHOWN = 10
 
@@ -64,9 +59,10 @@ def predictions_sensor(detector: DetectorLaneConfiguration, keys: DetectorKeys) 
         chosen = {fold_key(fold) for fold in detector.inference.folds}
         absent = chosen - instance.get_materialized_partitions(keys.checkpoint)
         if absent:
-            return dg.SkipReason(f"{keys.checkpoint.to_user_string()} lacks {', '.join(sorted(absent))}")
-        runs = recent_unfinished_runs(instance)
+            return dg.SkipReason(f"{keys.checkpoint.to_user_string()} lacks {enumeration(sorted(absent), _SHOWN)}")
         ordered = sorted(instance.get_dynamic_partitions(keys.predicted.batches_name))
+        # Asked for before the events: a run that ends in between is in progress here, or its predictions are seen.
+        busy = keys_in_progress(instance, [keys.predictions_job], [keys.predictions], ordered)
         tiles = newest_events(instance, keys.predicted.stage("tiles"))
         predicted = newest_events(instance, keys.predictions)
         read = _tiles_read(instance, keys.predictions, predicted, json.loads(context.cursor or "{}"))
@@ -75,38 +71,17 @@ def predictions_sensor(detector: DetectorLaneConfiguration, keys: DetectorKeys) 
         if not stale:
             return dg.SkipReason("predictions are as new as the tiles")
         states = {batch: str(tiles[batch]) for batch in stale}
-        busy = {batch for run in runs for batch in _of_asset(run, keys.predictions, keys.predictions_job, stale)}
-        exhausted = exhausted_batches(instance, keys.predictions_job, states) - busy
-        ready = [batch for batch in stale if batch not in busy | exhausted]
-        requests = range_requests(
-            ordered,
-            set(ready[:_KEYS_PER_TICK]),
-            [keys.predictions],
+        plan = plan_requests(
+            [Wanted(stale, (keys.predictions,), "newer tiles")],
+            busy,
+            exhausted_batches(instance, keys.predictions_job, states),
+            ordered=ordered,
             longest=detector.automation.max_batches_per_run,
-            why="newer tiles",
             states=states,
         )
-        waiting = [
-            *([f"{len(busy)} batches are being predicted"] if busy else []),
-            *(
-                [
-                    f"runs of {', '.join(sorted(exhausted)[:_SHOWN])}{', ...' if len(exhausted) > _SHOWN else ''} were "
-                    f"cancelled or failed {ATTEMPTS} times: mend the cause and run {keys.predictions_job}"
-                ]
-                if exhausted
-                else []
-            ),
-        ]
-        return dg.SensorResult(run_requests=list(requests)) if ready else dg.SkipReason("; ".join(waiting))
+        return plan.skip_reason(f"run {keys.predictions_job}") or dg.SensorResult(run_requests=plan.run_requests)
 
     return predictions_refresh
-
-
-def _of_asset(run: dg.DagsterRun, asset: dg.AssetKey, job_name: str, partitions: Sequence[str]) -> set[str]:
-    """Which of the partitions of an asset a run makes, whether its job or a selection of assets says so."""
-    if run.job_name != job_name and asset not in (run.asset_selection or ()):
-        return set()
-    return partitions_of(run, partitions)
 
 
 def _tiles_read(
@@ -117,7 +92,7 @@ def _tiles_read(
 ) -> dict[str, list[int]]:
     """Storage ids of each batch's newest predictions and of the tiles that they read; 0 where they do not say.
 
-    ``known`` are those of the last look: events are large, because they bear a picture, and are fetched once.
+    ``known`` are those of the last look: events are large, because they hold a picture, and are fetched once.
     """
     read = {batch: known[batch] for batch, event in newest.items() if batch in known and known[batch][0] == event}
     unknown = sorted(set(newest.values()) - {event for event, _ in read.values()})
@@ -125,8 +100,6 @@ def _tiles_read(
         ids = unknown[start : start + _EVENTS_PER_PAGE]
         page = instance.fetch_materializations(dg.AssetRecordsFilter(predictions, storage_ids=ids), limit=len(ids))
         for record in page.records:
-            event = record.asset_materialization
-            value = event.metadata.get(UPSTREAM_EVENT_METADATA) if event else None
             if record.partition_key is not None:
-                read[record.partition_key] = [record.storage_id, 0 if value is None else int(str(value.value))]
+                read[record.partition_key] = [record.storage_id, upstream_event_id(record) or 0]
     return read

@@ -1,13 +1,13 @@
-"""Names of a detector lane's assets, partitions and jobs: the one place where they are spelt."""
+"""Names of a detector lane's assets, partitions and jobs; other families know detectors by these alone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import dagster as dg
 
 from uveitis_assets.components.fundus.keys import LaneKeys
-from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
-from uveitis_assets.orchestration.fold_keys import fold_key
+from uveitis_assets.orchestration.fold_keys import fold_keys
 
 DETECTOR_TAG = "uveitis/detector"
 
@@ -22,7 +22,7 @@ class DetectorKeys:
     folds: dg.StaticPartitionsDefinition
 
     @classmethod
-    def of(cls, detector: DetectorLaneConfiguration, lanes: dict[str, LaneConfiguration]) -> "DetectorKeys":
+    def of(cls, detector: DetectorLaneConfiguration, lanes: Mapping[str, LaneKeys]) -> "DetectorKeys":
         """Keys of the configured detector.
 
         Raises:
@@ -32,18 +32,18 @@ class DetectorKeys:
             if (name := getattr(detector, field)) not in lanes:
                 raise ValueError(f"{field}: found no lane {name!r}, expected one of {sorted(lanes)}")
         learned = lanes[detector.train_on]
-        if learned.labels.format == "none":
+        if not learned.has_lesion_labels:
             raise ValueError(
-                f"train_on: expected a lane with lesion labels, found {learned.name} with labels.format none"
+                f"train_on: expected a lane with lesion labels, found {learned.lane} with labels.format none"
             )
-        n_folds = learned.splits.folds
+        n_folds = learned.n_folds
         absent = [fold for fold in detector.inference.folds if not 0 <= fold < n_folds]
         if absent:
             raise ValueError(
-                f"inference.folds: expected folds below {n_folds} (splits.folds of {learned.name}), found {absent}"
+                f"inference.folds: expected folds below {n_folds} (splits.folds of {learned.lane}), found {absent}"
             )
-        folds = dg.StaticPartitionsDefinition([fold_key(fold) for fold in range(n_folds)])
-        return cls(detector.name, LaneKeys.of(learned), LaneKeys.of(lanes[detector.predict_on]), folds)
+        folds = dg.StaticPartitionsDefinition(fold_keys(n_folds))
+        return cls(detector.name, learned, lanes[detector.predict_on], folds)
 
     @property
     def checkpoint(self) -> dg.AssetKey:

@@ -1,6 +1,6 @@
-"""The attributes of a FundusDataset's defs.yaml: the lane's configuration, plus what only Dagster can judge.
+"""The attributes of a FundusDataset's defs.yaml: the lane's configuration, and checks that need Dagster.
 
-Judged here and not when the schedule is made, so that a mistake is named with file, line and field like any other.
+They are made here and not with the schedule, so that a mistake is named with file, line and field like any other.
 """
 
 from typing import Annotated

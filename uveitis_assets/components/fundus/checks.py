@@ -1,6 +1,6 @@
 """Asset checks of a fundus lane: manifest integrity, ROI plausibility, tile reconstruction, label sanity.
 
-They read the books that the assets wrote, not pixels. Every partition has a result of its own.
+They read the tables that the assets wrote, not pixels. Every partition has a result of its own.
 """
 
 from collections import Counter
@@ -10,11 +10,12 @@ from typing import Any
 
 import dagster as dg
 
-from uveitis_assets.components.fundus.assets import BAD_LABELS_METADATA, MISSING_MASKS_METADATA, landing_problems
 from uveitis_assets.components.fundus.keys import LaneKeys, fold_and_split
 from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
+from uveitis_assets.components.fundus.metadata import BAD_LABELS_METADATA, MISSING_MASKS_METADATA, landing_problems
 from uveitis_assets.fundus.configuration import PreprocessStage
-from uveitis_assets.orchestration.check_results import check_result, count_of
+from uveitis_assets.messages import count_of, enumeration
+from uveitis_assets.orchestration.check_results import check_result
 from uveitis_assets.orchestration.partitioned_check import Evaluate, partitioned_check
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
@@ -22,7 +23,7 @@ from uveitis_assets.storage.store import ArtefactStore, artefact_key
 def lane_checks(lane: LaneConfiguration) -> list[dg.AssetChecksDefinition]:
     """All checks of the lane."""
     checks = [_manifest_integrity(lane), _roi_plausibility(lane), _tile_reconstruction(lane)]
-    return checks if lane.labels.format == "none" else [*checks, _label_sanity(lane)]
+    return [*checks, _label_sanity(lane)] if LaneKeys.of(lane).has_lesion_labels else checks
 
 
 def _manifest_integrity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
@@ -36,9 +37,9 @@ def _manifest_integrity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
         "manifest_integrity",
         keys.manifest,
         keys.batches,
-        "Rows are unique, agree with the ledger and few are quarantined. In the whole lane every patient stands on one "
-        "side of every fold, and so does every photograph that another lane of the same splits has too. Quarantined "
-        "images and what could not be taken from the landing folder are listed.",
+        "Rows are unique, agree with the ledger and few are quarantined. In the whole lane every patient is in one "
+        "split of every fold, and so is every image that another lane of the same splits has too. Quarantined images "
+        "and what could not be taken from the landing folder are listed.",
         begin,
     )
 
@@ -80,7 +81,7 @@ def _evaluate_manifest(
 
 
 def _splits_of_lane(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
-    """What is wrong with the sides of the lane's images, over all batches and folds."""
+    """What is wrong with the splits of the lane's images, over all batches and folds."""
     from uveitis_assets.labels.sanity import check_patients_disjoint
     from uveitis_assets.landing.manifest_table import batches_assigned_otherwise, read_manifest
     from uveitis_assets.landing.shared_images import photographs_on_two_sides
@@ -92,10 +93,10 @@ def _splits_of_lane(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
     ]
     if errors:
         errors.append(
-            "patients are torn apart by a copy of another patient's photograph, which follows that one (landing "
-            "problem duplicate_of_other_patient: mend the patient ids or remove the copy), or by rows that the ledger "
-            f"does not know: run `uveitis-assets register {lane.name}`, then materialize {lane.name}/manifest of all "
-            "batches"
+            "patients are in several splits because of a copy of another patient's image, which follows that one "
+            "(landing problem duplicate_of_other_patient: correct the patient ids or remove the copy), or because of "
+            f"rows that the ledger does not have: run `uveitis-assets register {lane.name}`, then materialize "
+            f"{lane.name}/manifest of all batches"
         )
     errors += photographs_on_two_sides(store, lane.name, lane.splits.name)
     try:
@@ -104,8 +105,9 @@ def _splits_of_lane(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
         return [*errors, str(error)]
     if batches:
         errors.append(
-            f"{count_of(batches, 'batch', 'batches')} not dealt by the present `splits`: {', '.join(batches[:10])}; "
-            f"materialize {lane.name}/manifest[{batches[0]}] again, which deals all batches alike, then the labels"
+            f"{count_of(batches, 'batch', 'batches')} not assigned by the present `splits`: "
+            f"{enumeration(batches, 10)}; materialize {lane.name}/manifest[{batches[0]}] again, which assigns all "
+            "batches alike, then the labels"
         )
     return errors
 
@@ -247,7 +249,7 @@ def _newest_metadata(
 
 
 def _left_out(metadata: Mapping[str, dg.MetadataValue[Any]]) -> list[str]:
-    """Images that the newest labels leave out: label files that cannot be believed, images without tiles."""
+    """Images that the newest labels leave out: implausible label files, images without tiles."""
     lines: list[str] = []
     bad_labels = metadata.get(BAD_LABELS_METADATA)
     if isinstance(bad_labels, dg.JsonMetadataValue) and isinstance(bad_labels.data, dict):

@@ -1,4 +1,4 @@
-"""Names of a fundus lane's assets, partitions and jobs: the one place where they are spelt."""
+"""Names of a fundus lane's assets, partitions and jobs; other families know fundus lanes by these alone."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,21 @@ import dagster as dg
 from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
 from uveitis_assets.fundus.configuration import STAGES, PreprocessStage
 from uveitis_assets.landing.samples import SPLITS, Split
+from uveitis_assets.orchestration.fold_keys import fold_key, fold_keys, fold_number
+from uveitis_assets.orchestration.lane_component import lane_configurations
 
 LANE_TAG = "uveitis/lane"
 LABELS_TAG = "uveitis/labels"
+REFERENCE_COLOR = dg.AssetKey("reference_color")
 
 
 @dataclass(frozen=True)
 class LaneKeys:
-    """Keys of one lane."""
+    """Keys of one lane, how many folds it has, and whether it has lesion labels."""
 
     lane: str
+    n_folds: int
+    has_lesion_labels: bool
     batches: dg.DynamicPartitionsDefinition
     fold_splits: dg.MultiPartitionsDefinition
 
@@ -25,14 +30,21 @@ class LaneKeys:
         """Keys of the configured lane."""
         return cls(
             lane.name,
+            lane.splits.folds,
+            lane.labels.format != "none",
             dg.DynamicPartitionsDefinition(name=f"{lane.name}_batches"),
             dg.MultiPartitionsDefinition(
                 {
-                    "fold": dg.StaticPartitionsDefinition([f"fold{fold}" for fold in range(lane.splits.folds)]),
+                    "fold": dg.StaticPartitionsDefinition(fold_keys(lane.splits.folds)),
                     "split": dg.StaticPartitionsDefinition(list(SPLITS)),
                 }
             ),
         )
+
+    @classmethod
+    def of_project(cls, context: dg.ComponentLoadContext) -> "dict[str, LaneKeys]":
+        """Keys of all fundus lanes of the project, by lane name."""
+        return {name: cls.of(lane) for name, lane in lane_configurations(context, LaneConfiguration).items()}
 
     @property
     def batches_name(self) -> str:
@@ -41,7 +53,7 @@ class LaneKeys:
 
     @property
     def manifest(self) -> dg.AssetKey:
-        return dg.AssetKey([self.lane, "manifest"])
+        return manifest_key(self.lane)
 
     def stage(self, stage: PreprocessStage) -> dg.AssetKey:
         return dg.AssetKey([self.lane, stage])
@@ -69,7 +81,17 @@ class LaneKeys:
         return f"{self.lane}_labels"
 
 
+def manifest_key(lane: str) -> dg.AssetKey:
+    """Key of the manifest of a lane of this name."""
+    return dg.AssetKey([lane, "manifest"])
+
+
 def fold_and_split(partition: str) -> tuple[int, Split]:
     """Parts of a label partition: ``fold0|train`` -> (0, "train")."""
-    fold_key, split_key = partition.split("|")
-    return int(fold_key.removeprefix("fold")), next(split for split in SPLITS if split == split_key)
+    fold, split_key = partition.split("|")
+    return fold_number(fold), next(split for split in SPLITS if split == split_key)
+
+
+def label_partition(fold: int, split: Split) -> str:
+    """Key of a label partition: (0, "train") -> ``fold0|train``."""
+    return f"{fold_key(fold)}|{split}"

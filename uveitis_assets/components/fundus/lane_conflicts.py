@@ -1,8 +1,7 @@
-"""What lanes must not have in common because they would write the same files: compared when definitions are loaded.
+"""What fundus lanes must not have in common because they would write the same files.
 
-Detectors and encoders are lanes too, and share the names with the fundus lanes.
-
-Each lane by itself has been validated before. It reads no files and looks at no images.
+Compared when definitions are loaded, once each lane is valid by itself and no two lanes share a name
+(orchestration/lane_names.py). Reads no files.
 """
 
 from __future__ import annotations
@@ -49,9 +48,7 @@ def check_lanes_compatible(lanes: Sequence[PlacedLane]) -> None:
 def _conflicts_of(one: PlacedLane, other: PlacedLane) -> list[str]:
     conflicts = []
     tags = sorted(set(one.lane.dataset_tags) & set(other.lane.dataset_tags))
-    if one.lane.name == other.lane.name:
-        conflicts.append(f"{other.at('name')}: found the name of {one.at('name')} again; rename one of them")
-    elif tags:
+    if tags:
         conflicts.append(
             f"{other.at('name')}: expected image ids of its own, found that those of {one.at('name')} begin with "
             f"`{tags[0]}::` too, so that their artefacts would overwrite each other; rename one of the lanes"
@@ -67,7 +64,7 @@ def _conflicts_of(one: PlacedLane, other: PlacedLane) -> list[str]:
 
 
 def _pinned_files_written(one: PlacedLane, other: PlacedLane) -> list[str]:
-    """Say so when the splits file that ``one`` has pinned is one that ``other`` writes."""
+    """A message when the splits file that ``one`` has pinned is one that ``other`` writes."""
     pinned = one.lane.splits.pinned
     if pinned is None or str(PurePosixPath(pinned).parent) != "splits":
         return []

@@ -1,0 +1,1 @@
+"""The asset of an encoder that learns from images without labels."""

@@ -1,0 +1,24 @@
+"""Name of an encoder's asset; other families know encoders by this alone."""
+
+from dataclasses import dataclass
+
+import dagster as dg
+
+from uveitis_assets.detection.pretraining.configuration import EncoderPretrainingConfiguration
+from uveitis_assets.orchestration.lane_component import lane_configurations
+
+
+@dataclass(frozen=True)
+class EncoderKeys:
+    """Key of one encoder."""
+
+    name: str
+
+    @classmethod
+    def of_project(cls, context: dg.ComponentLoadContext) -> "dict[str, EncoderKeys]":
+        """Keys of all encoders of the project, by name."""
+        return {name: cls(name) for name in lane_configurations(context, EncoderPretrainingConfiguration)}
+
+    @property
+    def encoder(self) -> dg.AssetKey:
+        return dg.AssetKey([self.name, "encoder"])
