@@ -22,6 +22,7 @@ from uveitis_assets.components.fundus.lane_configuration import LaneConfiguratio
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.detection.pretraining.configuration import EncoderPretrainingConfiguration
 from uveitis_assets.fundus.configuration import ReferenceColorConfiguration
+from uveitis_assets.landing.layouts import layout_names
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -40,6 +41,9 @@ LINKS = {
     "detector.training.tile_cache_gb": "[decoded tiles](formats.md#decoded-tiles)",
     "detector.overfit_images": "[which images](../explanation/design.md#which-images-a-detector-sees)",
 }
+
+# Fields whose values are those of a registry.
+CHOICES = {"layout": layout_names}
 
 UNITS = {
     "batch_size": "images",
@@ -344,7 +348,8 @@ def _table(model: type[BaseModel], prefix: str) -> list[str]:
             raise SystemExit(f"{dotted} has no meaning: add a description to the model")
         meaning = "; see ".join([field.description, *([LINKS[dotted]] if dotted in LINKS else [])])
         limits = ", ".join(part for part in (_range(field), UNITS.get(dotted, "")) if part)
-        cells = (f"`{_shown(dotted)}`", _type(field.annotation), _default(field), limits, _words(meaning))
+        choices = Literal[CHOICES[dotted]()] if dotted in CHOICES else field.annotation
+        cells = (f"`{_shown(dotted)}`", _type(choices), _default(field), limits, _words(meaning))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return rows
 

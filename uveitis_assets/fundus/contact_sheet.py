@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uveitis_assets.imaging.preview_jpeg import encode_within
-from uveitis_assets.landing.image_file import content_hash, read_landed_file
+from uveitis_assets.landing.content_hash import content_hash
+from uveitis_assets.landing.landed_files import read_landed_file
 from uveitis_assets.landing.quarantine import QuarantineError
 from uveitis_assets.landing.samples import RegisteredImage
 from uveitis_assets.stages.index import Row, read_stage_index

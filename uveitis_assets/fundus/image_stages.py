@@ -27,7 +27,9 @@ from uveitis_assets.imaging.geometry import ImageFrames
 from uveitis_assets.imaging.png import encode_png
 from uveitis_assets.imaging.reusable_buffers import thread_buffer
 from uveitis_assets.imaging.tiling import cut_tile, image_frames, padded_canvas, reconstruction_error, render_global
-from uveitis_assets.landing.image_file import content_hash, decode_rgb, read_landed_file
+from uveitis_assets.landing.content_hash import content_hash
+from uveitis_assets.landing.image_file import decode_rgb
+from uveitis_assets.landing.landed_files import read_landed_file
 from uveitis_assets.landing.quarantine import QuarantineError
 from uveitis_assets.landing.samples import RegisteredImage
 from uveitis_assets.stages.index import Row

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uveitis_assets.landing.image_file import content_hash, read_landed_file
+from uveitis_assets.landing.content_hash import content_hash
+from uveitis_assets.landing.landed_files import read_landed_file
 from uveitis_assets.landing.quarantine import QuarantineError
 from uveitis_assets.storage.store import ArtefactStore
 

@@ -9,19 +9,18 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import Field, field_validator, model_validator
 
 from uveitis_assets.configuration import Configuration, path_below_data_root
-
-Layout = Literal["uwf700", "fgadr", "deepdrid", "eyepacs", "image_folder"]
+from uveitis_assets.landing.layouts import find_layout
 
 
 class SplitConfiguration(Configuration):
-    """Patient-level splits by a keyed hash: an image keeps its side when others land."""
+    """Patient-level splits by a hash of seed and patient: an image keeps its split when others land."""
 
     name: str = Field(
         "stage0",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
         description="Lanes with the same name share the files `splits/<name>_<fold>.json`",
     )
-    seed: int = Field(42, description="Seed of the hash that deals patients into splits")
+    seed: int = Field(42, description="Seed of the hash that assigns patients to splits")
     test_ratio: float = Field(0.15, ge=0.0, lt=1.0, description="Share of the patients in test, in every fold")
     folds: int = Field(5, ge=2, le=20, description="Folds over the patients outside test")
     use_official: bool = Field(True, description="Respect the dataset's own train/val/test in every fold")
@@ -84,7 +83,7 @@ class DatasetConfiguration(Configuration):
     name: str = Field(
         pattern=r"^[a-z0-9]+(_[a-z0-9]+)*$", max_length=64, description="Lane name: key prefix and file names"
     )
-    layout: Layout = Field(description="How the folder is read")
+    layout: str = Field(description="How the folder is read")
     folder: str = Field(description="Folder below $UVEITIS_RAW")
     batch_size: int = Field(256, ge=1, le=4096, description="Images per partition at most")
     image_folder: ImageFolderConfiguration = ImageFolderConfiguration()
@@ -92,7 +91,12 @@ class DatasetConfiguration(Configuration):
     @property
     def dataset_tags(self) -> tuple[str, ...]:
         """What the lane's image ids begin with: its name, or one tag per kind of photograph."""
-        return (f"{self.name}_regular", f"{self.name}_uwf") if self.layout == "deepdrid" else (self.name,)
+        return find_layout(self.layout).dataset_tags(self.name)
+
+    @field_validator("layout")
+    @classmethod
+    def _layout_is_registered(cls, layout: str) -> str:
+        return find_layout(layout).name
 
     @field_validator("folder")
     @classmethod

@@ -1,9 +1,8 @@
-"""The ledger: which images have landed, who they are, and which batch each belongs to.
+"""The ledger: which samples have landed, their image ids, and which batch each belongs to.
 
 One Parquet file per lane under ``ledger/``, readable by its owner only because it holds raw patient ids. An entry's
 identity is its content hash and path; size and times are kept only to see cheaply that a file may have changed. The
-ledger, not the Dagster database, is the truth about batches, and a batch's members never change. It assigns no
-splits and opens no image twice.
+ledger, not the Dagster database, is the truth about batches, and a batch's members never change.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ from typing import Literal, cast
 import polars as pl
 
 from uveitis_assets.landing.configuration import DatasetConfiguration
+from uveitis_assets.landing.file_stamps import stamped_hash
 from uveitis_assets.landing.ledger_table import (
+    FILES_SCHEMA,
     LEDGER_SCHEMA,
     LedgerError,
     ledger_read_errors,
@@ -31,14 +32,19 @@ from uveitis_assets.storage.store import ArtefactStore
 State = Literal["live", "gone", "superseded"]
 
 _ROW_GROUP = 2048
+_IMAGE_COLUMNS = ("image_id", "dataset", "relative_path", "content_hash", "quarantine_reason", "quarantine_detail")
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One registered file; fields are the ledger's columns.
+    """One registered sample; fields are the ledger's columns.
 
-    ``size``, ``mtime_ns``, ``ctime_ns`` are those of the bytes hashed. ``label_stamps`` holds, per label path,
-    ``size:mtime:ctime:hash``. ``width`` and ``height`` are 0 where the header could not be read.
+    ``size``, ``mtime_ns``, ``ctime_ns`` are those of the bytes hashed, of several files the sum and the latest times.
+    ``label_stamps`` holds, per label path, ``size:mtime:ctime:hash``. ``width`` and ``height`` are 0 where the header
+    could not be read, and None where the layout's samples have none.
+
+    ``files`` and, once they were read, ``file_stamps`` (as ``label_stamps``) name the files of a sample of several:
+    empty for one file. Ledgers without such samples lack these two columns.
 
     ``split_dataset`` and ``split_patient`` name the patient whose split the image follows: its own or, for a copy, that
     of the first image registered with this content, even if that one is gone by now. ``patient_official_split`` is the
@@ -58,8 +64,8 @@ class LedgerEntry:
     size: int
     mtime_ns: int
     ctime_ns: int
-    width: int
-    height: int
+    width: int | None
+    height: int | None
     quarantine_reason: str | None
     quarantine_detail: str | None
     batch: str
@@ -70,6 +76,11 @@ class LedgerEntry:
     split_dataset: str = ""
     split_patient: str = ""
     patient_official_split: Split | None = None
+    files: tuple[str, ...] = ()
+    file_stamps: tuple[str, ...] = ()
+
+
+_LISTS = tuple(name for name, kind in (LEDGER_SCHEMA | FILES_SCHEMA).items() if kind == pl.List(pl.String))
 
 
 def refuse_lost_ledger(store: ArtefactStore, lane: str) -> None:
@@ -94,10 +105,8 @@ def read_ledger(store: ArtefactStore, lane: str) -> list[LedgerEntry]:
     if not path.exists():
         return []
     frame = read_ledger_table(path)
-    return [
-        LedgerEntry(**{**row, "label_paths": tuple(row["label_paths"]), "label_stamps": tuple(row["label_stamps"])})
-        for row in frame.iter_rows(named=True)
-    ]
+    lists = [name for name in _LISTS if name in frame.columns]
+    return [LedgerEntry(**{**row, **{name: tuple(row[name]) for name in lists}}) for row in frame.iter_rows(named=True)]
 
 
 def registered_batches(store: ArtefactStore, lane: str) -> list[str]:
@@ -116,9 +125,9 @@ def registered_images(store: ArtefactStore, dataset: DatasetConfiguration, batch
     folder = store.raw_folder(dataset.folder)
     with ledger_read_errors(path):
         frame = (
-            scan_ledger(path)
+            scan_ledger(path, (*LEDGER_SCHEMA, *FILES_SCHEMA))
             .filter((pl.col("batch") == batch) & (pl.col("state") == "live"))
-            .select("image_id", "dataset", "relative_path", "content_hash", "quarantine_reason", "quarantine_detail")
+            .select(*_IMAGE_COLUMNS, *FILES_SCHEMA)
             .sort("image_id")
             .collect()
         )
@@ -131,14 +140,11 @@ def registered_images(store: ArtefactStore, dataset: DatasetConfiguration, batch
             quarantine_reason=reason,
             quarantine_detail=detail,
             name=message_name(dataset, image_id, relative_path),
+            files=tuple(folder / file for file in files),
+            file_hashes=tuple(map(stamped_hash, file_stamps)),
         )
-        for image_id, tag, relative_path, digest, reason, detail in frame.iter_rows()
+        for image_id, tag, relative_path, digest, reason, detail, files, file_stamps in frame.iter_rows()
     ]
-
-
-def label_hash(stamp: str) -> str:
-    """Content hash of a label file from its stamp; empty where the file could not be read or is no lesion label."""
-    return "" if stamp.startswith(":") else stamp.rpartition(":")[2]
 
 
 def message_name(dataset: DatasetConfiguration, image_id: str, relative_path: str) -> str:
@@ -151,14 +157,13 @@ def message_name(dataset: DatasetConfiguration, image_id: str, relative_path: st
 def write_ledger(
     store: ArtefactStore, lane: str, entries: Sequence[LedgerEntry], loaded: Sequence[LedgerEntry]
 ) -> None:
+    """Write the ledger unless the entries are those that were loaded from it."""
     path = store.ledger_file(lane)
     if path.exists() and list(entries) == list(loaded):
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    columns = {name: [getattr(entry, name) for entry in entries] for name in LEDGER_SCHEMA}
+    schema = LEDGER_SCHEMA | (FILES_SCHEMA if any(entry.files for entry in entries) else {})
+    columns = {name: [getattr(entry, name) for entry in entries] for name in schema}
     buffer = io.BytesIO()
-    pl.DataFrame(columns, schema=LEDGER_SCHEMA).write_parquet(buffer, row_group_size=_ROW_GROUP)
+    pl.DataFrame(columns, schema=schema).write_parquet(buffer, row_group_size=_ROW_GROUP)
     write_bytes(path, buffer.getbuffer(), mode=0o600)
-
-
-# The cheap look of a sensor ------------------------------------------------------------------------------------

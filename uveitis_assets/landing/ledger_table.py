@@ -1,7 +1,7 @@
 """The ledger's file as a table: its columns, and the one way in which it is read.
 
-The ledger cannot be made again: whoever reads a damaged one is told which file to restore. Damage may lie anywhere in
-the file, so that it shows only when the rows are read. It knows nothing of landing folders and writes nothing.
+The ledger cannot be made again: every reader of a damaged one reports which file to restore. Damage may lie anywhere in
+the file, so that it shows only when the rows are read.
 """
 
 from __future__ import annotations
@@ -41,12 +41,20 @@ LEDGER_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 }
 
 
+# Only in ledgers of lanes that hold samples of several files.
+FILES_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "files": pl.List(pl.String),
+    "file_stamps": pl.List(pl.String),
+}
+_SCHEMA = LEDGER_SCHEMA | FILES_SCHEMA
+
+
 class LedgerError(ValueError):
     """The ledger is damaged or lost; the message names the file and says what to do."""
 
 
-def read_ledger_table(path: Path, columns: Sequence[str] = tuple(LEDGER_SCHEMA)) -> pl.DataFrame:
-    """The given columns of all entries.
+def read_ledger_table(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """The given columns of all entries; without any given, all that the ledger has.
 
     Raises:
         LedgerError: the file is damaged.
@@ -56,10 +64,15 @@ def read_ledger_table(path: Path, columns: Sequence[str] = tuple(LEDGER_SCHEMA))
         return table.collect()
 
 
-def scan_ledger(path: Path, columns: Sequence[str] = tuple(LEDGER_SCHEMA)) -> pl.LazyFrame:
+def scan_ledger(path: Path, columns: Sequence[str] | None = None) -> pl.LazyFrame:
     """The ledger's table as it is now: what is read from it later does not change when images are registered.
 
-    For those who need few of its rows; they collect them under ``ledger_read_errors``.
+    For readers that need few of its rows; they collect them under ``ledger_read_errors``.
+
+    Args:
+        path: the ledger.
+        columns: to read; without any given, all that the ledger has. Columns of FILES_SCHEMA are empty lists in a
+            ledger that has no sample of several files.
 
     Raises:
         LedgerError: the file is damaged.
@@ -68,17 +81,24 @@ def scan_ledger(path: Path, columns: Sequence[str] = tuple(LEDGER_SCHEMA)) -> pl
     with ledger_read_errors(path), path.open("rb") as file:
         table = pl.scan_parquet(file)
         found = table.collect_schema()
+    if columns is None:
+        columns = [*LEDGER_SCHEMA, *(name for name in FILES_SCHEMA if name in found)]
+    absent = [name for name in columns if name in FILES_SCHEMA and name not in found]
     for column in columns:
+        if column in absent:
+            continue
         if column not in found:
             raise _damaged(path, f"no column {column}")
-        if found[column] != LEDGER_SCHEMA[column]:
+        if found[column] != _SCHEMA[column]:
             raise _damaged(path, f"the column {column} of type {found[column]}")
+    if absent:
+        table = table.with_columns(pl.lit([], FILES_SCHEMA[name]).alias(name) for name in absent)
     return table.select(columns)
 
 
 @contextmanager
 def ledger_read_errors(path: Path) -> Iterator[None]:
-    """Name the ledger where what is read from it cannot be.
+    """Report errors of reading a ledger with its name and what to do.
 
     Raises:
         LedgerError: instead of the reader's own error.

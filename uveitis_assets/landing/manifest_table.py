@@ -43,6 +43,13 @@ MANIFEST_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 }
 
 
+# Only in parts that hold samples of several files: where they are, as ``filepath``, and their content hashes.
+FILES_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "files": pl.List(pl.String),
+    "file_hashes": pl.List(pl.String),
+}
+
+
 # Parquet metadata of a part: digest of what was registered about the batch when the part was made.
 _STATE_METADATA = "registered_state"
 
@@ -72,7 +79,7 @@ def manifest_state(part: Path) -> str | None:
 def read_manifest(store: ArtefactStore, lane: str) -> pl.DataFrame:
     """All parts of a lane, one row per image id (the latest batch holds), sorted by image id.
 
-    Waits while the lane's export deals its parts again.
+    Waits while the lane's export assigns its parts to splits again.
     """
     with store.lock(manifest_lock_name(lane)):
         parts = read_parts(store, lane)
@@ -80,7 +87,7 @@ def read_manifest(store: ArtefactStore, lane: str) -> pl.DataFrame:
 
 
 def require_parts(store: ArtefactStore, lane: str, stages: Collection[str], made_before: Collection[str] = ()) -> None:
-    """Refuse a lane whose manifest was never made or lost parts: what is made from it would lose their images.
+    """Refuse a lane whose manifest was never made or lost parts: results made from it would lose their images.
 
     A batch that has only landed has no part yet and is not missed: its images follow when it was run.
 
@@ -107,14 +114,14 @@ def require_parts(store: ArtefactStore, lane: str, stages: Collection[str], made
 
 
 def batches_assigned_otherwise(manifest: pl.DataFrame, fingerprint: str) -> list[str]:
-    """Batches with rows whose sides were not decided by the dealing of this fingerprint, sorted."""
+    """Batches with rows that were not assigned to splits by the configuration of this fingerprint, sorted."""
     others = manifest.filter(pl.col("split_fingerprint").ne_missing(fingerprint))
     batches: list[str] = others["batch"].unique().sort().to_list()
     return batches
 
 
 def require_one_split_assignment(lane: str, manifest: pl.DataFrame) -> None:
-    """Refuse a manifest whose rows were dealt by several split configurations: patients may stand on two sides.
+    """Refuse a manifest whose rows were assigned by several split configurations: patients may be in two splits.
 
     Raises:
         ValueError: says what to materialize.
@@ -122,9 +129,9 @@ def require_one_split_assignment(lane: str, manifest: pl.DataFrame) -> None:
     if manifest["split_fingerprint"].n_unique() > 1:
         newest = str(manifest.sort("batch")["split_fingerprint"].last())
         raise ValueError(
-            f"{lane}/manifest: expected all batches to be dealt by one split configuration, found "
-            f"{', '.join(batches_assigned_otherwise(manifest, newest))} dealt by another than the last one; "
-            f"materialize any batch of {lane}/manifest again: that deals all of them alike. If the message stays, "
+            f"{lane}/manifest: expected all batches to be assigned by one split configuration, found "
+            f"{', '.join(batches_assigned_otherwise(manifest, newest))} assigned by another than the last one; "
+            f"materialize any batch of {lane}/manifest again: that assigns all of them alike. If the message stays, "
             f"register {lane}, "
             "materialize the manifest of all batches, and remove "
             f"index/{lane}/manifest/<batch>.parquet of batches that the ledger does not know"
@@ -132,7 +139,7 @@ def require_one_split_assignment(lane: str, manifest: pl.DataFrame) -> None:
 
 
 def manifest_lock_name(lane: str) -> str:
-    """Held by who writes a part and by who reads several: parts are only ever seen dealt alike."""
+    """Name of the lock held while a part is written or several are read: readers see parts assigned alike."""
     return f"{lane}.manifest"
 
 
@@ -171,10 +178,14 @@ def read_parts(store: ArtefactStore, lane: str, *, without: str | None = None) -
 
 
 def one_row_per_image(parts: pl.DataFrame) -> pl.DataFrame:
+    """Rows sorted by image id; of several with one id, that of the latest batch."""
     return parts.unique("image_id", keep="last", maintain_order=True).sort("image_id")
 
 
 def write_manifest_table(path: Path, frame: pl.DataFrame, state: str | None = None) -> None:
+    """Write a part or an export, with the digest of what was registered about its batch."""
+    if "files" in frame.columns and not frame["files"].list.len().sum():
+        frame = frame.drop(FILES_SCHEMA)
     buffer = io.BytesIO()
     frame.write_parquet(buffer, metadata=None if state is None else {_STATE_METADATA: state})
     write_bytes(path, buffer.getbuffer())

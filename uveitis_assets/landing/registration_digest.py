@@ -1,7 +1,7 @@
-"""A digest of what the ledger says about a batch, to tell later whether something made from it still holds.
+"""A digest of a batch's ledger rows, to tell later whether something made from them still holds.
 
 Everything that a manifest row, a split or a label file is made from enters; sizes and times of files do not, because
-they change without the content. The digest is keyed: whoever reads an artefact cannot confirm a guessed patient.
+they change without the content. The digest is keyed: readers of an artefact cannot confirm a guessed patient.
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ def registered_states(ledger: pl.DataFrame, key: bytes) -> dict[str, str]:
     """
     batches = ledger["batch"].unique().sort().to_list()
     digests = {batch: hashlib.blake2b(digest_size=8, key=key) for batch in batches}
-    live = ledger.filter(pl.col("state") == "live").sort("batch", "image_id").select("batch", *_COLUMNS)
+    # Only ledgers with samples of several files have the column, and only those samples' rows hold it.
+    files = [column for column in ("files",) if column in ledger.columns]
+    live = ledger.filter(pl.col("state") == "live").sort("batch", "image_id").select("batch", *_COLUMNS, *files)
     for batch, *row in live.iter_rows():
+        if files and not row[-1]:
+            row.pop()
         digests[batch].update(json.dumps(row).encode() + b"\n")
     return {batch: digest.hexdigest() for batch, digest in digests.items()}

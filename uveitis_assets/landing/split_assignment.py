@@ -1,7 +1,7 @@
-"""A lane's registered images dealt into splits: the ledger's patients brought together with the split configuration.
+"""Assigns a lane's registered images to splits: the ledger's patients under a split configuration.
 
-A pure function of ledger, configuration and pinned splits, so that one batch dealt now and the whole lane dealt later
-agree; the fingerprint tells dealings by different configurations apart. It writes nothing and reads no manifest.
+A pure function of ledger, configuration and pinned splits, so that one batch assigned now and the whole lane assigned
+later agree; the fingerprint tells assignments by different configurations apart.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SplitAssignment:
 
 
 def read_split_assignment(root: Path, configuration: SplitConfiguration) -> SplitAssignment:
-    """Read the pinned splits, if any, and say by what the sides are decided.
+    """Read the pinned splits, if any, that a configuration names.
 
     Raises:
         ValueError: a pinned splits file is missing or wrong; the message names it.
@@ -44,36 +44,38 @@ def read_split_assignment(root: Path, configuration: SplitConfiguration) -> Spli
 
 
 def assign_splits(
-    ledger: pl.LazyFrame, dealing: SplitAssignment, batch: str | None = None
+    ledger: pl.LazyFrame, assignment: SplitAssignment, batch: str | None = None
 ) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    """Deal one batch, or all, into every fold.
+    """Assign one batch, or all, to splits in every fold.
 
-    Entries that are gone or superseded are dealt too, and what they say about their patients counts.
+    Entries that are gone or superseded are assigned too, and what they say about their patients counts.
 
     Args:
         ledger: all entries of the lane.
-        dealing: by what to deal.
+        assignment: by what to assign.
         batch: None: the whole lane.
 
     Returns:
-        Columns ``batch``, ``image_id``, ``content_hash`` and ``fold_splits`` (side in fold 0, 1, ...) per ledger
+        Columns ``batch``, ``image_id``, ``content_hash`` and ``fold_splits`` (split in fold 0, 1, ...) per ledger
         entry, and what is contradictory about the pinned splits.
     """
     entries = ledger.select("batch", "image_id", "content_hash", *_OWNER, "patient_official_split")
     members = (entries if batch is None else entries.filter(pl.col("batch") == batch)).collect()
     claims = _official_claims(members)
-    pinned, problems = _pinned_sides(entries, dealing.pinned, members)
-    # There are few ways to stand in all folds: entries refer to them by number.
+    pinned, problems = _pinned_splits(entries, assignment.pinned, members)
+    configuration = assignment.configuration
+    # Few combinations of splits over all folds occur: entries refer to them by number.
     numbers: dict[tuple[Split, ...], int] = {}
     number_of = {
         patient: numbers.setdefault(
-            patient_splits(*patient, dealing.configuration, strictest(official), pinned.get(patient, ())), len(numbers)
+            patient_splits(*patient, configuration, strictest(official), pinned.get(patient, ())),
+            len(numbers),
         )
         for patient, official in claims.items()
     }
     owners = zip(members["split_dataset"].to_list(), members["split_patient"].to_list(), strict=True)
-    ways = pl.Series("fold_splits", [list(sides) for sides in numbers], pl.List(pl.String))
-    fold_splits = ways.gather([number_of[patient] for patient in owners])
+    combinations = pl.Series("fold_splits", [list(splits) for splits in numbers], pl.List(pl.String))
+    fold_splits = combinations.gather([number_of[patient] for patient in owners])
     return members.select("batch", "image_id", "content_hash").with_columns(fold_splits), problems
 
 
@@ -85,13 +87,13 @@ def _official_claims(members: pl.DataFrame) -> dict[Patient, set[Split]]:
     return claims
 
 
-def _pinned_sides(
+def _pinned_splits(
     entries: pl.LazyFrame, pinned: list[dict[str, Split]], members: pl.DataFrame
 ) -> tuple[dict[Patient, list[Split | None]], tuple[str, ...]]:
-    """Per patient of the members the pinned side in each fold, from whichever of the patient's images are pinned.
+    """Per patient of the members the pinned split in each fold, from all of the patient's images that are pinned.
 
-    Images that are gone or superseded count too: a pinned patient stays on its side when the photograph that bore the
-    pin is removed or replaced.
+    Images that are gone or superseded count too: a pinned patient stays in its split when the photograph that was
+    pinned is removed or replaced.
     """
     if not pinned:
         return {}, ()
@@ -105,13 +107,13 @@ def _pinned_sides(
     first_id: dict[Patient, str] = {}
     for dataset, patient, image_id in images.iter_rows():
         first_id.setdefault((dataset, patient), image_id)
-        sides = claims.setdefault((dataset, patient), [set() for _ in pinned])
-        for side, split_by_id in zip(sides, pinned, strict=True):
+        of_folds = claims.setdefault((dataset, patient), [set() for _ in pinned])
+        for claimed, split_by_id in zip(of_folds, pinned, strict=True):
             if image_id in split_by_id:
-                side.add(split_by_id[image_id])
+                claimed.add(split_by_id[image_id])
     problems = tuple(
-        f"the patient of {first_id[patient]} stands on several sides of the pinned splits; the strictest holds"
-        for patient, sides in claims.items()
-        if any(len(side) > 1 for side in sides)
+        f"the patient of {first_id[patient]} is pinned to several splits; the strictest holds"
+        for patient, of_folds in claims.items()
+        if any(len(claimed) > 1 for claimed in of_folds)
     )
-    return {patient: [strictest(side) for side in sides] for patient, sides in claims.items()}, problems
+    return {patient: [strictest(claimed) for claimed in of_folds] for patient, of_folds in claims.items()}, problems

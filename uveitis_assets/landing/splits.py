@@ -1,8 +1,8 @@
-"""Train, validation and test sides of patients: pure functions of seed, dataset and patient.
+"""Splits of patients into train, validation and test: pure functions of seed, dataset and patient.
 
-A patient's side depends on nothing but these (and on an official or pinned split), so that no image moves when others
-land. The patients outside test are dealt into folds; in fold f those dealt to f validate and the rest train. It reads
-one kind of file, the pinned splits; everything else comes in as arguments.
+A patient's splits depend on nothing but these (and on an official or pinned split), so that no image moves when others
+land. The patients outside test are assigned to folds; in fold f those of fold f validate and the rest train. One kind
+of file is read, the pinned splits; everything else comes in as arguments.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from uveitis_assets.storage.files import resolve_inside
 
 
 def hashed_splits(dataset: str, patient: str, configuration: SplitConfiguration) -> tuple[Split, ...]:
-    """Side of a patient (raw id) in every fold, from BLAKE2b of seed, dataset tag and patient."""
+    """Split of a patient (raw id) in every fold, from BLAKE2b of seed, dataset tag and patient."""
     if _uniform("test", dataset, patient, configuration.seed) < configuration.test_ratio:
-        sides: list[Split] = ["test"] * configuration.folds
+        splits: list[Split] = ["test"] * configuration.folds
     else:
-        sides = ["train"] * configuration.folds
-        sides[int(_uniform("fold", dataset, patient, configuration.seed) * configuration.folds)] = "val"
-    return tuple(sides)
+        splits = ["train"] * configuration.folds
+        splits[int(_uniform("fold", dataset, patient, configuration.seed) * configuration.folds)] = "val"
+    return tuple(splits)
 
 
 def patient_splits(
@@ -35,10 +35,14 @@ def patient_splits(
     official: Split | None = None,
     pinned: Sequence[Split | None] = (),
 ) -> tuple[Split, ...]:
-    """Side of a patient in every fold: the pinned one, else the official one, else the hashed one.
+    """Split of a patient in every fold: the pinned one, else the official one, else the hashed one.
 
     Args:
-        pinned: per fold, the side of the patient's images in the pinned splits file; None where it names none.
+        dataset: dataset tag.
+        patient: raw id.
+        configuration: how patients are assigned.
+        official: the dataset's own split of the patient.
+        pinned: per fold, the split of the patient's images in the pinned splits file; None where it names none.
     """
     splits = list(hashed_splits(dataset, patient, configuration))
     if configuration.use_official and official is not None:
@@ -50,17 +54,17 @@ def patient_splits(
 
 
 def strictest(splits: Collection[Split]) -> Split | None:
-    """Of contradictory sides the one that keeps the patient furthest from training: test, then val, then train."""
+    """Of contradictory splits the one that keeps the patient furthest from training: test, then val, then train."""
     return max(splits, key=SPLITS.index, default=None)
 
 
 def read_pinned_splits(root: Path, configuration: SplitConfiguration) -> list[dict[str, Split]]:
-    """Read the pinned splits as image id -> side, one dictionary per fold; empty when nothing is pinned.
+    """Read the pinned splits as image id -> split, one dictionary per fold; empty when nothing is pinned.
 
     Raises:
         PathEscapesRootError: a link leads out of the root.
-        ValueError: a file is missing, is not ``{"train": [ids], "val": [ids], "test": [ids]}``, or names an image on
-            two sides; the message names the file.
+        ValueError: a file is missing, is not ``{"train": [ids], "val": [ids], "test": [ids]}``, or names an image in
+            two splits; the message names the file.
     """
     if configuration.pinned is None:
         return []
@@ -74,19 +78,21 @@ def _read_splits_file(path: Path) -> dict[str, Split]:
     try:
         value = json.loads(path.read_bytes())
     except OSError as error:
-        raise ValueError(f"{path}: the pinned splits file cannot be read ({error.strerror}); mend `pinned`") from error
+        raise ValueError(
+            f"{path}: the pinned splits file cannot be read ({error.strerror}); correct `pinned`"
+        ) from error
     except ValueError as error:
-        raise ValueError(f"{path}: expected a JSON object of image ids, found {error}; mend the file") from error
+        raise ValueError(f"{path}: expected a JSON object of image ids, found {error}; correct the file") from error
     if not isinstance(value, dict) or set(value) != set(SPLITS):
         found = sorted(value) if isinstance(value, dict) else type(value).__name__
-        raise ValueError(f"{path}: expected the keys train, val and test, found {found}; mend the file")
+        raise ValueError(f"{path}: expected the keys train, val and test, found {found}; correct the file")
     split_by_id: dict[str, Split] = {}
     for split in SPLITS:
         for image_id in value[split]:
             if not isinstance(image_id, str):
-                raise ValueError(f"{path}: expected image ids in {split}, found {image_id!r}; mend the file")
+                raise ValueError(f"{path}: expected image ids in {split}, found {image_id!r}; correct the file")
             if split_by_id.setdefault(image_id, split) != split:
-                raise ValueError(f"{path}: {image_id} stands in {split_by_id[image_id]} and {split}; mend the file")
+                raise ValueError(f"{path}: {image_id} stands in {split_by_id[image_id]} and {split}; correct the file")
     return split_by_id
 
 

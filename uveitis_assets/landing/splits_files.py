@@ -15,7 +15,7 @@ from uveitis_assets.storage.store import ArtefactStore
 
 
 def write_splits_files(store: ArtefactStore, split_name: str, folds: int) -> list[Path]:
-    """Write ``splits/<name>_<fold>.json`` over all lanes whose manifests bear the split name.
+    """Write ``splits/<name>_<fold>.json`` over all lanes whose manifests have the split name.
 
     Quarantined images are left out; ids are sorted. Files of folds that do not exist any more are removed.
 
@@ -23,16 +23,16 @@ def write_splits_files(store: ArtefactStore, split_name: str, folds: int) -> lis
         ValueError: a lane's manifest was made with fewer folds, or by several split configurations.
     """
     with store.lock(f"splits.{split_name}"):
-        return _write_sides(store, split_name, folds, _sides_of_lanes(store, split_name, folds))
+        return _write_files(store, split_name, folds, _fold_splits_of_lanes(store, split_name, folds))
 
 
 def remove_lane_from_splits_files(
     store: ArtefactStore, former_names: Collection[str], splits: SplitConfiguration
 ) -> None:
-    """Take a lane out of the splits files of names that it bore; they go when no lane bears the name any more.
+    """Remove a lane from the splits files of its former names; files of names that no lane has any more are deleted.
 
     Called without the manifest's lock, which is taken inside that of the splits files. Files that the lane has pinned
-    stay: they decide its sides.
+    stay: they decide its splits.
     """
     pinned = [] if splits.pinned is None else [splits.pinned.replace("{fold}", str(k)) for k in range(splits.folds)]
     for name in sorted(former_names):
@@ -41,15 +41,15 @@ def remove_lane_from_splits_files(
             if any(store.name_of(path) in pinned for path in files.values()):
                 continue
             folds = max(files, default=-1) + 1
-            if sides := _sides_of_lanes(store, name, folds):
-                _write_sides(store, name, folds, sides)
+            if frames := _fold_splits_of_lanes(store, name, folds):
+                _write_files(store, name, folds, frames)
             else:
                 for path in files.values():
                     path.unlink()
 
 
-def _sides_of_lanes(store: ArtefactStore, split_name: str, folds: int) -> list[pl.DataFrame]:
-    """Usable images with their sides, one frame for each lane whose manifest bears the split name."""
+def _fold_splits_of_lanes(store: ArtefactStore, split_name: str, folds: int) -> list[pl.DataFrame]:
+    """Usable images with their splits, one frame for each lane whose manifest has the split name."""
     frames = []
     for lane in store.lanes_with_manifests():
         manifest = read_manifest(store, lane)
@@ -65,13 +65,13 @@ def _sides_of_lanes(store: ArtefactStore, split_name: str, folds: int) -> list[p
     return frames
 
 
-def _write_sides(store: ArtefactStore, split_name: str, folds: int, frames: list[pl.DataFrame]) -> list[Path]:
+def _write_files(store: ArtefactStore, split_name: str, folds: int, frames: list[pl.DataFrame]) -> list[Path]:
     everything = pl.concat(frames).sort("image_id") if frames else pl.DataFrame(schema=MANIFEST_SCHEMA)
     paths = []
     for fold in range(folds):
-        side = everything["fold_splits"].list.get(fold)
+        assigned = everything["fold_splits"].list.get(fold)
         value: dict[str, list[str]] = {
-            split: everything.filter(side == split)["image_id"].to_list() for split in SPLITS
+            split: everything.filter(assigned == split)["image_id"].to_list() for split in SPLITS
         }
         paths.append(store.splits_file(split_name, fold))
         write_bytes(paths[-1], json_bytes(value))

@@ -84,7 +84,7 @@ def _splits_of_lane(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
     """What is wrong with the splits of the lane's images, over all batches and folds."""
     from uveitis_assets.labels.sanity import check_patients_disjoint
     from uveitis_assets.landing.manifest_table import batches_assigned_otherwise, read_manifest
-    from uveitis_assets.landing.shared_images import photographs_on_two_sides
+    from uveitis_assets.landing.shared_images import images_in_two_splits
     from uveitis_assets.landing.split_assignment import read_split_assignment
 
     manifest = read_manifest(store, lane.name)
@@ -98,7 +98,7 @@ def _splits_of_lane(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
             f"rows that the ledger does not have: run `uveitis-assets register {lane.name}`, then materialize "
             f"{lane.name}/manifest of all batches"
         )
-    errors += photographs_on_two_sides(store, lane.name, lane.splits.name)
+    errors += images_in_two_splits(store, lane.name, lane.splits.name)
     try:
         batches = batches_assigned_otherwise(manifest, read_split_assignment(store.root, lane.splits).fingerprint)
     except ValueError as error:

@@ -16,14 +16,8 @@ from uveitis_assets.fundus.configuration import (
 )
 from uveitis_assets.imaging.configuration import TilingConfiguration
 from uveitis_assets.labels.configuration import LabelConfiguration
-from uveitis_assets.landing.configuration import (
-    AutomationConfiguration,
-    DatasetConfiguration,
-    Layout,
-    SplitConfiguration,
-)
-
-_LABEL_FORMAT_OF_LAYOUT: dict[Layout, tuple[str, ...]] = {"uwf700": ("obb",), "fgadr": ("mask",)}
+from uveitis_assets.landing.configuration import AutomationConfiguration, DatasetConfiguration, SplitConfiguration
+from uveitis_assets.landing.layouts import find_layout
 
 
 class LaneConfiguration(DatasetConfiguration):
@@ -46,7 +40,7 @@ class LaneConfiguration(DatasetConfiguration):
 
     @model_validator(mode="after")
     def _layout_has_these_labels(self) -> Self:
-        allowed = {"none", *_LABEL_FORMAT_OF_LAYOUT.get(self.layout, ())}
+        allowed = {"none", *find_layout(self.layout).lesion_labels}
         if self.labels.format not in allowed:
             raise ValueError(
                 f"labels.format: layout {self.layout} has {' or '.join(sorted(allowed))}, found {self.labels.format}"

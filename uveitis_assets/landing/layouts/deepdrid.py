@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
-from uveitis_assets.landing.configuration import DatasetConfiguration
-from uveitis_assets.landing.csv_tables import CsvRow, read_landing_csv
-from uveitis_assets.landing.eye import eye_from_name
-from uveitis_assets.landing.folder_tree import LandingTree
-from uveitis_assets.landing.image_file import is_image_name
+from uveitis_assets.landing.image_probe import is_image_name, probe_image
+from uveitis_assets.landing.layouts.csv_tables import CsvRow, read_landing_csv
+from uveitis_assets.landing.layouts.eye import eye_from_name
 from uveitis_assets.landing.layouts.grade_table import missing_images_problem, parse_grade
-from uveitis_assets.landing.samples import Eye, LandedImage, LandingProblem, LandingScan, Split
+from uveitis_assets.landing.layouts.registry import Layout
+from uveitis_assets.landing.samples import Eye, LandedSample, LandingProblem, LandingScan, Split
+
+if TYPE_CHECKING:
+    from uveitis_assets.landing.configuration import DatasetConfiguration
+    from uveitis_assets.landing.folder_tree import LandingTree
 
 _OPTIONAL_COLUMNS = (
     "patient_id",
@@ -64,7 +68,7 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
         folder = _subset_folder(file)
         if folder is not None:
             files_by_folder.setdefault(folder, []).append(file)
-    images: list[LandedImage] = []
+    images: list[LandedSample] = []
     problems = list(tree.problems)
     for folder, files in sorted(files_by_folder.items()):
         subset = _subset_of(PurePosixPath(folder).name)
@@ -93,7 +97,7 @@ def _subset_folder(file: str) -> str | None:
 
 def _scan_subset(
     tree: LandingTree, lane: str, subset: _Subset, folder: str, files: list[str]
-) -> tuple[list[LandedImage], list[LandingProblem]]:
+) -> tuple[list[LandedSample], list[LandingProblem]]:
     image_files = [file for file in files if is_image_name(file)]
     csv = next((file for file in files if PurePosixPath(file).name.lower() == subset.csv_name), None)
     problems: list[LandingProblem] = []
@@ -116,7 +120,7 @@ def _scan_subset(
             grade, problem = parse_grade(_grade_cell(row, eye), f"{csv}:{row.line}")
             problems.extend([problem] if problem else [])
         images.append(
-            LandedImage(
+            LandedSample(
                 relative_path=file,
                 dataset=f"{lane}_{subset.kind}",
                 patient=(row.cells.get("patient_id", "") if row else "") or identifier.split("_", 1)[0],
@@ -183,3 +187,10 @@ def _grade_cell(row: CsvRow, eye: Eye | None) -> str:
     left, right = row.cells.get("left_eye_DR_Level", ""), row.cells.get("right_eye_DR_Level", "")
     own = {"L": left, "R": right}.get(eye or "", "")
     return row.cells.get("DR_level", "") or own or left or right or row.cells.get("patient_DR_Level", "")
+
+
+def _dataset_tags(lane: str) -> tuple[str, ...]:
+    return f"{lane}_regular", f"{lane}_uwf"
+
+
+LAYOUT = Layout("deepdrid", scan, probe_image, dataset_tags=_dataset_tags)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
-from uveitis_assets.landing.configuration import DatasetConfiguration
-from uveitis_assets.landing.csv_tables import read_landing_csv
-from uveitis_assets.landing.eye import eye_from_name
-from uveitis_assets.landing.folder_tree import LandingTree
-from uveitis_assets.landing.image_file import is_image_name
+from uveitis_assets.landing.image_probe import is_image_name, probe_image
+from uveitis_assets.landing.layouts.csv_tables import read_landing_csv
+from uveitis_assets.landing.layouts.eye import eye_from_name
 from uveitis_assets.landing.layouts.grade_table import missing_images_problem, parse_grade
-from uveitis_assets.landing.samples import LandedImage, LandingProblem, LandingScan
+from uveitis_assets.landing.layouts.registry import Layout
+from uveitis_assets.landing.samples import LandedSample, LandingProblem, LandingScan
+
+if TYPE_CHECKING:
+    from uveitis_assets.landing.configuration import DatasetConfiguration
+    from uveitis_assets.landing.folder_tree import LandingTree
 
 _CSV = "trainLabels.csv"
 
@@ -37,7 +41,7 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
         line_by_stem.pop(stem, None)
         grade = grade_by_stem.get(stem)
         images.append(
-            LandedImage(
+            LandedSample(
                 relative_path=file,
                 dataset=dataset.name,
                 patient=stem.split("_", 1)[0],
@@ -51,3 +55,6 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
         problems.append(LandingProblem("train", "no_images", "expected images in train/, found none"))
     problems.extend(missing_images_problem(_CSV, list(line_by_stem.values())))
     return LandingScan(tuple(images), tuple(problems))
+
+
+LAYOUT = Layout("eyepacs", scan, probe_image)

@@ -7,13 +7,17 @@ without any mask is unlabelled: a missing label is not a negative.
 from __future__ import annotations
 
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
-from uveitis_assets.landing.configuration import DatasetConfiguration
-from uveitis_assets.landing.eye import eye_from_name
-from uveitis_assets.landing.folder_tree import LandingTree
-from uveitis_assets.landing.image_file import is_image_name
+from uveitis_assets.landing.image_probe import is_image_name, probe_image
+from uveitis_assets.landing.layouts.eye import eye_from_name
 from uveitis_assets.landing.layouts.label_matching import LabelMatcher
-from uveitis_assets.landing.samples import LandedImage, LandingProblem, LandingScan
+from uveitis_assets.landing.layouts.registry import Layout
+from uveitis_assets.landing.samples import LandedSample, LandingProblem, LandingScan
+
+if TYPE_CHECKING:
+    from uveitis_assets.landing.configuration import DatasetConfiguration
+    from uveitis_assets.landing.folder_tree import LandingTree
 
 _IMAGES = "Original_Images"
 
@@ -33,7 +37,7 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
         label_paths = () if file in doubtful else tuple(mask for mask in found if mask)
         stem = PurePosixPath(file).stem
         images.append(
-            LandedImage(
+            LandedSample(
                 relative_path=file,
                 dataset=dataset.name,
                 patient=stem,
@@ -61,3 +65,6 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
             )
         )
     return LandingScan(tuple(images), (*tree.problems, *problems))
+
+
+LAYOUT = Layout("fgadr", scan, probe_image, lesion_labels=("mask",))

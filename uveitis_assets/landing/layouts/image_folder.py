@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 from unicodedata import normalize
 
-from uveitis_assets.landing.configuration import DatasetConfiguration
-from uveitis_assets.landing.csv_tables import CsvRow, read_landing_csv
-from uveitis_assets.landing.eye import eye_from_name
-from uveitis_assets.landing.folder_tree import LandingTree
-from uveitis_assets.landing.image_file import is_image_name
+from uveitis_assets.landing.image_probe import is_image_name, probe_image
+from uveitis_assets.landing.layouts.csv_tables import CsvRow, read_landing_csv
+from uveitis_assets.landing.layouts.eye import eye_from_name
 from uveitis_assets.landing.layouts.grade_table import missing_images_problem, parse_grade
-from uveitis_assets.landing.samples import LandedImage, LandingProblem, LandingScan
+from uveitis_assets.landing.layouts.registry import Layout
+from uveitis_assets.landing.samples import LandedSample, LandingProblem, LandingScan
+
+if TYPE_CHECKING:
+    from uveitis_assets.landing.configuration import DatasetConfiguration
+    from uveitis_assets.landing.folder_tree import LandingTree
 
 
 def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
@@ -56,7 +60,7 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
             problems.extend([problem] if problem else [])
         patient = cells.get(options.patient_column, "") if options.patient_column else ""
         images.append(
-            LandedImage(
+            LandedSample(
                 relative_path=file,
                 dataset=dataset.name,
                 patient=patient or str(PurePosixPath(file).with_suffix("")),
@@ -139,3 +143,6 @@ def _ambiguous_rows_problem(csv: str, path_column: str, lines: Sequence[int]) ->
         f"dataset's folder in {path_column}"
     )
     return [LandingProblem(csv, "bad_row", detail)]
+
+
+LAYOUT = Layout("image_folder", scan, probe_image)

@@ -7,13 +7,17 @@ unlabelled, an empty one means that the image was looked at and holds no lesion.
 from __future__ import annotations
 
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
-from uveitis_assets.landing.configuration import DatasetConfiguration
-from uveitis_assets.landing.eye import eye_from_name
-from uveitis_assets.landing.folder_tree import LandingTree
-from uveitis_assets.landing.image_file import is_image_name
+from uveitis_assets.landing.image_probe import is_image_name, probe_image
+from uveitis_assets.landing.layouts.eye import eye_from_name
 from uveitis_assets.landing.layouts.label_matching import LabelMatcher
-from uveitis_assets.landing.samples import LandedImage, LandingProblem, LandingScan
+from uveitis_assets.landing.layouts.registry import Layout
+from uveitis_assets.landing.samples import LandedSample, LandingProblem, LandingScan
+
+if TYPE_CHECKING:
+    from uveitis_assets.landing.configuration import DatasetConfiguration
+    from uveitis_assets.landing.folder_tree import LandingTree
 
 
 def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
@@ -31,7 +35,7 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
         label = match.label_by_image.get(file)
         disease = path.parts[1] if len(path.parts) > 2 else ""
         images.append(
-            LandedImage(
+            LandedSample(
                 relative_path=file,
                 dataset=dataset.name,
                 patient=path.stem,
@@ -59,3 +63,6 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
             )
         )
     return LandingScan(tuple(images), (*tree.problems, *problems))
+
+
+LAYOUT = Layout("uwf700", scan, probe_image, lesion_labels=("obb",))

@@ -1,7 +1,6 @@
 """The eye is read from whole tokens."""
 
 import pytest
-
 from uveitis_assets.landing.eye import eye_from_name
 
 

@@ -1,8 +1,8 @@
 """CSV files as people send them."""
 
 import pytest
-
 from uveitis_assets.landing.csv_tables import read_landing_csv
+
 from uveitis_assets.landing.folder_tree import list_landing_tree
 
 

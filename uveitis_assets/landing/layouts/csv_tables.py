@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from uveitis_assets.landing.folder_tree import LandingTree
-from uveitis_assets.landing.image_file import read_landed_file
+from uveitis_assets.landing.landed_files import read_landed_file
 from uveitis_assets.landing.quarantine import QuarantineError
 from uveitis_assets.landing.samples import LandingProblem
 

@@ -1,4 +1,4 @@
-"""Which eye a file name or a table cell speaks of. Whole tokens only: `_large` is not left."""
+"""Finds the eye in a file name or a table cell. Whole tokens only: `_large` is not left."""
 
 from __future__ import annotations
 
