@@ -26,8 +26,8 @@ from uveitis_assets.storage.files import read_json
 from uveitis_assets.storage.store import ArtefactStore
 
 if TYPE_CHECKING:
-    from uveitis_assets.fundus.preprocess import StageOutcome
     from uveitis_assets.landing.samples import RegisteredImage
+    from uveitis_assets.stages.batch_outcome import StageOutcome
 
 MANIFEST_CODE_VERSION = "2"
 PREPROCESS_CODE_VERSION = "3"
@@ -158,7 +158,7 @@ def _preprocessing(lane: LaneConfiguration) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, config: PreprocessRunConfig
     ) -> Iterator[dg.MaterializeResult[None]]:
         from uveitis_assets.fundus.contact_sheet import write_roi_montages
-        from uveitis_assets.fundus.preprocess import preprocess_registered_batch
+        from uveitis_assets.fundus.preprocess import preprocess_batch
         from uveitis_assets.fundus.verification import write_preprocess_metrics
         from uveitis_assets.landing.ledger import registered_images
 
@@ -172,10 +172,11 @@ def _preprocessing(lane: LaneConfiguration) -> dg.AssetsDefinition:
                 if done == total or done % 32 == 0:
                     context.log.info(f"{lane.name}[{batch}]: {done} of {total} images")
 
-            outcome = preprocess_registered_batch(
+            outcome = preprocess_batch(
                 store,
-                lane,
+                lane.name,
                 batch,
+                lambda: registered_images(store, lane, batch),
                 lane.preprocess,
                 stages,
                 workers=workers,
