@@ -61,7 +61,9 @@ def test_figures_are_taken_over_all_lanes_and_batches(store: ArtefactStore) -> N
         ],
     )
     write_stage_index(
-        store.stage_index("two", "roi_masks", "b7"), "roi_masks", [roi_row("c", fallbacks=refused), roi_row("d")]
+        store.stage_index("two", "roi_masks", "b7"),
+        STAGE_SCHEMAS["roi_masks"],
+        [roi_row("c", fallbacks=refused), roi_row("d")],
     )
     write_stage_index(
         store.stage_index("one", "tiles", "b1"),
