@@ -201,22 +201,15 @@ def measure_pipeline(
         if done == to_do:
             resident.append(rss_mb())
 
+    def preprocess(batch: str, members: list[RegisteredImage], **options: Any) -> None:
+        preprocess_batch(store, "b", batch, lambda: members, configuration, STAGES, workers=workers, **options)
+
     if not follow_memory:
         for batch, members in batches:
-            preprocess_batch(store, "b", batch, members, configuration, STAGES, workers=workers, code_version="1")
+            preprocess(batch, members, code_version="1")
     started, cpu_started = time.perf_counter(), time.process_time()
     for batch, members in batches:
-        preprocess_batch(
-            store,
-            "b",
-            batch,
-            members,
-            configuration,
-            STAGES,
-            workers=workers,
-            code_version="2",
-            progress=follow if follow_memory else None,
-        )
+        preprocess(batch, members, code_version="2", progress=follow if follow_memory else None)
         if follow_memory:  # a long run need not fill the disk
             shutil.rmtree(store.root / "preproc")
             write_json(store.reference_color_file(), REFERENCE)

@@ -38,8 +38,8 @@ from uveitis_assets.detection.configuration import (
 from uveitis_assets.detection.evaluation.evaluate import evaluate_detections
 from uveitis_assets.detection.evaluation.report import validation_report
 from uveitis_assets.detection.inference.detections import Detections
-from uveitis_assets.detection.inference.prediction_batch import INDEX_SCHEMA
 from uveitis_assets.detection.inference.prediction_file import write_prediction
+from uveitis_assets.detection.inference.prediction_task import INDEX_SCHEMA
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.fundus.stage_schemas import STAGE_SCHEMAS
 from uveitis_assets.imaging.geometry import ImageFrames

@@ -1,14 +1,13 @@
 """The three preprocessing stages of one image: ROI mask, normalized crop, tiles; computed and written.
 
 Each intermediate (raw pixels, mask, normalized crop) is taken from memory when an earlier stage just made it and is
-read back from its artefact otherwise. Batches, resuming and threads are preprocess.py's business.
+read back from its artefact otherwise.
 """
 
 from __future__ import annotations
 
-import shutil
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from uveitis_assets.fundus.configuration import PreprocessConfiguration, Preproc
 from uveitis_assets.fundus.crop import crop_box
 from uveitis_assets.fundus.roi.choice import RoiFunction, downscale_for_roi, find_roi
 from uveitis_assets.fundus.roi.threshold import threshold_retina_mask
+from uveitis_assets.fundus.stage_files import keep_only_tiles
 from uveitis_assets.imaging.geometry import ImageFrames
 from uveitis_assets.imaging.png import encode_png
 from uveitis_assets.imaging.reusable_buffers import thread_buffer
@@ -32,8 +32,9 @@ from uveitis_assets.landing.image_file import decode_rgb
 from uveitis_assets.landing.landed_files import read_landed_file
 from uveitis_assets.landing.quarantine import QuarantineError
 from uveitis_assets.landing.samples import RegisteredImage
+from uveitis_assets.stages.batch_task import ItemWork
 from uveitis_assets.stages.index import Row
-from uveitis_assets.storage.files import TEMPORARY_SUFFIX, json_bytes, read_json, write_bytes
+from uveitis_assets.storage.files import json_bytes, read_json
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
 Pixels = NDArray[np.uint8]
@@ -56,7 +57,7 @@ class StageSettings:
     segment: RoiFunction | None = None
 
 
-class ImageStages:
+class ImageStages(ItemWork[PreprocessStage]):
     """One image on its way through the stages, all in one thread, which begins with no other image meanwhile.
 
     Args:
@@ -75,7 +76,6 @@ class ImageStages:
     ) -> None:
         self.image = image
         self.key = artefact_key(image.image_id)
-        self.bytes_written = 0
         self._settings = settings
         self._store = settings.store
         self._configuration = settings.configuration
@@ -113,7 +113,7 @@ class ImageStages:
         small = downscale_for_roi(raw, roi.downsample_max_side)
         result = find_roi(raw, small, self._roi_functions(), roi)
         self._mask = result.mask
-        self._write(self._store.roi_mask(self.key), encode_png(result.mask))
+        self.write(self._store.roi_mask(self.key), encode_png(result.mask))
         return {
             "method": result.method,
             "fallbacks": list(result.fallbacks),
@@ -128,8 +128,8 @@ class ImageStages:
         persist = self._configuration.persist
         self._write_or_remove("crops" in persist, self._store.crop(self.key), crop)
         self._write_or_remove("norm" in persist, self._store.normalized_crop(self.key), self._normalized())
-        self._write(self._store.crop_metadata(self.key), json_bytes(frames.crop_metadata()))
-        self._write(self._store.normalization_metadata(self.key), json_bytes(metadata))
+        self.write(self._store.crop_metadata(self.key), json_bytes(frames.crop_metadata()))
+        self.write(self._store.normalization_metadata(self.key), json_bytes(metadata))
         x0, y0, x1, y1 = frames.crop_box
         return {
             **{"x0": x0, "y0": y0, "x1": x1, "y1": y1, "method": metadata["method"]},
@@ -159,9 +159,9 @@ class ImageStages:
             for tile, pixels in zip(frames.tiles, tiles, strict=True):
                 path = self._store.tile(self.key, tile.tile_id)
                 names.add(path.name)
-                self._write(path, encode_png(pixels))
-        _keep_only(tile_folder(self._store, self.key), names)
-        self._write(self._store.tiles_metadata(self.key), json_bytes(frames.tiles_metadata(self.image.image_id)))
+                self.write(path, encode_png(pixels))
+        keep_only_tiles(self._store, self.key, names)
+        self.write(self._store.tiles_metadata(self.key), json_bytes(frames.tiles_metadata(self.image.image_id)))
         black = cv2.countNonZero(cv2.inRange(frame, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)))
         return {
             "n_tiles": len(tiles),
@@ -279,13 +279,9 @@ class ImageStages:
 
     # Writing ----------------------------------------------------------------------------------------------
 
-    def _write(self, path: Path, data: bytes) -> None:
-        write_bytes(path, data)
-        self.bytes_written += len(data)
-
     def _write_or_remove(self, wanted: bool, path: Path, image: Pixels) -> None:
         if wanted:
-            self._write(path, encode_png(image))
+            self.write(path, encode_png(image))
         else:
             path.unlink(missing_ok=True)
 
@@ -311,93 +307,6 @@ def read_registered_image(store: ArtefactStore, image: RegisteredImage) -> Pixel
             f"{name}: expected content {image.content_hash[:16]}, found {found[:16]}; register the lane again",
         )
     return decode_rgb(data, name)
-
-
-def required_files(
-    store: ArtefactStore, key: str, stage: PreprocessStage, configuration: PreprocessConfiguration, row: Row
-) -> list[Path]:
-    """Files that have to exist for a usable image's stage to be done."""
-    persist = configuration.persist
-    match stage:
-        case "roi_masks":
-            return [store.roi_mask(key)]
-        case "normalized_crops":
-            return [
-                store.crop_metadata(key),
-                store.normalization_metadata(key),
-                *([store.crop(key)] if "crops" in persist else []),
-                *([store.normalized_crop(key)] if "norm" in persist else []),
-            ]
-        case "tiles":
-            numbers = range(row["n_tiles"]) if "tiles" in persist else ()
-            return [
-                store.tiles_metadata(key),
-                *([store.global_image(key, row["global_size"])] if "global" in persist else []),
-                *(store.tile(key, f"tile_{number:03d}") for number in numbers),
-            ]
-
-
-def remove_artefacts(store: ArtefactStore, key: str, stage: PreprocessStage, global_size: int) -> None:
-    """Remove all of a stage's files of one image, so that none outlives the image's quarantine."""
-    match stage:
-        case "roi_masks":
-            paths = [store.roi_mask(key)]
-        case "normalized_crops":
-            paths = [
-                store.crop(key),
-                store.normalized_crop(key),
-                store.crop_metadata(key),
-                store.normalization_metadata(key),
-            ]
-        case "tiles":
-            paths = [store.tiles_metadata(key), store.global_image(key, global_size)]
-            shutil.rmtree(tile_folder(store, key), ignore_errors=True)
-    for path in paths:
-        path.unlink(missing_ok=True)
-
-
-def remove_partial_files(store: ArtefactStore, keys: Collection[str], global_size: int) -> None:
-    """Remove temporary files that a killed process left among these images' artefacts.
-
-    Folders are listed once; those of other batches stay.
-    """
-    beginnings = {f".{key}{extension}"[:201] for key in keys for extension in (".png", ".json")}
-    some = next(iter(keys), "")
-    folders = {
-        path.parent
-        for path in (
-            store.roi_mask(some),
-            store.crop(some),
-            store.crop_metadata(some),
-            store.normalized_crop(some),
-            store.normalization_metadata(some),
-            store.global_image(some, global_size),
-            store.tiles_metadata(some),
-        )
-    }
-    for folder in sorted(folders):
-        for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-            if path.name.rsplit(".", 2)[0] in beginnings:
-                path.unlink(missing_ok=True)
-    for key in keys:
-        for path in tile_folder(store, key).glob(f".*{TEMPORARY_SUFFIX}"):
-            path.unlink(missing_ok=True)
-
-
-def tile_folder(store: ArtefactStore, key: str) -> Path:
-    """Folder of one image's tiles."""
-    return store.tile(key, "tile_000").parent
-
-
-def _keep_only(folder: Path, names: set[str]) -> None:
-    """Remove tiles of an earlier configuration and unfinished files; with no names, the folder."""
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        if path.name not in names:
-            path.unlink(missing_ok=True)
-    if not names:
-        folder.rmdir()
 
 
 def _read_png(path: Path, flags: int) -> Pixels:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import polars as pl
 
 from uveitis_assets.fundus.configuration import PreprocessStage
-from uveitis_assets.stages.index import Row
 
 # Digest of the reference colours, beside the rows of the stages that depend on them.
 REFERENCE_COLOR_METADATA = "reference_color"
@@ -22,7 +18,6 @@ _COMMON = {
     "quarantine_reason": pl.String,
     "quarantine_detail": pl.String,
 }
-
 
 STAGE_SCHEMAS: dict[PreprocessStage, pl.Schema] = {
     "roi_masks": pl.Schema(
@@ -53,8 +48,3 @@ STAGE_SCHEMAS: dict[PreprocessStage, pl.Schema] = {
         }
     ),
 }
-
-
-def complete_row(stage: PreprocessStage, columns: Mapping[str, Any]) -> Row:
-    """The columns given, and None in the stage's others: what a quarantined image's row looks like in the index."""
-    return dict.fromkeys(STAGE_SCHEMAS[stage]) | dict(columns)

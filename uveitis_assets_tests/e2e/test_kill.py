@@ -89,7 +89,7 @@ def preprocess(store: ArtefactStore, workers: int, report: Any) -> None:
         store,
         LANE.name,
         "b00001",
-        registered_images(store, LANE, "b00001"),
+        lambda: registered_images(store, LANE, "b00001"),
         LANE.preprocess,
         STAGES,
         workers=workers,

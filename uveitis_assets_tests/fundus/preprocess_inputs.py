@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import cv2
@@ -9,9 +10,18 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from uveitis_assets.fundus.configuration import NormalizationConfiguration, PreprocessConfiguration
+from uveitis_assets.fundus.configuration import (
+    STAGES,
+    NormalizationConfiguration,
+    PreprocessConfiguration,
+    PreprocessStage,
+)
+from uveitis_assets.fundus.preprocess import preprocess_batch
 from uveitis_assets.imaging.configuration import TilingConfiguration
+from uveitis_assets.landing.configuration import DatasetConfiguration
+from uveitis_assets.landing.ledger import registered_images
 from uveitis_assets.landing.samples import RegisteredImage
+from uveitis_assets.stages.batch_outcome import BatchOutcome
 from uveitis_assets.storage.store import ArtefactStore
 
 SMALL = PreprocessConfiguration(tiling=TilingConfiguration(global_size=128, tile_size=96, overlap=0.25))
@@ -46,6 +56,26 @@ def register(path: Path, dataset: str = "lane") -> RegisteredImage:
 
 def land_many(store: ArtefactStore, n_images: int) -> list[RegisteredImage]:
     return [land(store, f"image{number:02d}.png", fundus_picture(number)) for number in range(n_images)]
+
+
+def preprocess_registered(
+    store: ArtefactStore,
+    dataset: DatasetConfiguration,
+    batch: str,
+    stages: Collection[PreprocessStage] = STAGES,
+    configuration: PreprocessConfiguration = SMALL,
+) -> BatchOutcome[PreprocessStage]:
+    """Preprocess a batch's images as the ledger has them."""
+    return preprocess_batch(
+        store,
+        dataset.name,
+        batch,
+        lambda: registered_images(store, dataset, batch),
+        configuration,
+        stages,
+        workers=1,
+        code_version="1",
+    )
 
 
 def with_normalization(method: str) -> PreprocessConfiguration:

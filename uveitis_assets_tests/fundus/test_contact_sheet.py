@@ -36,7 +36,7 @@ def images(store: ArtefactStore) -> list[RegisteredImage]:
 
 
 def preprocess(store: ArtefactStore, images: list[RegisteredImage], configuration: PreprocessConfiguration) -> None:
-    preprocess_batch(store, "lane", "b1", images, configuration, STAGES, workers=1, code_version="1")
+    preprocess_batch(store, "lane", "b1", lambda: images, configuration, STAGES, workers=1, code_version="1")
 
 
 def decoded(data: bytes | None) -> np.ndarray:
@@ -96,9 +96,9 @@ def test_the_sheet_shows_the_crops_of_now_also_where_only_the_crops_were_made_ag
     if lost_index:
         store.stage_index("lane", "normalized_crops", "b1").unlink()
     other = with_normalization("grayworld")
-    preprocess_batch(store, "lane", "b1", landed, other, ["normalized_crops"], workers=1, code_version="1")
+    preprocess_batch(store, "lane", "b1", lambda: landed, other, ["normalized_crops"], workers=1, code_version="1")
     fresh = ArtefactStore(root=tmp_path / "fresh", raw=store.raw)
-    preprocess_batch(fresh, "lane", "b1", landed, other, STAGES[:2], workers=1, code_version="1")
+    preprocess_batch(fresh, "lane", "b1", lambda: landed, other, STAGES[:2], workers=1, code_version="1")
     shown = decoded(normalization_contact_sheet(store, "lane", "b1", landed))
     assert np.array_equal(shown, decoded(normalization_contact_sheet(fresh, "lane", "b1", landed)))
     preprocess(store, landed, other)

@@ -17,19 +17,20 @@ import pytest
 from numpy.typing import NDArray
 
 from uveitis_assets.fundus import image_stages
-from uveitis_assets.fundus import preprocess as preprocess_module
 from uveitis_assets.fundus.color import ReferenceColor, normalize_crop
 from uveitis_assets.fundus.configuration import STAGES, PreprocessConfiguration, PreprocessStage, RoiConfiguration
 from uveitis_assets.fundus.image_stages import ImageStages, StageSettings
-from uveitis_assets.fundus.preprocess import BatchFailedError, BatchOutcome, preprocess_batch
+from uveitis_assets.fundus.preprocess import preprocess_batch
 from uveitis_assets.fundus.reference_color import ReferenceColorMissingError
-from uveitis_assets.fundus.roi.choice import sam2 as roi_sam2
+from uveitis_assets.fundus.roi import sam2 as roi_sam2
 from uveitis_assets.fundus.roi.sam2_model import Sam2UnavailableError
-from uveitis_assets.fundus.stage_schemas import STAGE_SCHEMAS
+from uveitis_assets.fundus.stage_schemas import REFERENCE_COLOR_METADATA, STAGE_SCHEMAS
 from uveitis_assets.imaging.configuration import TilingConfiguration
 from uveitis_assets.imaging.geometry import ImageFrames
 from uveitis_assets.landing.samples import RegisteredImage
-from uveitis_assets.stages.index import read_index_reference, read_stage_index, write_stage_index
+from uveitis_assets.stages import batch_run
+from uveitis_assets.stages.batch_outcome import BatchFailedError, BatchOutcome
+from uveitis_assets.stages.index import read_index_metadata, read_stage_index, write_stage_index
 from uveitis_assets.stages.journal import StageJournal
 from uveitis_assets.storage.files import read_json, write_json
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
@@ -58,13 +59,13 @@ def preprocess(
     stages: Sequence[PreprocessStage] = STAGES,
     workers: int = 1,
     code_version: str = "1",
-) -> BatchOutcome:
+) -> BatchOutcome[PreprocessStage]:
     return preprocess_batch(
-        store, "lane", "b00001", images, configuration, stages, workers=workers, code_version=code_version
+        store, "lane", "b00001", lambda: images, configuration, stages, workers=workers, code_version=code_version
     )
 
 
-def done(outcome: BatchOutcome) -> dict[str, int]:
+def done(outcome: BatchOutcome[PreprocessStage]) -> dict[str, int]:
     return {stage: result.n_done for stage, result in outcome.stages.items()}
 
 
@@ -321,12 +322,12 @@ def test_an_index_from_before_it_named_its_reference_colours_learns_them_without
     images = land_many(store, 1)
     preprocess(store, images, with_normalization("reinhard_lab_ref"))
     index = store.stage_index("lane", "tiles", "b00001")
-    digest = read_index_reference(index)
+    digest = read_index_metadata(index, REFERENCE_COLOR_METADATA)
     assert digest is not None
     write_stage_index(index, STAGE_SCHEMAS["tiles"], rows(store, "tiles").values())
-    assert read_index_reference(index) is None
+    assert read_index_metadata(index, REFERENCE_COLOR_METADATA) is None
     assert done(preprocess(store, images, with_normalization("reinhard_lab_ref")))["tiles"] == 0
-    assert read_index_reference(index) == digest
+    assert read_index_metadata(index, REFERENCE_COLOR_METADATA) == digest
 
 
 def test_a_deleted_artefact_is_made_again_and_nothing_else(
@@ -527,7 +528,7 @@ def test_a_run_that_ends_before_its_books_are_closed_is_continued_also_where_ima
     undisturbed = ArtefactStore(root=tmp_path / "undisturbed", raw=store.raw)
     preprocess(undisturbed, images)
     with monkeypatch.context() as patched:
-        patched.setattr(preprocess_module, "write_stage_index", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        patched.setattr(batch_run, "write_stage_index", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             preprocess(store, images)
     computed.clear()
@@ -594,7 +595,7 @@ def test_progress_and_statistics_are_reported(store: ArtefactStore) -> None:
         store,
         "lane",
         "b00001",
-        images,
+        lambda: images,
         SMALL,
         STAGES,
         workers=2,
@@ -792,7 +793,9 @@ def test_the_lock_of_a_batch_is_held_while_it_runs(store: ArtefactStore) -> None
             os.close(handle)
 
     images = land_many(store, 1)
-    preprocess_batch(store, "lane", "b00001", images, SMALL, STAGES, workers=1, code_version="1", progress=probe)
+    preprocess_batch(
+        store, "lane", "b00001", lambda: images, SMALL, STAGES, workers=1, code_version="1", progress=probe
+    )
     assert held == [True]
 
 

@@ -19,7 +19,8 @@ from uveitis_assets.fundus.configuration import STAGES, PreprocessStage
 from uveitis_assets.fundus.image_stages import ImageStages
 from uveitis_assets.fundus.preprocess import preprocess_batch
 from uveitis_assets.landing.samples import RegisteredImage
-from uveitis_assets.storage.append_only import AppendOnlyFile, read_stage_journal
+from uveitis_assets.stages.journal import read_stage_journal
+from uveitis_assets.storage.append_only import AppendOnlyFile
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.fundus.preprocess_inputs import SMALL, artefact_bytes, land, land_many, with_normalization
 from uveitis_assets_tests.patience import patience
@@ -45,7 +46,7 @@ def landed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Registe
 
 
 def run_batch(store: ArtefactStore, images: Sequence[RegisteredImage], workers: int) -> None:
-    preprocess_batch(store, "lane", "b00001", images, SMALL, STAGES, workers=workers, code_version="1")
+    preprocess_batch(store, "lane", "b00001", lambda: images, SMALL, STAGES, workers=workers, code_version="1")
 
 
 class Steps:
@@ -141,7 +142,7 @@ def test_a_batch_killed_anywhere_is_finished_with_the_same_bytes_and_repeats_not
     if legacy_configuration:
         store = ArtefactStore(root=begun, raw=raw)
         old = with_normalization("grayworld")
-        preprocess_batch(store, "lane", "b00001", images, old, STAGES, workers=1, code_version="0")
+        preprocess_batch(store, "lane", "b00001", lambda: images, old, STAGES, workers=1, code_version="0")
     else:
         begun.mkdir()
 

@@ -53,7 +53,7 @@ def test_figures_are_taken_over_all_lanes_and_batches(store: ArtefactStore) -> N
     refused = ["sam2_prompted: expected a mask of at least 0.100 of the image, found 0.002"]
     write_stage_index(
         store.stage_index("one", "roi_masks", "b1"),
-        "roi_masks",
+        STAGE_SCHEMAS["roi_masks"],
         [
             roi_row("a", area_ratio=0.11),
             roi_row("b", border_touch_ratio=0.6),
@@ -61,11 +61,13 @@ def test_figures_are_taken_over_all_lanes_and_batches(store: ArtefactStore) -> N
         ],
     )
     write_stage_index(
-        store.stage_index("two", "roi_masks", "b7"), "roi_masks", [roi_row("c", fallbacks=refused), roi_row("d")]
+        store.stage_index("two", "roi_masks", "b7"),
+        STAGE_SCHEMAS["roi_masks"],
+        [roi_row("c", fallbacks=refused), roi_row("d")],
     )
     write_stage_index(
         store.stage_index("one", "tiles", "b1"),
-        "tiles",
+        STAGE_SCHEMAS["tiles"],
         [tiles_row("a", n_tiles=12, reconstruction_abs_error=0.5), tiles_row("b")],
     )
     metrics = preprocess_metrics(store)
@@ -106,7 +108,9 @@ def test_a_model_that_could_not_be_loaded_is_not_hidden(store: ArtefactStore) ->
         {"method": "sam2_prompted", "fallback": ["threshold"], "sam2": {"checkpoint": "models/none.pt"}}
     )
     configuration = PreprocessConfiguration(roi=roi, tiling=SMALL.tiling)
-    preprocess_batch(store, "lane", "b1", land_many(store, 2), configuration, STAGES, workers=1, code_version="1")
+    preprocess_batch(
+        store, "lane", "b1", lambda: land_many(store, 2), configuration, STAGES, workers=1, code_version="1"
+    )
     metrics = preprocess_metrics(store)
     assert metrics["sam2_init_failed"] is True
     assert metrics["sam2_fallback_images"] == 2
@@ -114,7 +118,7 @@ def test_a_model_that_could_not_be_loaded_is_not_hidden(store: ArtefactStore) ->
 
 def test_the_file_has_the_earlier_scripts_keys(store: ArtefactStore) -> None:
     images = [*land_many(store, 2), land(store, "black.png", np.zeros((90, 90, 3), dtype=np.uint8))]
-    preprocess_batch(store, "lane", "b1", images, SMALL, STAGES, workers=1, code_version="1")
+    preprocess_batch(store, "lane", "b1", lambda: images, SMALL, STAGES, workers=1, code_version="1")
     written = write_preprocess_metrics(store, "lane", VerificationConfiguration())
     on_disk = json.loads((store.root / "preproc" / "verify" / "preprocess_metrics.json").read_text())
     assert on_disk == written

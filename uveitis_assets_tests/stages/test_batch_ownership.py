@@ -7,12 +7,11 @@ import pytest
 
 from uveitis_assets.fundus.configuration import STAGES
 from uveitis_assets.fundus.image_stages import ImageStages
-from uveitis_assets.fundus.preprocess import preprocess_registered_batch
 from uveitis_assets.landing.configuration import DatasetConfiguration, ImageFolderConfiguration
 from uveitis_assets.landing.registration import register
 from uveitis_assets.stages.batch_ownership import BatchOwnership, batch_ownership, ids_owned_by_other_batches
 from uveitis_assets.storage.store import ArtefactStore
-from uveitis_assets_tests.fundus.preprocess_inputs import SMALL, fundus_picture
+from uveitis_assets_tests.fundus.preprocess_inputs import SMALL, fundus_picture, preprocess_registered
 from uveitis_assets_tests.fundus.preprocess_inputs import land as land_picture
 from uveitis_assets_tests.patience import patience
 
@@ -20,7 +19,7 @@ DATASET = DatasetConfiguration(name="lane", layout="image_folder", folder="lane"
 
 
 def run(store, batch, stages=STAGES, configuration=SMALL, dataset=DATASET):
-    return preprocess_registered_batch(store, dataset, batch, configuration, stages, workers=1, code_version="1")
+    return preprocess_registered(store, dataset, batch, stages, configuration)
 
 
 def artefacts_of(store, name):

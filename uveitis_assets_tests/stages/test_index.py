@@ -8,7 +8,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from uveitis_assets.fundus.stage_schemas import STAGE_SCHEMAS, complete_row
+from uveitis_assets.fundus.stage_schemas import STAGE_SCHEMAS
+from uveitis_assets.stages.batch_task import StageRecords
 from uveitis_assets.stages.index import read_index_table, read_stage_index, write_stage_index
 from uveitis_assets.stages.journal import StageJournal, read_stage_journal
 from uveitis_assets_tests.storage.test_store import room_in_a_file
@@ -106,8 +107,9 @@ def test_a_line_without_room_on_the_disk_is_an_error_and_costs_no_later_line(tmp
     assert list(read_stage_journal(path)) == ["x::a", "x::c"]
 
 
-def test_a_whole_row_is_what_the_index_gives_back(tmp_path: Path) -> None:
-    for stage in STAGE_SCHEMAS:
-        columns = complete_row(stage, {"image_id": "x::a", "quarantine_reason": "missing"})
-        write_stage_index(tmp_path / f"{stage}.parquet", STAGE_SCHEMAS[stage], [columns])
-        assert read_stage_index(tmp_path / f"{stage}.parquet") == {"x::a": columns}
+def test_a_complete_row_is_what_the_index_gives_back(tmp_path: Path) -> None:
+    for stage, schema in STAGE_SCHEMAS.items():
+        records = StageRecords(schema, tmp_path / f"{stage}.parquet", None)
+        row = records.complete_row({"image_id": "x::a", "quarantine_reason": "missing"})
+        write_stage_index(records.index, schema, [row])
+        assert read_stage_index(records.index) == {"x::a": row} == records.indexed_rows()

@@ -5,15 +5,14 @@ import time
 
 import pytest
 
-from uveitis_assets.fundus.configuration import STAGES, PreprocessConfiguration
-from uveitis_assets.fundus.preprocess import preprocess_batch
+from uveitis_assets.fundus.configuration import STAGES
 from uveitis_assets.fundus.stale_preprocessing import stale_preprocessing
 from uveitis_assets.landing.configuration import DatasetConfiguration, SplitConfiguration
-from uveitis_assets.landing.ledger import registered_batches, registered_images
+from uveitis_assets.landing.ledger import registered_batches
 from uveitis_assets.landing.manifest import build_manifest_part
 from uveitis_assets.landing.registration import register
 from uveitis_assets.stages.stale_batches import records_stamp
-from uveitis_assets_tests.fundus.preprocess_inputs import SMALL
+from uveitis_assets_tests.fundus.preprocess_inputs import preprocess_registered
 from uveitis_assets_tests.landing.landing_samples import jpeg, land
 
 DATASET = DatasetConfiguration(name="lane", layout="uwf700", folder="ds", batch_size=2)
@@ -22,9 +21,7 @@ DATASET = DatasetConfiguration(name="lane", layout="uwf700", folder="ds", batch_
 def materialize(store, batches=None, stages=STAGES):
     for batch in batches or registered_batches(store, "lane"):
         build_manifest_part(store, DATASET, SplitConfiguration(), batch)
-        images = registered_images(store, DATASET, batch)
-        configuration: PreprocessConfiguration = SMALL
-        preprocess_batch(store, "lane", batch, images, configuration, stages, workers=1, code_version="1")
+        preprocess_registered(store, DATASET, batch, stages)
 
 
 @pytest.fixture

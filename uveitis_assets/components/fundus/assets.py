@@ -97,7 +97,7 @@ def _preprocessing(lane: LaneConfiguration, keys: LaneKeys, factory: AssetFactor
     def preprocessing(
         context: dg.AssetExecutionContext, config: PreprocessRunConfig
     ) -> Iterator[dg.MaterializeResult[None]]:
-        from uveitis_assets.fundus.preprocess import preprocess_registered_batch
+        from uveitis_assets.fundus.preprocess import preprocess_batch
         from uveitis_assets.fundus.verification import write_preprocess_metrics
         from uveitis_assets.landing.ledger import registered_images
 
@@ -107,10 +107,11 @@ def _preprocessing(lane: LaneConfiguration, keys: LaneKeys, factory: AssetFactor
         workers = worker_count(config.workers)
 
         def work(batch: str) -> dict[dg.AssetKey, Metadata]:
-            outcome = preprocess_registered_batch(
+            outcome = preprocess_batch(
                 store,
-                lane,
+                lane.name,
                 batch,
+                lambda: registered_images(store, lane, batch),
                 lane.preprocess,
                 stages,
                 workers=workers,

@@ -1,0 +1,269 @@
+"""What the batch engine has to know of predictions: their files, and the network that prepares them.
+
+A prediction file names the fingerprint of what it was made with, so that it records itself that it is done: there is no
+journal. It is written after its pictures, and removed before pictures of other detections are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from uveitis_assets.detection.configuration import InferenceConfiguration
+from uveitis_assets.detection.data.preprocessed_images import PreprocessedImage, read_preprocessed_images
+from uveitis_assets.detection.data.tile_files import UnreadableTilesError, read_global_image, read_tile_pixels
+from uveitis_assets.detection.inference.detections import Detections
+from uveitis_assets.detection.inference.heat_map import draw_heat_map, heat_map
+from uveitis_assets.detection.inference.predict_images import predict_images
+from uveitis_assets.detection.inference.prediction_file import prediction_fingerprint, read_prediction, write_prediction
+from uveitis_assets.detection.inference.prediction_overlays import draw_detections
+from uveitis_assets.imaging.png import encode_png
+from uveitis_assets.stages.batch_task import BatchItem, BatchTask, ItemWork, Job, StageRecords
+from uveitis_assets.stages.index import Row, read_stage_index
+from uveitis_assets.storage.store import ArtefactStore
+
+INDEX_SCHEMA = pl.Schema(
+    {
+        "image_id": pl.String,
+        "key": pl.String,
+        "fingerprint": pl.String,
+        "n_detections": pl.Int32,
+        "best_score": pl.Float32,
+    }
+)
+
+PredictionStage = Literal["predictions"]
+PREDICTIONS: PredictionStage = "predictions"
+PredictionJob = Job[PreprocessedImage, PredictionStage]
+# What the network found in an image, or why its tiles could not be read.
+Found = Detections | UnreadableTilesError
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionSettings:
+    """What all images of a detector lane share.
+
+    Attributes:
+        experiment: the detector's lane; names the folders.
+        load_models: returns the detectors on ``device``; called only when an image has to be predicted.
+        checkpoints: digests of the detectors' weights.
+        configuration: merging, thresholds and whether pictures are drawn.
+        names: names of the categories.
+        device: where the models run.
+        code_version: part of every fingerprint.
+    """
+
+    experiment: str
+    load_models: Callable[[], Sequence[torch.nn.Module]]
+    checkpoints: Sequence[str]
+    configuration: InferenceConfiguration
+    names: Mapping[int, str]
+    device: torch.device | str
+    code_version: str
+
+
+class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
+    """The usable images of one batch of a fundus lane.
+
+    ``detections`` are those of every image that is predicted with the present settings, by image id, global px.
+    ``n_predicted`` and ``n_removed`` count images that the network was asked about and that lost their files.
+    """
+
+    def __init__(self, store: ArtefactStore, lane: str, batch: str, settings: PredictionSettings) -> None:
+        """Read which images are usable, and what is predicted.
+
+        Raises:
+            FileNotFoundError: the batch's tiles have not been materialized.
+            ValueError: a prediction file is damaged.
+        """
+        images = read_preprocessed_images(store, lane, batch)
+        super().__init__(
+            f"{settings.experiment}/predictions[{batch}]",
+            [BatchItem(image.image_id, image.fingerprint, image) for image in images],
+            {PREDICTIONS: StageRecords(INDEX_SCHEMA, store.prediction_index(settings.experiment, lane, batch), None)},
+            [PREDICTIONS],
+        )
+        self.detections: dict[str, Detections] = {}
+        self.n_predicted = 0
+        self.n_removed = 0
+        self._store = store
+        self._settings = settings
+        self._tiles_index = store.stage_index(lane, "tiles", batch)
+        self._fingerprints = {
+            image.image_id: prediction_fingerprint(
+                image.fingerprint, settings.checkpoints, settings.configuration, settings.code_version
+            )
+            for image in images
+        }
+
+    # What is done -----------------------------------------------------------------------------------------
+
+    def fingerprint(
+        self, item: BatchItem[PreprocessedImage], stage: PredictionStage, rows: Mapping[PredictionStage, Row]
+    ) -> str:
+        return self._fingerprints[item.item_id]
+
+    def recorded_rows(self, stage: PredictionStage, indexed: Mapping[str, Row]) -> dict[str, Row]:
+        """Rows of the prediction files that are there, whatever they were made with."""
+        rows: dict[str, Row] = {}
+        for item in self.items:
+            path = self._store.prediction_file(self._settings.experiment, item.key)
+            if not path.exists():
+                continue
+            prediction = read_prediction(path)
+            common = {"image_id": item.item_id, "key": item.key, "fingerprint": prediction.fingerprint}
+            rows[item.item_id] = common | _columns(prediction.detections)
+            if prediction.fingerprint == self._fingerprints[item.item_id]:
+                self.detections[item.item_id] = prediction.detections
+        return rows
+
+    def required_files(self, item: BatchItem[PreprocessedImage], stage: PredictionStage, row: Row) -> list[Path]:
+        """The prediction file and, where pictures are drawn and show something, the pictures."""
+        files = [self._store.prediction_file(self._settings.experiment, item.key)]
+        if self._settings.configuration.overlays and row["n_detections"]:
+            files += self._pictures(item.key)
+        return files
+
+    def in_place(self, item: BatchItem[PreprocessedImage], stage: PredictionStage, row: Row) -> bool:
+        """Say whether all files are there, and no picture that is not wanted."""
+        unwanted = set(self._pictures(item.key)).difference(self.required_files(item, stage, row))
+        return super().in_place(item, stage, row) and not any(path.exists() for path in unwanted)
+
+    def former_ids(self) -> Iterable[str]:
+        """All that the tiles list, also what is set aside there now: a killed run wrote no index."""
+        return read_stage_index(self._tiles_index)
+
+    # Computing --------------------------------------------------------------------------------------------
+
+    def prepare(self, jobs: Sequence[PredictionJob], pool: Executor) -> Iterator[tuple[PredictionJob, Found]]:
+        """Jobs that lack only pictures first; then those that the network has to see, in windows of many tiles."""
+        to_predict = {job.item.item_id: job for job in jobs if job.item.item_id not in self.detections}
+        for job in jobs:
+            if job.item.item_id not in to_predict:
+                yield job, self.detections[job.item.item_id]
+        if not to_predict:
+            return
+        self.n_predicted = len(to_predict)
+        unreadable: list[tuple[PreprocessedImage, UnreadableTilesError]] = []
+        predicted = predict_images(
+            self._settings.load_models(),
+            [job.item.source for job in to_predict.values()],
+            self._settings.configuration,
+            device=self._settings.device,
+            read_tiles=partial(read_tile_pixels, self._store),
+            on_unreadable=lambda image, error: unreadable.append((image, error)),
+        )
+        for image, detections in predicted:
+            self.detections[image.image_id] = detections
+            yield to_predict[image.image_id], detections
+        for image, error in unreadable:
+            yield to_predict[image.image_id], error
+
+    def start(
+        self, item: BatchItem[PreprocessedImage], rows: Mapping[PredictionStage, Row], prepared: Found
+    ) -> _ImagePrediction:
+        return _ImagePrediction(self._store, self._settings, item.source, prepared, self._fingerprints[item.item_id])
+
+    # Removing ---------------------------------------------------------------------------------------------
+
+    def remove(self, key: str, stage: PredictionStage, former: Row | None) -> None:
+        prediction = self._store.prediction_file(self._settings.experiment, key)
+        present = [path for path in (prediction, *self._pictures(key)) if path.exists()]
+        for path in present:
+            path.unlink(missing_ok=True)
+        self.n_removed += bool(present)
+
+    def discard_former(
+        self, item: BatchItem[PreprocessedImage], stage: PredictionStage, former: Row | None, fingerprint: str
+    ) -> None:
+        if former is None or former["fingerprint"] != fingerprint:
+            # Pictures of the new detections must not stand beside a file of the old ones, not even after a kill.
+            self._store.prediction_file(self._settings.experiment, item.key).unlink(missing_ok=True)
+
+    def _pictures(self, key: str) -> tuple[Path, Path]:
+        return prediction_pictures(self._store, self._settings.experiment, key)
+
+
+class _ImagePrediction(ItemWork[PredictionStage]):
+    """Draws one image's detections and writes its file."""
+
+    def __init__(
+        self,
+        store: ArtefactStore,
+        settings: PredictionSettings,
+        image: PreprocessedImage,
+        found: Found,
+        fingerprint: str,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._image = image
+        self._found = found
+        self._fingerprint = fingerprint
+
+    def run(self, stage: PredictionStage) -> Row:
+        """Write pictures, then the file that says that all of it is there; a file that is there already stays.
+
+        Raises:
+            UnreadableTilesError: the image's tiles, or its global image, are missing or damaged.
+        """
+        pictures = prediction_pictures(self._store, self._settings.experiment, self._image.key)
+        file = self._store.prediction_file(self._settings.experiment, self._image.key)
+        detections = self._found
+        if isinstance(detections, UnreadableTilesError):
+            # Pictures that are there were made by other weights or of other tiles.
+            _remove(pictures)
+            raise detections
+        # The former prediction is gone by now; one that is there is of these detections.
+        fresh = not file.exists()
+        if not (self._settings.configuration.overlays and len(detections)):
+            _remove(pictures)
+        elif fresh or not all(path.exists() for path in pictures):
+            self._draw(detections, *pictures)
+        if fresh:
+            write_prediction(
+                self._store,
+                self._settings.experiment,
+                self._image.image_id,
+                self._image.frames,
+                detections,
+                checkpoints=self._settings.checkpoints,
+                configuration=self._settings.configuration,
+                fingerprint=self._fingerprint,
+            )
+        return _columns(detections)
+
+    def _draw(self, detections: Detections, overlay: Path, heat: Path) -> None:
+        picture = read_global_image(self._store, self._image)
+        size = (picture.shape[1], picture.shape[0])
+        self.write(heat, encode_png(draw_heat_map(picture, heat_map(detections, size))))
+        drawn: NDArray[np.uint8] = picture.copy()
+        draw_detections(drawn, detections, self._settings.names)
+        self.write(overlay, encode_png(drawn))
+
+
+def prediction_pictures(store: ArtefactStore, experiment: str, key: str) -> tuple[Path, Path]:
+    """Where the image's overlay and heat map go."""
+    return store.prediction_overlay(experiment, key), store.prediction_heat_map(experiment, key)
+
+
+def _columns(detections: Detections) -> Row:
+    """The columns of an index row that tell what was found."""
+    return {
+        "n_detections": len(detections),
+        "best_score": max(detections.scores.tolist(), default=None),
+    }
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
