@@ -18,7 +18,7 @@ from uveitis_assets.labels.lesion_masks import mask_folder
 def missing_masks(
     manifest: pl.DataFrame, label_space: LabelSpace, rows: Iterable[Mapping[str, Any]]
 ) -> dict[str, list[str]]:
-    """Lesion folders of the lane that hold no mask of an image, sorted, per image id; complete images are left out.
+    """Lesion folders of the lane without a mask of an image, sorted, per image that lacks any.
 
     A folder belongs to the lane when it holds a mask of any of its images, and counts when its lesions are kept.
 

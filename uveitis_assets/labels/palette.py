@@ -1,4 +1,4 @@
-"""One colour per lesion category and how boxes with names are drawn: overlays of labels and of predictions share it.
+"""One colour per lesion category, for overlays of labels and of predictions.
 
 It draws on arrays and writes no files.
 """

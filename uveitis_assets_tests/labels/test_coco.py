@@ -19,7 +19,8 @@ from pycocotools.coco import COCO
 
 from uveitis_assets.labels import label_files
 from uveitis_assets.labels.class_map import load_class_map
-from uveitis_assets.labels.coco import CocoSplitSummary, build_coco_split, write_coco_summary
+from uveitis_assets.labels.coco import build_coco_split
+from uveitis_assets.labels.coco_summary import CocoSplitSummary, write_coco_summary
 from uveitis_assets.labels.configuration import LabelConfiguration
 from uveitis_assets.labels.dropped_folds import remove_dropped_folds
 from uveitis_assets.storage.files import read_json

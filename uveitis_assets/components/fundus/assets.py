@@ -227,7 +227,8 @@ def _coco_labels(lane: LaneConfiguration) -> dg.AssetsDefinition:
     )
     def coco_labels(context: dg.AssetExecutionContext, config: LabelsRunConfig) -> Iterator[dg.MaterializeResult[None]]:
         from uveitis_assets.labels.class_map import load_class_map
-        from uveitis_assets.labels.coco import build_coco_split, write_coco_summary
+        from uveitis_assets.labels.coco import build_coco_split
+        from uveitis_assets.labels.coco_summary import write_coco_summary
         from uveitis_assets.labels.dropped_folds import remove_dropped_folds
         from uveitis_assets.labels.overlays import label_contact_sheet, write_label_overlays
         from uveitis_assets.landing.manifest_table import read_manifest, require_one_split_assignment, require_parts

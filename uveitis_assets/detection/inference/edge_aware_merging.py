@@ -10,8 +10,8 @@ pieces. Cut pieces that found no partner but lie almost wholly inside a larger b
 non-maximum suppression.
 
 Weak pieces, down to half the score threshold, may complete a lesion but make none; partners score at least a fifth of
-each other, so that the answer hardly depends on the threshold. It works on columns of many images
-at once and reads no files.
+each other, so that the answer hardly depends on the threshold. It works on columns of many images at once and reads no
+files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uveitis_assets.detection.inference.batched_nms import box_areas, overlapping_pairs, pair_intersection, pair_iou
-from uveitis_assets.detection.inference.detection_table import DetectionBatch
+from uveitis_assets.detection.inference.detection_table import DetectionTable
 
 Rows = NDArray[np.int64]
 
@@ -38,7 +38,7 @@ PIECE_SCORE_SHARE = 0.5
 _WEAKEST_PARTNER = 0.2
 
 
-def join_cut_boxes(batch: DetectionBatch, *, iou: float, score_threshold: float) -> DetectionBatch:
+def join_cut_boxes(batch: DetectionTable, *, iou: float, score_threshold: float) -> DetectionTable:
     """Join the pieces of lesions that tiles' edges cut, and remove pieces that a whole box already holds.
 
     Args:
@@ -47,7 +47,7 @@ def join_cut_boxes(batch: DetectionBatch, *, iou: float, score_threshold: float)
         score_threshold: lesions whose best finding is below are left out.
 
     Returns:
-        One row per lesion and complete duplicate, best first, for suppression; a joined row bears its best finding's
+        One row per lesion and complete duplicate, best first, for suppression; a joined row has its best finding's
         score and the tile of that finding.
     """
     batch = batch.best_first()
@@ -59,8 +59,8 @@ def join_cut_boxes(batch: DetectionBatch, *, iou: float, score_threshold: float)
     return joined.select(~_inside_larger(joined, still_cut))
 
 
-def _cut_sides(batch: DetectionBatch) -> NDArray[np.bool_]:
-    """Which sides (N, 4), left, top, right, bottom, lie at an edge of the tile that is not one of the image."""
+def _cut_sides(batch: DetectionTable) -> NDArray[np.bool_]:
+    """Which sides (N, 4), left, top, right, bottom, lie at a tile's inner edge."""
     windows = batch.windows[batch.tiles]
     inner = np.hstack([windows[:, :2] > 0, windows[:, 2:] < batch.sizes[batch.images]])
     distance = np.hstack([batch.boxes[:, :2] - windows[:, :2], windows[:, 2:] - batch.boxes[:, 2:]])
@@ -68,7 +68,7 @@ def _cut_sides(batch: DetectionBatch) -> NDArray[np.bool_]:
     return sides
 
 
-def _partners(batch: DetectionBatch, cut: NDArray[np.bool_], iou: float) -> tuple[Rows, Rows]:
+def _partners(batch: DetectionTable, cut: NDArray[np.bool_], iou: float) -> tuple[Rows, Rows]:
     """Pairs of rows that belong to one lesion by the module's rule."""
     margin = np.array([-_MARGIN_PX, -_MARGIN_PX, _MARGIN_PX, _MARGIN_PX])
     boxes, windows = batch.boxes + margin, (batch.windows + margin)[batch.tiles]
@@ -114,7 +114,7 @@ def _best_of(row: Rows, tile: Rows, partner: Rows, agreement: NDArray[np.float64
 
 
 def _connected(n: int, first: Rows, second: Rows) -> Rows:
-    """For every row the lowest row that a chain of pairs connects it with, that is, the best finding of its lesion."""
+    """For every row the lowest row of its chain of pairs, that is, the best finding of its lesion."""
     lowest = np.arange(n, dtype=np.int64)
     while True:
         before = lowest.copy()
@@ -127,8 +127,8 @@ def _connected(n: int, first: Rows, second: Rows) -> Rows:
 
 
 def _whole_boxes(
-    batch: DetectionBatch, cut: NDArray[np.bool_], lesion: Rows, iou: float
-) -> tuple[DetectionBatch, NDArray[np.bool_]]:
+    batch: DetectionTable, cut: NDArray[np.bool_], lesion: Rows, iou: float
+) -> tuple[DetectionTable, NDArray[np.bool_]]:
     """One row per lesion, and whether its box still ends at a seam."""
     heads, number = np.unique(lesion, return_inverse=True)
     number = number.reshape(-1)
@@ -167,7 +167,7 @@ def _whole_boxes(
     return replace(joined, boxes=boxes, corners=corners), still_cut
 
 
-def _inside_larger(batch: DetectionBatch, still_cut: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _inside_larger(batch: DetectionTable, still_cut: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Mask of boxes that end at a seam and lie almost wholly inside a larger box of their category."""
     areas = box_areas(batch.boxes)
     gone = np.zeros(len(batch), np.bool_)

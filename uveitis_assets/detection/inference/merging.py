@@ -1,9 +1,9 @@
-"""Merging the detections of an image's tiles into the image's, and those of several detectors into one answer.
+"""Merges the detections of an image's tiles, and the answers of several detectors.
 
-A small table says which function does it:
+The configuration chooses the way:
 
-- ``nms``, the default, is the earlier scripts' way: score threshold, boxes shifted to where their tile lies, class-wise
-  non-maximum suppression;
+- ``nms``, the default, is the earlier scripts' way: score threshold, boxes shifted to where their tile lies,
+  non-maximum suppression per class;
 - ``edge_aware`` joins the pieces of lesions that tiles' edges cut before it suppresses duplicates;
 - ``weighted_box_fusion`` averages what overlaps.
 
@@ -21,21 +21,14 @@ from dataclasses import replace
 import numpy as np
 
 from uveitis_assets.detection.configuration import InferenceConfiguration
-from uveitis_assets.detection.inference.batched_nms import nms_in_groups
-from uveitis_assets.detection.inference.detection_table import DetectionBatch, join_images, join_tiles, to_global
+from uveitis_assets.detection.inference.batched_nms import batched_nms
+from uveitis_assets.detection.inference.detection_table import DetectionTable, join_images, join_tiles, to_global
 from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets.detection.inference.edge_aware_merging import PIECE_SCORE_SHARE, join_cut_boxes
 from uveitis_assets.detection.inference.weighted_box_fusion import fuse_boxes
 from uveitis_assets.imaging.geometry import ImageFrames
 
-Merge = Callable[[DetectionBatch, InferenceConfiguration], DetectionBatch]
-
-
-def merge_image(
-    frames: ImageFrames, tile_detections: Sequence[Detections], configuration: InferenceConfiguration
-) -> Detections:
-    """Merge one image's tiles; see ``merge_images``."""
-    return merge_images([frames], [tile_detections], configuration)[0]
+Merge = Callable[[DetectionTable, InferenceConfiguration], DetectionTable]
 
 
 def merge_images(
@@ -89,36 +82,36 @@ def fuse_detectors(
     return to_global(_at_least(merged, configuration.score_threshold), in_global)
 
 
-def _nms(batch: DetectionBatch, configuration: InferenceConfiguration) -> DetectionBatch:
+def _nms(batch: DetectionTable, configuration: InferenceConfiguration) -> DetectionTable:
     return _suppressed(_at_least(batch, configuration.score_threshold), configuration.merge_iou)
 
 
-def _edge_aware(batch: DetectionBatch, configuration: InferenceConfiguration) -> DetectionBatch:
+def _edge_aware(batch: DetectionTable, configuration: InferenceConfiguration) -> DetectionTable:
     pieces = _at_least(batch, configuration.score_threshold * PIECE_SCORE_SHARE)
     whole = join_cut_boxes(pieces, iou=configuration.merge_iou, score_threshold=configuration.score_threshold)
     return _suppressed(whole, configuration.merge_iou)
 
 
-def _weighted_box_fusion(batch: DetectionBatch, configuration: InferenceConfiguration) -> DetectionBatch:
+def _weighted_box_fusion(batch: DetectionTable, configuration: InferenceConfiguration) -> DetectionTable:
     confident = _at_least(batch, configuration.score_threshold)
     # Tiles are no models: most lesions are seen by one tile only, and that is no reason for doubt.
     return fuse_boxes(confident, iou=configuration.merge_iou, n_models=1)
 
 
-def _suppressed(batch: DetectionBatch, iou: float) -> DetectionBatch:
+def _suppressed(batch: DetectionTable, iou: float) -> DetectionTable:
     ranked = batch.best_first()
     if ranked.corners is None:
-        return ranked.select(nms_in_groups(ranked.boxes, ranked.groups(), iou))
+        return ranked.select(batched_nms(ranked.boxes, ranked.groups(), iou))
     import torch
 
     from uveitis_assets.detection.models.rotated_boxes import rotated_nms
 
     corners, scores, groups = (torch.from_numpy(part) for part in (ranked.corners, ranked.scores, ranked.groups()))
-    # Of equal scores the earlier row wins there too; the rows stay in their order.
+    # Of equal scores the first row wins there too; the rows stay in their order.
     return ranked.select(np.sort(rotated_nms(corners, scores, groups, iou).numpy()))
 
 
-def _at_least(batch: DetectionBatch, score: float) -> DetectionBatch:
+def _at_least(batch: DetectionTable, score: float) -> DetectionTable:
     # Networks give float32: the float32 next to 0.7 counts as 0.7.
     return batch.select(batch.scores.astype(np.float32) >= np.float32(score))
 

@@ -1,4 +1,4 @@
-"""From tiles to detections in tile pixels: batches of equal tiles, mixed precision, halved when memory is short.
+"""From tiles to detections in tile px: equal tiles in batches, halved when memory is short.
 
 How results depend on the batch. Convolutions and matrix products choose their order of summation by the shape of the
 whole batch, so the same tile in another batch differs in the last bits. Three rules keep results the same all the
@@ -32,7 +32,7 @@ SCORE_DECIMALS = 4
 
 
 def tiles_per_pass(device: torch.device | str, batch_size: int) -> int:
-    """Tiles that share a forward pass: the batch size on accelerators, 1 on the CPU (the module says why)."""
+    """Tiles per forward pass: the batch size on accelerators, 1 on the CPU (see the module's docstring)."""
     return 1 if torch.device(device).type == "cpu" else batch_size
 
 
@@ -57,7 +57,7 @@ def detect_tiles(
         amp: mixed precision: bfloat16, or float16 on GPUs without it.
 
     Returns:
-        Detections of every tile, in the order of ``tiles``, in the tile's pixels, rounded as the module says.
+        Detections of every tile, in the order of ``tiles``, in the tile's pixels, rounded as in the module's docstring.
 
     Raises:
         ValueError: a tile is not uint8 (H, W, 3) or has no pixels; the model returned NaN or infinite values.

@@ -1,10 +1,10 @@
-"""Weighted box fusion: boxes that mean the same lesion become one box, the mean of all weighted by their scores.
+"""Weighted box fusion: boxes of one lesion become their mean, weighted by score.
 
 Method of Solovyev, Wang and Gabruseva, "Weighted boxes fusion: Ensembling boxes from different object detection
 models", Image and Vision Computing 107 (2021), with all models weighing the same. The method goes through the boxes
 of an image and category from the best to the worst: a box joins the fused box that it overlaps most, if by more than
 the IoU, and that fused box is averaged anew; else it begins one of its own. Here all images and categories take their
-k-th step together. It knows no tiles and no files.
+k-th step together.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.detection.inference.detection_table import DetectionBatch
+from uveitis_assets.detection.inference.detection_table import DetectionTable
 
 
-def fuse_boxes(batch: DetectionBatch, *, iou: float, n_models: int) -> DetectionBatch:
+def fuse_boxes(batch: DetectionTable, *, iou: float, n_models: int) -> DetectionTable:
     """Fuse the boxes of every image and category.
 
     Args:

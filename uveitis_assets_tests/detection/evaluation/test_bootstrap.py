@@ -9,7 +9,6 @@ import pytest
 import scipy.stats
 
 from uveitis_assets.detection.configuration import EvaluationConfiguration
-from uveitis_assets.detection.evaluation import bootstrap
 from uveitis_assets.detection.evaluation.average_precision import interpolated_average_precision
 from uveitis_assets.detection.evaluation.bootstrap import (
     Interval,
@@ -41,14 +40,18 @@ def image_copies(resamples: PatientResamples, sample: int) -> list[int]:
 
 
 @pytest.mark.parametrize("cells", [4_000_000, 100])
-def test_every_resample_equals_an_evaluation_of_the_drawn_images(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "_CELLS_AT_ONCE", cells)
+def test_every_resample_equals_an_evaluation_of_the_drawn_images(cells: int) -> None:
     truths, detections = random_case(4, n_images=12, n_classes=3, n_lesions=4, n_detections=25)
     resamples = patient_resamples([f"p{index // 3}" for index in range(12)], n_samples=25, seed=1)
     hits = matched(truths, detections)
-    measured = {category: resampled_average_precision(part, resamples) for category, part in hits.items()}
-    rates = {category: resampled_sensitivities(part, RATES, resamples) for category, part in hits.items()}
-    pooled = resampled_sensitivities(pool(hits.values()), RATES, resamples)
+    measured = {
+        category: resampled_average_precision(part, resamples, cells_at_once=cells) for category, part in hits.items()
+    }
+    rates = {
+        category: resampled_sensitivities(part, RATES, resamples, cells_at_once=cells)
+        for category, part in hits.items()
+    }
+    pooled = resampled_sensitivities(pool(hits.values()), RATES, resamples, cells_at_once=cells)
     for sample in range(25):
         copies = image_copies(resamples, sample)
         again = matched([truths[index] for index in copies], [detections[index] for index in copies])

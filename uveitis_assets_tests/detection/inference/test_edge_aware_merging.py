@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.inference.detections import Detections
-from uveitis_assets.detection.inference.merging import merge_image
 from uveitis_assets.imaging.geometry import ImageFrames
+from uveitis_assets_tests.detection.inference.one_image import merge_image
 from uveitis_assets_tests.detection.known_detectors import small_frames
 
 EDGE_AWARE = InferenceConfiguration(merge="edge_aware", score_threshold=0.3)

@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 from torchvision.ops import nms
 
 from uveitis_assets.detection.configuration import InferenceConfiguration
-from uveitis_assets.detection.inference.batched_nms import nms_in_groups, overlapping_pairs
+from uveitis_assets.detection.inference.batched_nms import batched_nms, overlapping_pairs
 from uveitis_assets.detection.inference.detections import Detections
-from uveitis_assets.detection.inference.merging import fuse_detectors, merge_image, merge_images
+from uveitis_assets.detection.inference.merging import fuse_detectors, merge_images
 from uveitis_assets.imaging.geometry import ImageFrames
+from uveitis_assets_tests.detection.inference.one_image import merge_image
 from uveitis_assets_tests.detection.known_detectors import detections, small_frames
 
 NMS = InferenceConfiguration(score_threshold=0.3, merge_iou=0.5)
@@ -150,7 +151,7 @@ boxes_strategy = st.lists(
 def test_suppression_equals_the_greedy_loop(rows: list[tuple[int, ...]], iou: float) -> None:
     boxes = np.array([(x, y, x + w, y + h) for x, y, w, h, _ in rows], np.float64).reshape(-1, 4)
     groups = np.array([row[4] for row in rows], np.int64)
-    kept = nms_in_groups(boxes, groups, iou)
+    kept = batched_nms(boxes, groups, iou)
 
     expected: list[int] = []
     for row in range(len(rows)):
@@ -167,7 +168,7 @@ def independent_iou(one: np.ndarray, other: np.ndarray) -> float:
     return shared / (a.area + b.area - shared)
 
 
-def test_pairs_found_in_small_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_found_in_small_chunks_are_the_same() -> None:
     random = np.random.default_rng(0)
     corner = random.uniform(0, 50, (300, 2))
     boxes = np.hstack([corner, corner + random.uniform(1, 12, (300, 2))])
@@ -177,8 +178,7 @@ def test_pairs_found_in_small_chunks_are_the_same(monkeypatch: pytest.MonkeyPatc
         for a, b in overlapping_pairs(boxes, groups)
         for pair in zip(a.tolist(), b.tolist(), strict=True)
     }
-    monkeypatch.setattr("uveitis_assets.detection.inference.batched_nms._PAIRS_PER_CHUNK", 7)
-    parts = list(overlapping_pairs(boxes, groups))
+    parts = list(overlapping_pairs(boxes, groups, pairs_per_chunk=7))
     assert len(parts) > 50
     assert {tuple(sorted(pair)) for a, b in parts for pair in zip(a.tolist(), b.tolist(), strict=True)} == whole
     brute = {

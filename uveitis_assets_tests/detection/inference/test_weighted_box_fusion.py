@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.inference.detections import Detections
-from uveitis_assets.detection.inference.merging import fuse_detectors, merge_image, merge_images
+from uveitis_assets.detection.inference.merging import fuse_detectors, merge_images
+from uveitis_assets_tests.detection.inference.one_image import merge_image
 from uveitis_assets_tests.detection.known_detectors import detections, small_frames
 
 FUSION = InferenceConfiguration(merge="weighted_box_fusion", score_threshold=0.0, merge_iou=0.5)
