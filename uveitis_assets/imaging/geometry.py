@@ -2,7 +2,7 @@
 
 Convention: pixel edges. The top-left corner of the first pixel is (0, 0), its centre (0.5, 0.5); a box (x0, y0, x1,
 y1) covers pixels x0 .. x1-1. "Raw" is the image as displayed, after its EXIF orientation. All maps are axis-aligned
-(scale and shift) in float64. It reads and writes no files.
+(scale and shift) in float64.
 """
 
 from __future__ import annotations

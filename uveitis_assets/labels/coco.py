@@ -81,10 +81,9 @@ def build_coco_split(
     ready = [row for row in labelled if hashes.get(row["image_id"]) == row["content_hash"]]
     not_preprocessed = [row["image_id"] for row in labelled if hashes.get(row["image_id"]) != row["content_hash"]]
     incomplete = missing_masks(manifest, label_space, ready) if labels.format == "mask" else {}
-    bad_labels: list[BadLabel] = []
-    if labels.missing_masks == "leave_out":
-        bad_labels += [_incomplete(image_id, folders) for image_id, folders in incomplete.items()]
-        ready = [row for row in ready if row["image_id"] not in incomplete]
+    left_out = incomplete if labels.missing_masks == "leave_out" else {}
+    bad_labels = [_incomplete(image_id, folders) for image_id, folders in left_out.items()]
+    ready = [row for row in ready if row["image_id"] not in left_out]
 
     growing = _CocoFiles(store, label_space, labels)
     patients: set[str] = set()

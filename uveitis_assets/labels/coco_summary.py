@@ -82,7 +82,7 @@ class CocoSplitSummary:
 def write_coco_summary(store: ArtefactStore, summary: CocoSplitSummary) -> Path:
     """Put one split into summary.json beside its COCO files and return that file.
 
-    Fold 0's stands in labels_coco/, other folds' in their folders. Lanes and splits are written by different
+    Fold 0's is in labels_coco/, other folds' in their folders. Lanes and splits are written by different
     processes: the file is read, changed and replaced under a lock.
     """
     path = store.coco_summary_file(summary.fold)

@@ -1,7 +1,7 @@
 """Which images lack the mask file of some lesion folder of their lane.
 
-Whether a missing mask means "no such lesion" or "nobody looked" stands in no file: it is counted, and the
-configuration decides. It opens no file.
+Whether a missing mask means "no such lesion" or "nobody looked" is in no file: it is counted, and the
+configuration decides.
 """
 
 from __future__ import annotations

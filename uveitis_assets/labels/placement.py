@@ -9,7 +9,7 @@ pixel-edge convention (0..width, not 0..width-1). A tile keeps a box when
    keeps it, the first of equals. So every lesion with area inside the tiling frame appears in some tile.
 
 The rules look at boxes, as those of the earlier scripts did. Outlines are clipped as polygons; where a clipped box
-holds nothing of the outline (a corner beside a slanted lesion) the tile does not count. It reads and writes no files.
+holds nothing of the outline (a corner beside a slanted lesion) the tile does not count.
 """
 
 from __future__ import annotations

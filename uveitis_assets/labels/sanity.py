@@ -105,7 +105,7 @@ def check_classes_present(class_counts: Mapping[Split, Mapping[int, int]], names
 
 
 def check_patients_disjoint(manifest: pl.DataFrame, fold: int) -> list[Finding]:
-    """No patient of a dataset stands in two splits of a fold; quarantined rows do not count."""
+    """No patient of a dataset is in two splits of a fold; quarantined rows do not count."""
     rows = manifest.filter(pl.col("quarantine_reason").is_null()).select(
         "dataset", "patient_id", pl.col("fold_splits").list.get(fold, null_on_oob=True).alias("split")
     )
@@ -119,7 +119,7 @@ def check_patients_disjoint(manifest: pl.DataFrame, fold: int) -> list[Finding]:
 
 
 def check_images_disjoint(cocos: Mapping[Split, Mapping[str, Any]]) -> list[Finding]:
-    """No source image stands in the COCO files of two splits."""
+    """No source image is in the COCO files of two splits."""
     splits_of: dict[str, set[str]] = {}
     for split, coco in cocos.items():
         for image in coco["images"]:

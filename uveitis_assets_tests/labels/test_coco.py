@@ -132,7 +132,7 @@ def real_lane(store: ArtefactStore, real_data: Path, frame: str) -> tuple[FakeLa
 
 
 @pytest.mark.parametrize("frame", ["global", "native"])
-def test_published_oriented_boxes_become_what_an_independent_recomputation_says(
+def test_published_oriented_boxes_become_what_an_independent_recomputation_gives(
     store: ArtefactStore, real_data: Path, frame: str
 ) -> None:
     lane, shapes = real_lane(store, real_data, frame)
@@ -220,7 +220,7 @@ FOLDERS = {"HardExudate_Masks": 15, "Hemohedge_Masks": 5, "Microaneurysms_Masks"
 
 
 @pytest.mark.parametrize("frame", ["global", "native"])
-def test_real_masks_become_what_an_independent_recomputation_says(
+def test_real_masks_become_what_an_independent_recomputation_gives(
     store: ArtefactStore, real_data: Path, frame: str
 ) -> None:
     folder = real_data / "idrid_fgadr_layout"
@@ -245,7 +245,7 @@ def test_real_masks_become_what_an_independent_recomputation_says(
     assert_loads(lane)
 
 
-def test_images_and_annotations_bear_the_published_keys(store: ArtefactStore) -> None:
+def test_images_and_annotations_have_the_published_keys(store: ArtefactStore) -> None:
     lane = FakeLane(store, "uwf700")
     lane.add("b", FRAMES, [lane.write_label("b.txt", SQUARE.format(4))])
     lane.add("a", FRAMES, [lane.write_label("a.txt", SQUARE.format(1) + SQUARE.format(2))])

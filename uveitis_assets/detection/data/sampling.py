@@ -3,7 +3,7 @@
 Rare classes are favoured by repeat factors (Gupta, Dollár, Girshick: LVIS, 2019): every tile with lesions is drawn at
 least once an epoch, and one whose rarest class is in a share f of the images sqrt(rare_below / f) times. The order
 depends on seed and epoch alone, so that processes share an epoch without talking and a killed training goes on in
-its middle. It reads no pixels.
+its middle.
 """
 
 from __future__ import annotations

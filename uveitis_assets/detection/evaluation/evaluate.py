@@ -136,13 +136,8 @@ def evaluate_detections(
     ids = sorted(categories)
 
     limit = configuration.max_detections
-    froc_hits, selection_hits = match_images_at(
-        truths,
-        found,
-        ids,
-        iou_thresholds=(configuration.froc_iou, configuration.selection_iou),
-        max_detections=limit,
-    )
+    ious = (configuration.froc_iou, configuration.selection_iou)
+    froc_hits, selection_hits = match_images_at(truths, found, ids, iou_thresholds=ious, max_detections=limit)
     froc = free_response(froc_hits, configuration.froc_fp_per_image)
     average_precision = coco_average_precision(
         truths, found, categories, selection_iou=configuration.selection_iou, max_detections=limit
@@ -260,9 +255,7 @@ def _check(images: Sequence[LabelledImage], detections: Sequence[Detections], ca
     seen: set[str] = set()
     for image, found in zip(images, detections, strict=True):
         if image.image_id in seen:
-            raise ValueError(
-                f"{image.image_id}: stands twice among the images to evaluate; its lesions would count twice"
-            )
+            raise ValueError(f"{image.image_id}: is twice among the images to evaluate; its lesions would count twice")
         seen.add(image.image_id)
         sources: tuple[tuple[str, Detections | GroundTruth], ...] = (("lesions", image.truth), ("detections", found))
         for name, rows in sources:

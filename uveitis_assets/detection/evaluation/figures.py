@@ -1,7 +1,7 @@
 """Figures of an evaluation as PNG bytes: precision-recall, FROC and confusion.
 
 Curves stand in one panel per class: twenty lines in one panel cannot be distinguished. The same evaluation gives the
-same bytes. The figures show numbers and compute none.
+same bytes.
 """
 
 from __future__ import annotations

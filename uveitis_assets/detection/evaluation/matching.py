@@ -4,7 +4,7 @@ The rule is COCO's greedy one: detections take their turn from the best score do
 highest overlap that is still free, if the overlap reaches the threshold. A lesion is hit once; a second detection on
 it may take another lesion that it overlaps enough, else it is a false positive. What a detection is matched to depends
 on better-scored detections only, so one pass serves every score threshold at once. The overlap is a function of its
-own: boxes here, rotated boxes elsewhere. It computes no metric.
+own: boxes here, rotated boxes elsewhere.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Non-maximum suppression of many images and categories at once, equal to the greedy loop.
 
 Overlapping pairs are found by sweeping along x; which of them suppress each other is then settled for all groups
-together, from the best detections downwards. In NumPy on the CPU, on the columns of many images, @@NMS@@. Networks
-suppress on their device (``models.per_class_nms``, and ``models.rotated_boxes`` with a sweep of the same kind).
+together, from the best detections downwards. In NumPy, for merging on the CPU: suppressing each image and class with
+torchvision takes eight times as long (``benchmarks/merging.py``). Networks suppress in torch on their device
+(``models.per_class_nms``, and ``models.rotated_boxes`` with a sweep of the same kind).
 """
 
 from __future__ import annotations

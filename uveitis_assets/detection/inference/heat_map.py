@@ -2,7 +2,7 @@
 
 A detection spreads its score over its box (or oriented box) as a smooth hill; where hills meet, they join as
 independent witnesses, 1 - (1 - a)(1 - b), so that values stay between 0 and 1 and two images can be compared: nothing
-is stretched to an image's own maximum. It reads and writes no files.
+is stretched to an image's own maximum.
 """
 
 from __future__ import annotations

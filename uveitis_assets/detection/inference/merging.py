@@ -10,7 +10,7 @@ The configuration chooses the way:
 Oriented detections are suppressed by the overlap of their rotated boxes; they cannot be averaged. Several detectors
 are merged tile by tile each on its own; their images' answers are then suppressed among each other (``nms``) or
 averaged (the others), where a score falls with the number of detectors that did not find the lesion. Everything works
-on many images at once. It runs no network and reads no files.
+on many images at once.
 """
 
 from __future__ import annotations

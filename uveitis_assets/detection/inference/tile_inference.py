@@ -6,8 +6,7 @@ same: tiles are brought to the network's input size one by one, as in training, 
 tiles of equal size share a pass, because a larger neighbour would pad them; on the CPU, where a batch
 saves next to nothing, ``tiles_per_pass`` gives every tile a pass of its own, which is equal to the bit; and boxes and
 scores are rounded to a grid (1/64 px, 0.0001) far coarser than that noise and far finer than any label, before
-anything compares them. On a GPU a value within the noise of a grid line can still fall to either side. It reads no
-files and merges nothing.
+anything compares them. On a GPU a value within the noise of a grid line can still fall to either side.
 """
 
 from __future__ import annotations

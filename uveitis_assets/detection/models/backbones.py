@@ -102,7 +102,7 @@ class ConvolutionalBackbone(Backbone):
             if _STAGE.match(name):
                 parts.append([module])
             else:
-                # What stands between two stages (a transition, a downsampling) goes with the stage before.
+                # What is between two stages (a transition, a downsampling) goes with the stage before.
                 parts[-1].append(module)
         return parts
 

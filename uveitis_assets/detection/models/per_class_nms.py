@@ -59,7 +59,7 @@ class PerClassRoIHeads(RoIHeads):  # type: ignore[misc]  # torchvision is untype
 
 
 class Candidates(NamedTuple):
-    """What stands before suppression in one image: N rows, each one class of one proposal.
+    """Rows (N,) of one image before suppression, each one class of one proposal.
 
     ``proposals`` int64 (N,), rows of the image's proposals; ``boxes`` float32 (N, 4), px, inside the image; ``scores``
     float32 (N,); ``labels`` int64 (N,) from 1 on.

@@ -24,6 +24,7 @@ from uveitis_assets.detection.evaluation.froc import froc_curve
 from uveitis_assets.detection.evaluation.matching import ScoredHits, best_first, pool
 from uveitis_assets.detection.inference.detections import Detections, GroundTruth
 from uveitis_assets_tests.detection.evaluation.cases import found, labelled, lesions, match_images, random_case
+from uveitis_assets_tests.patience import patience
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 CLASSES = (1, 2, 3)
@@ -217,7 +218,7 @@ def test_bounds_of_the_sensitivity_rise_with_the_rate() -> None:
 
 
 def test_a_thousand_resamples_of_many_images_take_seconds() -> None:
-    """30,000 detections in 300 images: counted in processor time, so that a busy machine does not matter."""
+    """30,000 detections in 300 images: counted in processor time, which a busy machine hardly changes."""
     rng = np.random.default_rng(10)
     n = 30_000
     hits = ScoredHits(
@@ -227,4 +228,4 @@ def test_a_thousand_resamples_of_many_images_take_seconds() -> None:
     start = time.process_time()
     resampled_average_precision(hits, resamples)
     resampled_sensitivities(hits, RATES, resamples)
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < patience(5)

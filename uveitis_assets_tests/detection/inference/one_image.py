@@ -10,7 +10,7 @@ from uveitis_assets.detection.inference.merging import merge_images
 from uveitis_assets.imaging.geometry import ImageFrames
 
 
-def merge_image(
+def merged_image(
     frames: ImageFrames, tile_detections: Sequence[Detections], configuration: InferenceConfiguration
 ) -> Detections:
     [merged] = merge_images([frames], [tile_detections], configuration)

@@ -250,7 +250,7 @@ def test_generated_images_are_outlined_and_lose_no_retina() -> None:
     """Their lids may be as dull as the fundus and have soft shadows for an edge: some are taken for retina."""
     scores, kept = {}, {}
     for seed in range(200, 216):
-        sample = render_ultra_widefield(seed, 768, 604)
+        sample = render_ultra_widefield(seed, 400, 315)
         mask = uwf_retina_mask(sample.image_rgb)
         scores[seed] = score(mask, (sample.retina_mask > 0).astype(np.uint8), np.zeros_like(mask))
         kept[seed] = (mask[sample.retina_mask > 0] > 0).mean()
