@@ -157,7 +157,7 @@ def test_overlaps_and_suppression_of_rotated_boxes_are_those_of_the_cpu() -> Non
     assert found.cpu().tolist() == rotated_nms(corners, scores, labels, 0.3).tolist()
 
 
-def test_class_wise_suppression_is_that_of_the_cpu() -> None:
+def test_per_class_suppression_is_that_of_the_cpu() -> None:
     generator = torch.Generator().manual_seed(0)
     starts = 200 * torch.rand(500, 2, generator=generator)
     boxes = torch.cat([starts, starts + 4 + 40 * torch.rand(500, 2, generator=generator)], dim=1)

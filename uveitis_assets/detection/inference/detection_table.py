@@ -140,7 +140,7 @@ def join_images(images: Sequence[Sequence[Detections]], sizes: Sequence[tuple[in
     )
 
 
-def to_global(batch: DetectionTable, frames: Sequence[ImageFrames]) -> list[Detections]:
+def to_global(table: DetectionTable, frames: Sequence[ImageFrames]) -> list[Detections]:
     """Split merged detections, best first, by image: clipped to the tiling frame, mapped to global px.
 
     Boxes that show nothing of the crop, only the black margin of the global image, are left out. Corners are mapped
@@ -148,22 +148,22 @@ def to_global(batch: DetectionTable, frames: Sequence[ImageFrames]) -> list[Dete
     """
     scale, offset = _tiling_to_global(frames)
     content = np.array([_crop_in_global(image_frames) for image_frames in frames], np.float64).reshape(-1, 4)
-    size, window = batch.sizes[batch.images], content[batch.images]
-    boxes = np.empty_like(batch.boxes)
+    size, window = table.sizes[table.images], content[table.images]
+    boxes = np.empty_like(table.boxes)
     for side in range(4):
         axis = side % 2
-        boxes[:, side] = np.clip(batch.boxes[:, side], 0.0, size[:, axis])
-        boxes[:, side] = boxes[:, side] * scale[batch.images] + offset[batch.images, axis]
+        boxes[:, side] = np.clip(table.boxes[:, side], 0.0, size[:, axis])
+        boxes[:, side] = boxes[:, side] * scale[table.images] + offset[table.images, axis]
     width = np.minimum(boxes[:, 2], window[:, 2]) - np.maximum(boxes[:, 0], window[:, 0])
     height = np.minimum(boxes[:, 3], window[:, 3]) - np.maximum(boxes[:, 1], window[:, 1])
     rows = np.flatnonzero((width > 0) & (height > 0))
     corners = None
-    if batch.corners is not None:
-        corners = batch.corners * scale[batch.images, None, None] + offset[batch.images][:, None]
-    counts = np.bincount(batch.images[rows], minlength=len(frames))
+    if table.corners is not None:
+        corners = table.corners * scale[table.images, None, None] + offset[table.images][:, None]
+    counts = np.bincount(table.images[rows], minlength=len(frames))
     ends = np.cumsum(counts)
-    boxes32, scores32 = boxes[rows].astype(np.float32), batch.scores[rows].astype(np.float32)
-    labels = batch.labels[rows]
+    boxes32, scores32 = boxes[rows].astype(np.float32), table.scores[rows].astype(np.float32)
+    labels = table.labels[rows]
     corners32 = None if corners is None else corners[rows].astype(np.float32)
     return [
         Detections(

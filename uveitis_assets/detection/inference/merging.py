@@ -51,8 +51,8 @@ def merge_images(
         ValueError: numbers of tiles differ; oriented and axis-aligned detections are mixed; oriented detections are
             to be averaged.
     """
-    batch = join_tiles(frames, tile_detections)
-    merged = _MERGES[configuration.merge](batch, configuration)
+    table = join_tiles(frames, tile_detections)
+    merged = _MERGES[configuration.merge](table, configuration)
     return to_global(_at_least(merged, configuration.score_threshold), frames)
 
 
@@ -74,32 +74,32 @@ def fuse_detectors(
     if len(detections) == 1:
         return list(detections[0])
     in_global = [replace(image_frames, frame="global", tiles=()) for image_frames in frames]
-    batch = join_images(detections, [image_frames.tiling_size for image_frames in in_global])
-    if configuration.merge == "nms" or batch.corners is not None:
-        merged = _suppressed(batch, configuration.merge_iou)
+    table = join_images(detections, [image_frames.tiling_size for image_frames in in_global])
+    if configuration.merge == "nms" or table.corners is not None:
+        merged = _suppressed(table, configuration.merge_iou)
     else:
-        merged = fuse_boxes(batch, iou=configuration.merge_iou, n_models=len(detections))
+        merged = fuse_boxes(table, iou=configuration.merge_iou, n_models=len(detections))
     return to_global(_at_least(merged, configuration.score_threshold), in_global)
 
 
-def _nms(batch: DetectionTable, configuration: InferenceConfiguration) -> DetectionTable:
-    return _suppressed(_at_least(batch, configuration.score_threshold), configuration.merge_iou)
+def _nms(table: DetectionTable, configuration: InferenceConfiguration) -> DetectionTable:
+    return _suppressed(_at_least(table, configuration.score_threshold), configuration.merge_iou)
 
 
-def _edge_aware(batch: DetectionTable, configuration: InferenceConfiguration) -> DetectionTable:
-    pieces = _at_least(batch, configuration.score_threshold * PIECE_SCORE_SHARE)
+def _edge_aware(table: DetectionTable, configuration: InferenceConfiguration) -> DetectionTable:
+    pieces = _at_least(table, configuration.score_threshold * PIECE_SCORE_SHARE)
     whole = join_cut_boxes(pieces, iou=configuration.merge_iou, score_threshold=configuration.score_threshold)
     return _suppressed(whole, configuration.merge_iou)
 
 
-def _weighted_box_fusion(batch: DetectionTable, configuration: InferenceConfiguration) -> DetectionTable:
-    confident = _at_least(batch, configuration.score_threshold)
+def _weighted_box_fusion(table: DetectionTable, configuration: InferenceConfiguration) -> DetectionTable:
+    confident = _at_least(table, configuration.score_threshold)
     # Tiles are no models: most lesions are seen by one tile only, and that is no reason for doubt.
     return fuse_boxes(confident, iou=configuration.merge_iou, n_models=1)
 
 
-def _suppressed(batch: DetectionTable, iou: float) -> DetectionTable:
-    ranked = batch.best_first()
+def _suppressed(table: DetectionTable, iou: float) -> DetectionTable:
+    ranked = table.best_first()
     if ranked.corners is None:
         return ranked.select(batched_nms(ranked.boxes, ranked.groups(), iou))
     import torch
@@ -111,9 +111,9 @@ def _suppressed(batch: DetectionTable, iou: float) -> DetectionTable:
     return ranked.select(np.sort(rotated_nms(corners, scores, groups, iou).numpy()))
 
 
-def _at_least(batch: DetectionTable, score: float) -> DetectionTable:
+def _at_least(table: DetectionTable, score: float) -> DetectionTable:
     # Networks give float32: the float32 next to 0.7 counts as 0.7.
-    return batch.select(batch.scores.astype(np.float32) >= np.float32(score))
+    return table.select(table.scores.astype(np.float32) >= np.float32(score))
 
 
 _MERGES: dict[str, Merge] = {"nms": _nms, "edge_aware": _edge_aware, "weighted_box_fusion": _weighted_box_fusion}

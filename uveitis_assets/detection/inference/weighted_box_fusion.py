@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from uveitis_assets.detection.inference.detection_table import DetectionTable
 
 
-def fuse_boxes(batch: DetectionTable, *, iou: float, n_models: int) -> DetectionTable:
+def fuse_boxes(table: DetectionTable, *, iou: float, n_models: int) -> DetectionTable:
     """Fuse the boxes of every image and category.
 
     Args:
-        batch: axis-aligned detections.
+        table: axis-aligned detections.
         iou: intersection over union above which a box joins a fused one.
         n_models: detectors that looked at every image. A fused score is the mean of its boxes' scores times
             min(boxes, n_models) / n_models: what few of the detectors found counts less.
@@ -32,25 +32,25 @@ def fuse_boxes(batch: DetectionTable, *, iou: float, n_models: int) -> Detection
     Raises:
         ValueError: oriented detections: the mean of rotated boxes is not defined by the method.
     """
-    if batch.corners is not None:
+    if table.corners is not None:
         raise ValueError(
             "weighted_box_fusion: expected axis-aligned detections, found oriented ones; "
             "merge them by nms or edge_aware"
         )
-    if not len(batch):
-        return batch
-    batch = batch.best_first()
-    order = np.argsort(batch.groups(), kind="stable")
-    batch = batch.select(order)
-    head, clusters = _clusters(batch.boxes, batch.scores, batch.groups(), iou)
-    weight = np.bincount(clusters, batch.scores)
-    sums = np.column_stack([np.bincount(clusters, batch.scores * side) for side in batch.boxes.T])
+    if not len(table):
+        return table
+    table = table.best_first()
+    order = np.argsort(table.groups(), kind="stable")
+    table = table.select(order)
+    head, clusters = _clusters(table.boxes, table.scores, table.groups(), iou)
+    weight = np.bincount(clusters, table.scores)
+    sums = np.column_stack([np.bincount(clusters, table.scores * side) for side in table.boxes.T])
     n_boxes = np.bincount(clusters)
     # Boxes that all score 0 weigh the same.
-    plain = np.column_stack([np.bincount(clusters, side) for side in batch.boxes.T]) / n_boxes[:, None]
+    plain = np.column_stack([np.bincount(clusters, side) for side in table.boxes.T]) / n_boxes[:, None]
     boxes = np.where(weight[:, None] > 0, sums / np.where(weight > 0, weight, 1.0)[:, None], plain)
     scores = weight / n_boxes * np.minimum(n_boxes, n_models) / n_models
-    fused = replace(batch.select(head), boxes=boxes, scores=scores)
+    fused = replace(table.select(head), boxes=boxes, scores=scores)
     return fused.best_first()
 
 

@@ -37,7 +37,7 @@ def per_class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> 
 
 
 class PerClassRoIHeads(RoIHeads):  # type: ignore[misc]  # torchvision is untyped
-    """torchvision's box heads with exact class-wise NMS; parameter names and losses are torchvision's."""
+    """torchvision's box heads with exact per-class NMS; parameter names and losses are torchvision's."""
 
     def postprocess_detections(
         self,

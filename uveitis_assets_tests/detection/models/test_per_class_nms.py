@@ -31,7 +31,7 @@ def test_it_keeps_what_a_greedy_loop_within_each_class_keeps(seed: int, n: int, 
     assert per_class_nms(boxes, scores, labels, 0.5).tolist() == greedy(boxes, scores, labels, 0.5)
 
 
-def test_torchvisions_offset_loses_a_box_at_the_threshold_and_class_wise_nms_does_not() -> None:
+def test_torchvisions_offset_loses_a_box_at_the_threshold_and_per_class_nms_does_not() -> None:
     """Two boxes of IoU just below 0.5; an offset of 20 x 769 px rounds their edges to 1/1024 px and the IoU to 0.5."""
     n_different = 0
     for seed in range(3):
