@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from uveitis_assets.fundus.roi.choice import downscale_for_roi
 from uveitis_assets.fundus.roi.threshold import threshold_retina_mask
-from uveitis_assets.fundus.roi.ultra_widefield import UwfRetinaParameters, uwf_retina_mask
+from uveitis_assets.fundus.roi.ultra_widefield import uwf_retina_mask
+from uveitis_assets.fundus.roi.ultra_widefield_parameters import UwfRetinaParameters
 from uveitis_assets.sample import render_ultra_widefield
 
 MAX_SIDE = 768

@@ -1,6 +1,6 @@
-"""Configuration of a lesion detector: model, data, training, evaluation and inference; typed and range-checked.
+"""Configuration of a lesion detector: model, data, training, evaluation and inference.
 
-Defaults follow the earlier scripts' uveitis_ft configuration unless a description says otherwise. Imports nothing
+Defaults follow the earlier scripts' uveitis_ft configuration where a description does not name others. Imports nothing
 heavy: every process that loads the definitions loads this.
 """
 
@@ -137,7 +137,7 @@ class SamplingConfiguration(Configuration):
 
 
 class EvaluationConfiguration(Configuration):
-    """How detections are judged: at image level, after merging."""
+    """How detections are evaluated: at image level, after merging."""
 
     selection: Literal["axis_aligned", "oriented"] = Field(
         "axis_aligned",
@@ -196,7 +196,7 @@ class DetectorConfiguration(Configuration):
     overfit_images: int = Field(
         0,
         ge=0,
-        description="Train and evaluate on this many training images with lesions; 0: train on train, judge val",
+        description="Train and evaluate on this many training images with lesions; 0: train on train, evaluate on val",
     )
 
     @model_validator(mode="after")

@@ -1,10 +1,10 @@
-"""The command that expands one COCO file with pseudo-labels and prints what it holds, as the earlier script did.
+"""Command that expands one COCO file with pseudo-labels and prints counts, as the earlier script did.
 
     python -m uveitis_assets.detection.pseudo_label_command --base-coco labels_coco/uwf700_train_tiles.json \\
         --pred-dir preds/uveitis_ft --out-coco labels_coco/uwf700_train_tiles_pseudo.json
 
-Which detections become labels, and where, is said in ``pseudo_labels``. Without split files the fold is the one that
-the base file trains: no image of it is val or test there.
+``pseudo_labels.expansion`` has the rules. Without split files the fold is the one that the base file trains: no image
+of it is val or test there.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def expand_coco_file(
     """Expand one COCO file, of global images or of tiles, and write the result.
 
     Args:
-        store: where the images' frames and the split files lie.
+        store: holds the images' frames and the split files.
         base_coco: the file to expand.
         pred_dir: folder of prediction files.
         out_coco: where the result goes.
@@ -79,7 +79,9 @@ def expand_coco_file(
 
 
 def _splits_of_the_fold_trained_by(store: ArtefactStore, base_coco: Path, image_ids: set[str]) -> list[Path]:
-    """Split files of the one fold that evaluates none of the images, and of the splits that have no such fold.
+    """Split files of the one fold that evaluates none of the images.
+
+    Also those of splits that have no such fold.
 
     With the files of all folds every image would be held out, for each is validated in one of them.
     """

@@ -1,1 +1,1 @@
-"""From landed fundus images to tiles: adapters, ledger, manifest, splits, ROI, crops, colour, tiling."""
+"""From landed fundus images to tiles: ROI, crops, colour, reference colours, contact sheets."""

@@ -1,8 +1,7 @@
-"""Photometric normalization of a crop: statistics from the eroded retina mask, a lookup table per channel, black
-outside the mask. It finds no mask and writes no files; the reference colours come from reference_color.py.
+"""Photometric normalization of a crop, with statistics from the eroded retina mask.
 
-All statistics are exact (integer sums or float64): float32 sums over ten million pixels are off by several levels.
-Pixels are mapped in bands of rows that stay in the core's cache.
+Pixels are mapped in bands of rows that stay in the core's cache. The mask is given; the reference colours of
+``reinhard_lab_ref`` come from ``reference_color``.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from uveitis_assets.fundus.channel_statistics import ChannelStatistics, ChannelSummation, ChannelSums, median_level
 from uveitis_assets.fundus.configuration import NormalizationConfiguration
 from uveitis_assets.imaging.lab import copy_luminance, lab_converter
 from uveitis_assets.imaging.reusable_buffers import thread_buffer
 
 # A band and its temporary arrays (up to eight bytes a pixel) stay in the core's second cache. Smaller ones cost two
 # threads a tenth of their speed: each call takes the interpreter lock again (measured).
-_BAND_PIXELS = 1 << 17
+BAND_PIXELS = 1 << 17
 # 8-bit LAB of (0, 0, 0).
 _BLACK_LAB = (0, 128, 128)
 # Reinhard's scale grows without bound on a flat channel; 8-bit LAB has no contrast below one level.
@@ -47,16 +47,10 @@ class ReferenceColor:
     lab_std: tuple[float, float, float]
 
 
-@dataclass(frozen=True, slots=True)
-class ChannelStatistics:
-    """Mean and standard deviation (of the population) of three channels, grey levels."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
 def erode_mask(mask: Pixels, radius_px: int) -> Pixels:
-    """Erode a (H, W) mask, 0 or 255, by an ellipse of (2 * radius_px + 1) px; unchanged where that would empty it.
+    """Erode a mask (H, W), 0 or 255, by an ellipse; unchanged where that would empty it.
+
+    The ellipse is ``2 * radius_px + 1`` px wide.
 
     What lies outside the array does not erode.
     """
@@ -80,67 +74,6 @@ def erode_mask(mask: Pixels, radius_px: int) -> Pixels:
     return eroded if cv2.countNonZero(eroded) else mask
 
 
-@dataclass(frozen=True, slots=True)
-class ChannelSums:
-    """Exact sums and sums of squares of three channels over ``n_pixels``, ``n_black`` of which are zero in all."""
-
-    n_pixels: int
-    n_black: int
-    sums: NDArray[np.float64]
-    squares: NDArray[np.float64]
-
-    def without(self, n_pixels: int, color: tuple[int, int, int]) -> ChannelSums:
-        """The sums with ``n_pixels`` of one colour taken out."""
-        levels = np.asarray(color, dtype=np.float64)
-        return ChannelSums(
-            self.n_pixels - n_pixels, 0, self.sums - n_pixels * levels, self.squares - n_pixels * levels**2
-        )
-
-    def statistics(self) -> ChannelStatistics:
-        mean = self.sums / self.n_pixels
-        std = np.sqrt(np.maximum(self.squares / self.n_pixels - mean**2, 0.0))
-        return ChannelStatistics(tuple(mean.tolist()), tuple(std.tolist()))
-
-
-class ChannelSummation:
-    """Sums the first three channels of uint8 bands (H, W, 3 or 4) inside masks (H, W), 0 or 255.
-
-    Exact: all numbers are integers below 2**53. Planes of a few rows are twice as fast as cv2.meanStdDev.
-    """
-
-    def __init__(self) -> None:
-        self._n_pixels = self._n_lit = 0
-        self._sums, self._squares = np.zeros(3), np.zeros(3)
-        self._buffers: list[Pixels] = []
-
-    def add(self, band: Pixels, mask: Pixels) -> None:
-        n_inside = cv2.countNonZero(mask)
-        if n_inside == 0:
-            return
-        if not self._buffers or self._buffers[0].shape != mask.shape:
-            self._buffers = [np.empty(mask.shape, dtype=np.uint8) for _ in range(band.shape[2])]
-        planes = cv2.split(band, self._buffers)[:3]
-        if n_inside < mask.size:
-            planes = [cv2.bitwise_and(plane, mask, dst=plane) for plane in planes]
-        self._n_pixels += n_inside
-        # One channel without a zero tells that no pixel is black.
-        if any(cv2.countNonZero(plane) == n_inside for plane in planes):
-            self._n_lit += n_inside
-        else:
-            self._n_lit += cv2.countNonZero(cv2.max(cv2.max(planes[0], planes[1]), planes[2]))
-        self._sums += [cv2.sumElems(plane)[0] for plane in planes]
-        # Some builds of OpenCV square a rounded root: the nearest integer is the sum.
-        self._squares += [round(cv2.norm(plane, cv2.NORM_L2SQR)) for plane in planes]
-
-    def total(self) -> ChannelSums:
-        return ChannelSums(self._n_pixels, self._n_pixels - self._n_lit, self._sums, self._squares)
-
-
-def channel_sums(image: Pixels, mask: Pixels) -> ChannelSums:
-    """Exact sums of a (H, W, 3) uint8 image inside a (H, W) mask, 0 or 255."""
-    return _sums_of_boxes(image, mask, _boxes(mask))
-
-
 def _sums_of_boxes(image: Pixels, mask: Pixels, boxes: Iterable[Box]) -> ChannelSums:
     summation = ChannelSummation()
     for box in boxes:
@@ -155,6 +88,7 @@ def normalize_crop(
     reference: ReferenceColor | None = None,
     *,
     out: Pixels | None = None,
+    band_pixels: int = BAND_PIXELS,
 ) -> tuple[Pixels, dict[str, Any]]:
     """Normalize the colours of a crop inside its mask; outside it becomes black.
 
@@ -169,6 +103,7 @@ def normalize_crop(
         configuration: method and its numbers.
         reference: needed by ``reinhard_lab_ref``.
         out: (H, W, 3) uint8 to render into; a view into a larger image is fine.
+        band_pixels: pixels mapped at a time; the result does not depend on it.
 
     Returns:
         The normalized crop and the content of norm_meta: method, mean and std (RGB, of the input) and, for
@@ -182,7 +117,7 @@ def normalize_crop(
     if out is None:
         out = np.empty(crop_rgb.shape, dtype=np.uint8)
     inner = erode_mask(mask, configuration.stats_erode_px)
-    boxes = list(_boxes(mask))
+    boxes = list(_boxes(mask, band_pixels))
     sums = _sums_of_boxes(crop_rgb, inner, boxes)
     # An ROI without any light keeps its black pixels: there is nothing else to take statistics from.
     n_excluded = sums.n_black if sums.n_black < sums.n_pixels else 0
@@ -196,7 +131,7 @@ def normalize_crop(
         case "grayworld":
             band_map = _scaled(crop_rgb, _grayworld_scaling(rgb))
         case "clahe_luminance":
-            band_map = _equalize_luminance(crop_rgb, mask, boxes, inner, configuration)
+            band_map = _equalize_luminance(crop_rgb, mask, boxes, inner, configuration, band_pixels=band_pixels)
         case "reinhard_lab_ref":
             if reference is None:
                 raise ValueError("reinhard_lab_ref needs reference colours: materialize reference_color first")
@@ -206,15 +141,15 @@ def normalize_crop(
     return out, metadata
 
 
-def _bands(shape: tuple[int, ...]) -> Iterator[slice]:
-    rows = max(1, _BAND_PIXELS // shape[1])
+def _bands(shape: tuple[int, ...], band_pixels: int) -> Iterator[slice]:
+    rows = max(1, band_pixels // shape[1])
     for start in range(0, shape[0], rows):
         yield slice(start, min(shape[0], start + rows))
 
 
-def _boxes(mask: Pixels) -> Iterator[Box]:
+def _boxes(mask: Pixels, band_pixels: int) -> Iterator[Box]:
     """Rows and columns of the mask's bounding box in each band that it reaches."""
-    for rows in _bands(mask.shape):
+    for rows in _bands(mask.shape, band_pixels):
         x, y, width, height = cv2.boundingRect(mask[rows])
         if width:
             yield slice(rows.start + y, rows.start + y + height), slice(x, x + width)
@@ -250,7 +185,7 @@ def _levels() -> NDArray[np.float64]:
 class Scaling:
     """``round(gain * level + offset)`` of each channel, half to even, clipped to 0 .. 255.
 
-    A lookup table in float64 says what is right; cv2.transform, which computes the same in float32 at twice the
+    A lookup table in float64 is the reference; cv2.transform, which computes the same in float32 at twice the
     speed, is used when it agrees with the table for all levels, as it nearly always does.
     """
 
@@ -317,18 +252,22 @@ def _equalize_luminance(
     boxes: Iterable[Box],
     inner: Pixels,
     configuration: NormalizationConfiguration,
+    *,
+    band_pixels: int,
 ) -> BandMap:
-    """CLAHE of L inside the mask's bounding box; outside the mask L is its median, so that the dark surround does not
-    pull the outer cells' histograms."""
+    """CLAHE of L inside the mask's bounding box, with L's median outside the mask.
+
+    The dark surround would pull the outer cells' histograms.
+    """
     lab = thread_buffer("color.lab", (*mask.shape, 4))
     luminance = thread_buffer("color.luminance", mask.shape)
     for box in _lab_boxes(image_rgb, boxes, lab):
         copy_luminance(lab[box], luminance[box])
-    median = _median_level(luminance, inner)
+    median = median_level(luminance, inner)
     x, y, width, height = cv2.boundingRect(mask)
     box = (slice(y, y + height), slice(x, x + width))
     filled, inside = luminance[box], mask[box]
-    for rows in _bands(filled.shape):
+    for rows in _bands(filled.shape, band_pixels):
         outside = cv2.bitwise_not(inside[rows])
         cv2.copyTo(np.full_like(outside, median), outside, filled[rows])
     grid = (configuration.clahe_grid, configuration.clahe_grid)
@@ -338,19 +277,3 @@ def _equalize_luminance(
         lab_converter.to_rgb(lab[rows, columns], band, luminance[rows, columns])
 
     return band_map
-
-
-def _median_level(plane: Pixels, mask: Pixels) -> int:
-    """Median of the levels above 0 inside a mask, of every fourth row: exact enough to fill with, and much sooner.
-
-    All rows count where those hold no such level.
-    """
-    counts = _counts_of_levels_above_0(plane[::4], mask[::4])
-    if not counts.any():
-        counts = _counts_of_levels_above_0(plane, mask)
-    cumulated = np.cumsum(counts)
-    return 1 + int(np.searchsorted(cumulated, cumulated[-1] / 2.0))
-
-
-def _counts_of_levels_above_0(plane: Pixels, mask: Pixels) -> NDArray[np.float64]:
-    return cv2.calcHist([plane], [0], mask, [256], [0, 256])[1:].ravel().astype(np.float64)

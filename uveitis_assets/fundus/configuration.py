@@ -1,7 +1,7 @@
 """Configuration of a fundus lane: typed, range-checked models that forbid unknown fields.
 
-Defaults are those of the earlier scripts unless a comment says otherwise. The models are plain pydantic, so that the
-functional core can use them without Dagster; they import nothing heavy because every process that loads the
+Defaults are those of the earlier scripts where a comment does not name others. The models are plain pydantic, so that
+the functional core can use them without Dagster; they import nothing heavy because every process that loads the
 definitions loads them.
 """
 
@@ -61,7 +61,7 @@ class Sam2Configuration(Configuration):
 
 
 class RoiConfiguration(Configuration):
-    """How the retina's region of interest is found and when a mask is believed."""
+    """How the retina's region of interest is found and when a mask is plausible."""
 
     method: RoiMethod = Field("threshold", description="First method")
     method_by_dataset: dict[str, RoiMethod] = Field(
@@ -75,23 +75,23 @@ class RoiConfiguration(Configuration):
         18, ge=0, le=255, description="`threshold` method: saturation above which a pixel is retina"
     )
     crop_pad_px: int = Field(12, ge=0, le=1024, description="Margin of the crop around the mask, raw px")
-    min_area_ratio: Ratio = Field(0.10, description="Smallest believed mask, share of the image")
+    min_area_ratio: Ratio = Field(0.10, description="Smallest plausible mask, share of the image")
     max_area_ratio: Ratio = Field(
-        0.98, description="Largest believed mask of `sam2_prompted`; the other methods do not look at it"
+        0.98, description="Largest plausible mask of `sam2_prompted`; the other methods do not look at it"
     )
     max_border_touch_ratio: Ratio = Field(
         0.55,
-        description="Largest believed mean of the four border lines of a `sam2_prompted` mask; the other methods do "
+        description="Largest plausible mean of the four border lines of a `sam2_prompted` mask; the other methods do "
         "not look at it, because a photograph cropped inside the field of view rightly touches its borders",
     )
     sam2: Sam2Configuration = Sam2Configuration()
 
     @model_validator(mode="after")
-    def _a_mask_can_be_believed(self) -> Self:
+    def _a_mask_can_be_plausible(self) -> Self:
         if self.min_area_ratio > self.max_area_ratio:
             raise ValueError(
                 f"min_area_ratio: expected at most max_area_ratio, {self.max_area_ratio}, found {self.min_area_ratio}: "
-                "no mask would be believed"
+                "no mask would be plausible"
             )
         return self
 

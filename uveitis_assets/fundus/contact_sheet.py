@@ -1,6 +1,6 @@
-"""Pictures of a batch for the eye: mask outlines on raw images, raw beside normalized crops.
+"""Contact sheets of a batch: mask outlines on raw images, and raw beside normalized crops.
 
-Images are read reduced, so that a sheet costs about as much as preprocessing one image. Nothing is measured here.
+Images are read reduced, so that a sheet costs about as much as preprocessing one image.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from uveitis_assets.imaging.drawing import fitted_size, on_black_square, picture_grid
 from uveitis_assets.imaging.preview_jpeg import encode_within
 from uveitis_assets.landing.content_hash import content_hash
 from uveitis_assets.landing.landed_files import read_landed_file
@@ -37,10 +38,10 @@ Pixels = NDArray[np.uint8]
 def roi_contact_sheet(
     store: ArtefactStore, lane: str, batch: str, images: Sequence[RegisteredImage], *, n_images: int = 12
 ) -> bytes | None:
-    """JPEG (at most 150 kB) of raw images with their masks' outlines: green, orange where a fallback made the mask.
+    """JPEG (at most 150 kB) of raw images with mask outlines: green, or orange for a fallback's mask.
 
     Args:
-        store: where artefacts and raw images lie.
+        store: holds artefacts and raw images.
         lane: the lane's name.
         batch: the batch's key; its ROI index has to exist.
         images: the batch's images.
@@ -51,7 +52,7 @@ def roi_contact_sheet(
     """
     rows = read_stage_index(store.stage_index(lane, "roi_masks", batch))
     cells = [_roi_cell(store, image, rows[image.image_id]) for image in _evenly(images, rows, n_images)]
-    return encode_within(_grid(cells, columns=4)) if cells else None
+    return encode_within(picture_grid(cells, 4)) if cells else None
 
 
 def normalization_contact_sheet(
@@ -65,14 +66,16 @@ def normalization_contact_sheet(
         _normalization_cell(store, image, rows[image.image_id], tiles.get(image.image_id))
         for image in _evenly(images, rows, n_images)
     ]
-    return encode_within(_grid(cells, columns=2)) if cells else None
+    return encode_within(picture_grid(cells, 2)) if cells else None
 
 
 def write_roi_montages(store: ArtefactStore, lane: str, batches: Mapping[str, Sequence[RegisteredImage]]) -> list[str]:
-    """Write verify/{dataset}_roi_overlay_montage.png for each dataset tag of a lane, 50 images evenly over its batches.
+    """Write verify/{dataset}_roi_overlay_montage.png for each dataset tag of a lane.
+
+    Each shows 50 images evenly over its batches.
 
     Args:
-        store: where artefacts and raw images lie.
+        store: holds artefacts and raw images.
         lane: the lane's name.
         batches: images of each batch that has an ROI index.
 
@@ -88,7 +91,7 @@ def write_roi_montages(store: ArtefactStore, lane: str, batches: Mapping[str, Se
         own = [image for image in images if image.dataset == dataset]
         cells = [_roi_cell(store, image, rows[image.image_id]) for image in _evenly(own, rows, _MONTAGE_IMAGES)]
         if cells:
-            montage = cv2.cvtColor(_grid(cells, columns=10), cv2.COLOR_RGB2BGR)
+            montage = cv2.cvtColor(picture_grid(cells, 10), cv2.COLOR_RGB2BGR)
             path = store.verify_folder() / f"{dataset}_roi_overlay_montage.png"
             write_bytes(path, cv2.imencode(".png", montage)[1].tobytes())
             written.append(dataset)
@@ -150,7 +153,7 @@ def _normalized_picture(store: ArtefactStore, row: Row, tiles: Row | None) -> Pi
 
 
 def _raw_reduced(store: ArtefactStore, image: RegisteredImage, width: int, height: int) -> Pixels | None:
-    """The raw image at a power of two of its size, at least as large as a cell; None if it is not what it was."""
+    """The raw image reduced by a power of two, at least as large as a cell; None if it has changed."""
     inside = image.path.is_relative_to(store.raw)
     relative = image.path.relative_to(store.raw).as_posix() if inside else image.path.as_posix()
     try:
@@ -166,19 +169,12 @@ def _raw_reduced(store: ArtefactStore, image: RegisteredImage, width: int, heigh
 
 def _fit(image: Pixels) -> Pixels:
     """Scale to a cell, keeping the aspect ratio."""
-    height, width = image.shape[:2]
-    scale = _CELL_PX / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    interpolation = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, size, interpolation=interpolation), dtype=np.uint8)
+    interpolation = cv2.INTER_AREA if max(image.shape[:2]) > _CELL_PX else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, fitted_size(image, _CELL_PX), interpolation=interpolation), dtype=np.uint8)
 
 
 def _centred(image: Pixels) -> Pixels:
-    height, width = image.shape[:2]
-    cell = np.zeros((_CELL_PX, _CELL_PX, 3), dtype=np.uint8)
-    y, x = (_CELL_PX - height) // 2, (_CELL_PX - width) // 2
-    cell[y : y + height, x : x + width] = image
-    return cell
+    return on_black_square(image, _CELL_PX, centred=True)
 
 
 def _with_caption(picture: Pixels, caption: str) -> Pixels:
@@ -187,10 +183,3 @@ def _with_caption(picture: Pixels, caption: str) -> Pixels:
     shown = caption if len(caption) <= n_characters else f"{caption[: n_characters - 2]}.."
     cv2.putText(line, shown, (3, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.38, _WHITE, 1, cv2.LINE_AA)
     return np.vstack([picture, line])
-
-
-def _grid(cells: Sequence[Pixels], columns: int) -> Pixels:
-    columns = min(columns, len(cells))
-    blank = np.zeros_like(cells[0])
-    padded = [*cells, *[blank] * (-len(cells) % columns)]
-    return np.vstack([np.hstack(padded[start : start + columns]) for start in range(0, len(padded), columns)])

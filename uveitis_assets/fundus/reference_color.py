@@ -1,11 +1,10 @@
-"""Reference colours for Reinhard normalization: pooled RGB and LAB statistics of regular fundus photographs.
+"""Reference colours for Reinhard normalization: RGB and LAB statistics of regular photographs.
 
-It samples images and pixels with seeded generators, so that the same images give the same file. It normalizes nothing.
+Images and pixels are sampled with seeded generators, so that the same images give the same file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from uveitis_assets.fundus.roi.choice import downscale_for_roi
 from uveitis_assets.fundus.roi.threshold import threshold_retina_mask
 from uveitis_assets.landing.quarantine import QuarantineError
 from uveitis_assets.landing.samples import RegisteredImage
+from uveitis_assets.storage.digests import short_digest
 from uveitis_assets.storage.files import read_json
 from uveitis_assets.storage.store import ArtefactStore
 
@@ -36,7 +36,7 @@ _SEED = 42
 
 
 class ReferenceColorMissingError(FileNotFoundError):
-    """The file of reference colours is not there; the message says how to make it."""
+    """The file of reference colours is missing; the message says how to make it."""
 
 
 class ReferenceColorError(ValueError):
@@ -45,7 +45,7 @@ class ReferenceColorError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ReferenceColorReport:
-    """Content of the reference file and the images that were sampled but could not be used, with their reasons."""
+    """Content of the reference file, and sampled images that could not be used, with reasons."""
 
     content: dict[str, Any]
     skipped: tuple[tuple[str, str], ...]
@@ -81,24 +81,15 @@ def build_reference_color(
     """
     sample = _sample_images(images, per_dataset, max_images)
 
-    def retina_pixels(image: RegisteredImage) -> NDArray[np.uint8] | str:
-        try:
-            small = downscale_for_roi(read_registered_image(store, image), downsample_max_side)
-        except QuarantineError as error:
-            return str(error)
-        mask = threshold_retina_mask(small, sat_threshold)
-        if cv2.countNonZero(mask) == 0:
-            return "roi_not_found: the threshold method found no retina"
-        pixels = small[erode_mask(mask, stats_erode_px) > 0]
-        lit = pixels.any(axis=1)
-        return pixels[lit] if lit.any() else pixels
+    def pixels_of(image: RegisteredImage) -> NDArray[np.uint8] | str:
+        return _retina_pixels(store, image, downsample_max_side, stats_erode_px, sat_threshold)
 
     generator = np.random.default_rng(_SEED)
     pooled: list[NDArray[np.uint8]] = []
     used: list[RegisteredImage] = []
     skipped: list[tuple[str, str]] = []
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        for image, pixels in zip(sample, pool.map(retina_pixels, sample), strict=True):
+        for image, pixels in zip(sample, pool.map(pixels_of, sample), strict=True):
             if isinstance(pixels, str):
                 skipped.append((image.image_id, pixels))
                 continue
@@ -111,19 +102,42 @@ def build_reference_color(
             f"(datasets {', '.join(REGULAR_DATASETS)})" + "".join(f"\n{name}: {reason}" for name, reason in skipped)
         )
     rgb = np.concatenate(pooled)
-    lab = cv2.cvtColor(rgb[:, None, :], cv2.COLOR_RGB2LAB)[:, 0, :]
     content = {
         "kind": _KIND,
         "datasets": sorted({image.dataset for image in used}),
         "n_images_used": len(used),
         "n_pixels": len(rgb),
+        **_color_statistics(rgb),
+        "cfg": {"stats_erode_px": stats_erode_px, "roi_method": _ROI_METHOD},
+    }
+    return ReferenceColorReport(content, tuple(skipped))
+
+
+def _retina_pixels(
+    store: ArtefactStore, image: RegisteredImage, max_side: int, erode_px: int, sat_threshold: int
+) -> NDArray[np.uint8] | str:
+    """Pixels (n, 3) RGB inside the eroded ROI of a shrunken image, or the reason why it cannot be used."""
+    try:
+        small = downscale_for_roi(read_registered_image(store, image), max_side)
+    except QuarantineError as error:
+        return str(error)
+    mask = threshold_retina_mask(small, sat_threshold)
+    if cv2.countNonZero(mask) == 0:
+        return "roi_not_found: the threshold method found no retina"
+    pixels = small[erode_mask(mask, erode_px) > 0]
+    lit = pixels.any(axis=1)
+    return pixels[lit] if lit.any() else pixels
+
+
+def _color_statistics(rgb: NDArray[np.uint8]) -> dict[str, list[float]]:
+    """Mean and deviation of pixels (n, 3) RGB in RGB and in 8-bit OpenCV LAB."""
+    lab = cv2.cvtColor(rgb[:, None, :], cv2.COLOR_RGB2LAB)[:, 0, :]
+    return {
         "rgb_mean": rgb.mean(axis=0, dtype=np.float64).tolist(),
         "rgb_std": rgb.std(axis=0, dtype=np.float64).tolist(),
         "lab_mean": lab.mean(axis=0, dtype=np.float64).tolist(),
         "lab_std": lab.std(axis=0, dtype=np.float64).tolist(),
-        "cfg": {"stats_erode_px": stats_erode_px, "roi_method": _ROI_METHOD},
     }
-    return ReferenceColorReport(content, tuple(skipped))
 
 
 def read_reference_color(path: Path) -> ReferenceColor:
@@ -153,11 +167,11 @@ def read_reference_color(path: Path) -> ReferenceColor:
 
 def reference_color_digest(reference: ReferenceColor) -> str:
     """16 hex digits that change with the colours."""
-    return hashlib.blake2b(repr(reference).encode(), digest_size=8).hexdigest()
+    return short_digest(repr(reference))
 
 
 def present_reference_digest(store: ArtefactStore, normalize: NormalizationConfiguration) -> str | None:
-    """Digest of the reference colours that normalization would use now; None where it uses none or there are none.
+    """Digest of the reference colours that normalization uses now; None without any.
 
     Raises:
         ReferenceColorError: the file of reference colours is not one.
@@ -171,7 +185,7 @@ def present_reference_digest(store: ArtefactStore, normalize: NormalizationConfi
 
 
 def _sample_images(images: Sequence[RegisteredImage], per_dataset: int, max_images: int) -> list[RegisteredImage]:
-    """Sorted sample of the usable images, drawn from the sorted list so that the order of arrival does not matter."""
+    """Sorted sample of the usable images; the order of arrival does not matter."""
     generator = random.Random(_SEED)  # noqa: S311 - a sample, not a secret
     usable = sorted((image for image in images if image.quarantine_reason is None), key=lambda image: image.image_id)
     chosen: list[RegisteredImage] = []

@@ -1,6 +1,6 @@
-"""preproc/verify/preprocess_metrics.json: figures over everything preprocessed so far, from the stage indexes.
+"""Figures of preprocess_metrics.json over everything preprocessed so far, from the stage indexes.
 
-It recomputes no pixels; the limits of asset checks are applied elsewhere.
+Asset checks apply their limits elsewhere.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from uveitis_assets.storage.files import read_json, write_json
 from uveitis_assets.storage.store import ArtefactStore
 
 # The limits that the figures look at.
-_JUDGING = {"min_roi_area_ratio", "max_roi_border_touch_ratio"}
+_LIMIT_FIELDS = {"min_roi_area_ratio", "max_roi_border_touch_ratio"}
 _SAM2 = "sam2_prompted: "
 
 
 def preprocess_metrics(store: ArtefactStore, lanes: Sequence[str] | None = None) -> dict[str, Any]:
     """Figures over all batches of the given lanes (None: every lane that has stage indexes).
 
-    Each lane's images are judged by that lane's limits (see write_preprocess_metrics), so that the figures do not
+    Each lane's images are compared with that lane's limits (see write_preprocess_metrics), so that the figures do not
     depend on which lane ran last; by the default limits where a lane has left none.
 
     The keys are the earlier scripts', in their order, and ``num_quarantined``. Fallbacks are counted over all
-    datasets and all causes: a mask that was not believed counts like a model that could not be loaded.
+    datasets and all causes: an implausible mask counts like a model that could not be loaded.
     ``sam_init_failed`` and ``sam_fallback_images`` belong to the first SAM, which is not among the methods: always
     false and 0. Rates and means are null where there is no image.
     """
     roi = _rows(store, "roi_masks", lanes)
     tiles = [row for _, row in _rows(store, "tiles", lanes) if row["quarantine_reason"] is None]
-    judged = [(lane, row) for lane, row in roi if row["quarantine_reason"] is None]
-    usable = [row for _, row in judged]
-    limits = {lane: _limits(store, lane) for lane in sorted({lane for lane, _ in judged})}
+    usable_of_lanes = [(lane, row) for lane, row in roi if row["quarantine_reason"] is None]
+    usable = [row for _, row in usable_of_lanes]
+    limits = {lane: _limits(store, lane) for lane in sorted({lane for lane, _ in usable_of_lanes})}
     sam2_failures = [[reason for reason in row["fallbacks"] if reason.startswith(_SAM2)] for row in usable]
     tile_counts = Counter(int(row["n_tiles"]) for row in tiles)
     return {
         "num_images": len(usable),
-        "roi_small_rate": _mean([row["area_ratio"] < limits[lane].min_roi_area_ratio for lane, row in judged]),
+        "roi_small_rate": _mean([row["area_ratio"] < limits[lane].min_roi_area_ratio for lane, row in usable_of_lanes]),
         "roi_border_touch_rate": _mean(
-            [row["border_touch_ratio"] > limits[lane].max_roi_border_touch_ratio for lane, row in judged]
+            [row["border_touch_ratio"] > limits[lane].max_roi_border_touch_ratio for lane, row in usable_of_lanes]
         ),
         "sam_init_failed": False,
         "sam_fallback_images": 0,
@@ -65,7 +65,7 @@ def write_preprocess_metrics(store: ArtefactStore, lane: str, limits: Verificati
     Of two processes the later one sees all batches.
     """
     with store.lock("preprocess_metrics"):
-        write_json(store.lane_limits_file(lane), limits.model_dump(mode="json", include=_JUDGING))
+        write_json(store.lane_limits_file(lane), limits.model_dump(mode="json", include=_LIMIT_FIELDS))
         metrics = preprocess_metrics(store)
         write_json(store.verify_folder() / "preprocess_metrics.json", metrics)
     return metrics

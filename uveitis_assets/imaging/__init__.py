@@ -1,1 +1,1 @@
-"""Geometry, tiling, encodings, colour spaces and drawing; knows no lane and no registration."""
+"""Geometry, tiling, encodings, colour spaces and drawing of images of any kind."""

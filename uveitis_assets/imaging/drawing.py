@@ -1,4 +1,4 @@
-"""Boxes, outlines, names and contact sheets drawn into RGB images."""
+"""Boxes, outlines and names drawn into RGB images, and contact sheets of pictures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Color = tuple[int, int, int]
+Rectangle = tuple[int, int, int, int]
 
 
 TEXT_SCALE_PX = 22.0  # height in px of OpenCV's Hershey simplex font at scale 1
@@ -29,10 +30,8 @@ def draw_polygon(image: NDArray[np.uint8], points: NDArray[np.float64], color: C
     cv2.polylines(image, [sixteenths], isClosed=True, color=color, thickness=thickness, lineType=cv2.LINE_AA, shift=4)
 
 
-def name_rectangle(
-    image: NDArray[np.uint8], text: str, box: Sequence[float], *, height_px: int = 12
-) -> tuple[int, int, int, int]:
-    """Where ``draw_name`` puts a name: above the box, below its upper edge where there is no room; x0, y0, x1, y1."""
+def name_rectangle(image: NDArray[np.uint8], text: str, box: Sequence[float], *, height_px: int = 12) -> Rectangle:
+    """Rectangle x0, y0, x1, y1 of a name: above the box, or inside it at the image's upper edge."""
     (width, height), baseline = _text_size(text, height_px)
     width, height = width + 2 * MARGIN_PX, height + baseline + MARGIN_PX
     left = min(max(round(box[0]), 0), max(image.shape[1] - width, 0))
@@ -65,18 +64,54 @@ SHEET_TILE_PX = 300
 SHEET_GAP_PX = 4
 
 
+def rectangles_overlap(one: Rectangle, other: Rectangle) -> bool:
+    """Whether two rectangles (x0, y0, x1, y1; upper edges exclusive) share a pixel."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
 def sheet_of(pictures: list[NDArray[np.uint8]], text_if_empty: str) -> NDArray[np.uint8]:
-    """Square RGB pictures of ``SHEET_TILE_PX`` side by side; without pictures, the text that says so."""
+    """Square RGB pictures of ``SHEET_TILE_PX`` side by side; without pictures, a text."""
     if not pictures:
         sheet = np.zeros((60, 600, 3), np.uint8)
         draw_name(sheet, text_if_empty, (10, 40, 11, 41), (200, 200, 200))
         return sheet
-    columns = min(SHEET_COLUMNS, len(pictures))
+    return picture_grid(pictures, SHEET_COLUMNS, gap_px=SHEET_GAP_PX)
+
+
+def picture_grid(pictures: Sequence[NDArray[np.uint8]], columns: int, *, gap_px: int = 0) -> NDArray[np.uint8]:
+    """RGB pictures of one size in rows of at most ``columns``, black where the last row has none.
+
+    ``gap_px`` white pixels lie between neighbours.
+    """
+    columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    step = SHEET_TILE_PX + SHEET_GAP_PX
-    sheet = np.full((rows * step - SHEET_GAP_PX, columns * step - SHEET_GAP_PX, 3), 255, np.uint8)
+    height, width = pictures[0].shape[:2]
+    step_y, step_x = height + gap_px, width + gap_px
+    grid = np.full((rows * step_y - gap_px, columns * step_x - gap_px, 3), 255, np.uint8)
     for index in range(rows * columns):
         y, x = divmod(index, columns)
-        cell = sheet[y * step : y * step + SHEET_TILE_PX, x * step : x * step + SHEET_TILE_PX]
+        cell = grid[y * step_y : y * step_y + height, x * step_x : x * step_x + width]
         cell[:] = pictures[index] if index < len(pictures) else 0
-    return sheet
+    return grid
+
+
+def fitted_size(picture: NDArray[np.uint8], side: int) -> tuple[int, int]:
+    """Width and height (at least 1 px) of a picture (H, W, 3) scaled so that its longer side is ``side``."""
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def on_black_square(picture: NDArray[np.uint8], side: int, *, centred: bool) -> NDArray[np.uint8]:
+    """A picture of at most ``side`` px on a black square, centred or at its upper left corner."""
+    height, width = picture.shape[:2]
+    y, x = ((side - height) // 2, (side - width) // 2) if centred else (0, 0)
+    square = np.zeros((side, side, 3), np.uint8)
+    square[y : y + height, x : x + width] = picture
+    return square
+
+
+def reduced_to_sheet_tile(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture for ``sheet_of``: its longer side scaled to ``SHEET_TILE_PX``, on a black square."""
+    reduced = cv2.resize(picture, fitted_size(picture, SHEET_TILE_PX), interpolation=cv2.INTER_AREA)
+    return on_black_square(np.asarray(reduced, np.uint8), SHEET_TILE_PX, centred=False)

@@ -1,6 +1,6 @@
-"""Figures as PNG bytes: an Agg canvas of their own without pyplot's global state, and no dates or versions in the file.
+"""Figures as PNG bytes that depend on the drawing alone: no pyplot state, dates or versions.
 
-The same drawing gives the same bytes. What is drawn is the caller's business.
+The same drawing gives the same bytes.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Convention: pixel edges. The top-left corner of the first pixel is (0, 0), its centre (0.5, 0.5); a box (x0, y0, x1,
 y1) covers pixels x0 .. x1-1. "Raw" is the image as displayed, after its EXIF orientation. All maps are axis-aligned
-(scale and shift) in float64. It reads and writes no files.
+(scale and shift) in float64.
 """
 
 from __future__ import annotations
@@ -118,10 +118,6 @@ class ImageFrames:
         """Width and height of the frame that the tiles are cut from."""
         return self.crop_size if self.frame == "native" else (self.global_size, self.global_size)
 
-    def raw_to_tile(self, tile: Tile) -> AxisAlignedTransform:
-        """Raw pixels to one tile's pixels."""
-        return self.raw_to_tiling.then(AxisAlignedTransform(offset_x=-float(tile.x0), offset_y=-float(tile.y0)))
-
     def crop_metadata(self) -> dict[str, Any]:
         """Content of crop_meta/<key>.json."""
         return {"bbox_xyxy": list(self.crop_box), "orig_size": list(self.raw_size), "crop_size": list(self.crop_size)}
@@ -146,7 +142,10 @@ class ImageFrames:
 
     @classmethod
     def from_metadata(cls, crop_metadata: Mapping[str, Any], tiles_metadata: Mapping[str, Any]) -> Self:
-        """Rebuild the frames from crop_meta and tiles_meta files, also the earlier scripts' (no ``frame``: global)."""
+        """Rebuild the frames from crop_meta and tiles_meta files, of the earlier scripts too.
+
+        Files without ``frame`` mean tiles of the global image.
+        """
         global_meta = tiles_metadata["global_meta"]
         width, height = crop_metadata["orig_size"]
         x0, y0, x1, y1 = crop_metadata["bbox_xyxy"]

@@ -1,9 +1,8 @@
-"""RGB to 8-bit OpenCV LAB and back, several times faster than cv2.cvtColor on large images, with the same result.
+"""RGB to 8-bit OpenCV LAB and back, as cv2.cvtColor does but several times faster.
 
 The conversions are functions of 24-bit colours, and a fundus photograph of twelve million pixels holds about a
 hundred thousand colours: tables of all colours, made once per process, answer from the core's cache. They cost a third
-of a second and 128 MB, so they are made only once a process has converted enough pixels. It knows nothing of fundus
-images.
+of a second and 128 MB, so they are made only once a process has converted enough pixels.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _LOWEST_BYTE = 0 if sys.byteorder == "little" else -1
 class LabConverter:
     """Conversions of bands of rows; one instance may be shared by threads.
 
-    LAB is kept in four channels, (H, W, 4) uint8 with L, a, b and 0, so that a pixel is one 32-bit word and the index
+    LAB is kept in four channels, (H, W, 4) uint8 with L, a, b and 0, so that a pixel is one 32-bit number, the index
     of its colour.
     """
 
@@ -38,8 +37,13 @@ class LabConverter:
         self._tables: tuple[NDArray[np.uint32], NDArray[np.uint32]] | None = None
         self._lock = threading.Lock()
 
+    @property
+    def has_tables(self) -> bool:
+        """Whether the tables of all colours are made."""
+        return self._tables is not None
+
     def announce(self, n_pixels: int) -> None:
-        """Say how many pixels are about to be converted; enough of them make the tables worth while."""
+        """Count pixels about to be converted; the tables are made once there were enough of them."""
         if self._tables is None:
             with self._lock:
                 self._pixels_left -= n_pixels
@@ -52,11 +56,11 @@ class LabConverter:
             cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB), cv2.COLOR_RGB2RGBA, dst=out)
             out[..., 3] = 0
         else:
-            rgba = thread_buffer("lab.words", out.shape)
+            rgba = thread_buffer("lab.packed", out.shape)
             cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA, dst=rgba)
-            # The opaque fourth channel makes a signed word the colour's index counted from the table's end.
-            index = _index(_words(rgba).view(np.int32))
-            np.take(self._tables[0], index, out=_words(out), mode="wrap")
+            # The opaque fourth channel makes a signed number the colour's index counted from the table's end.
+            index = _index(_packed(rgba).view(np.int32))
+            np.take(self._tables[0], index, out=_packed(out), mode="wrap")
 
     def to_rgb(self, lab: Pixels, out: Pixels, luminance: Pixels | None = None) -> None:
         """Convert (H, W, 4) LAB, whose fourth channel is 0, into (H, W, 3) RGB.
@@ -69,39 +73,39 @@ class LabConverter:
                 cv2.insertChannel(luminance, three_channels, 0)
             cv2.cvtColor(three_channels, cv2.COLOR_LAB2RGB, dst=out)
         else:
-            index = _index(_words(lab))
+            index = _index(_packed(lab))
             if luminance is not None:
                 index.view(np.uint8).reshape(*index.shape, -1)[..., _LOWEST_BYTE] = luminance
-            rgba = thread_buffer("lab.words", lab.shape)
-            np.take(self._tables[1], index, out=_words(rgba), mode="wrap")
+            rgba = thread_buffer("lab.packed", lab.shape)
+            np.take(self._tables[1], index, out=_packed(rgba), mode="wrap")
             cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB, dst=out)
 
 
 def copy_luminance(lab: Pixels, out: Pixels) -> None:
     """Copy L of (H, W, 4) LAB into (H, W)."""
-    # The lowest byte of each word, at three times the speed of cv2.extractChannel (measured).
-    np.copyto(out, _words(lab), casting="unsafe")
+    # The lowest byte of each number, at three times the speed of cv2.extractChannel (measured).
+    np.copyto(out, _packed(lab), casting="unsafe")
 
 
-def _words(pixels: Pixels) -> NDArray[np.uint32]:
+def _packed(pixels: Pixels) -> NDArray[np.uint32]:
     return pixels.view("<u4")[..., 0]
 
 
-def _index(words: NDArray[np.uint32] | NDArray[np.int32]) -> NDArray[np.intp]:
-    """The words in the type that np.take would convert them to, in memory that serves band after band."""
+def _index(packed: NDArray[np.uint32] | NDArray[np.int32]) -> NDArray[np.intp]:
+    """Numbers in the type that np.take would convert them to, in memory that serves band after band."""
     n_bytes = np.dtype(np.intp).itemsize
-    index = thread_buffer("lab.index", (*words.shape, n_bytes)).view(np.intp)[..., 0]
-    np.copyto(index, words)
+    index = thread_buffer("lab.index", (*packed.shape, n_bytes)).view(np.intp)[..., 0]
+    np.copyto(index, packed)
     return index
 
 
 def _color_table(conversion: int) -> NDArray[np.uint32]:
-    """Result of a 3-channel conversion for each colour: first channel in the lowest byte, of index and of value."""
+    """Result of a 3-channel conversion for each colour, first channel in the lowest byte."""
     table = np.empty(_N_COLORS, dtype="<u4")
     for start in range(0, _N_COLORS, _CHUNK):
         colors = np.arange(start, start + _CHUNK, dtype="<u4").view(np.uint8).reshape(1, _CHUNK, 4)
         converted = cv2.cvtColor(cv2.cvtColor(colors, cv2.COLOR_RGBA2RGB), conversion)
-        table[start : start + _CHUNK] = _words(np.asarray(cv2.cvtColor(converted, cv2.COLOR_RGB2RGBA), dtype=np.uint8))
+        table[start : start + _CHUNK] = _packed(np.asarray(cv2.cvtColor(converted, cv2.COLOR_RGB2RGBA), dtype=np.uint8))
     table &= _N_COLORS - 1
     return table
 

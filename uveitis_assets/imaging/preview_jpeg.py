@@ -1,6 +1,6 @@
-"""JPEG of pictures that travel in the metadata of a materialization: never more than an event may weigh.
+"""JPEG previews for event metadata, limited in size.
 
-It draws nothing and knows no Dagster; importing it imports no OpenCV, because the definitions do.
+Importing it imports no OpenCV, because the definitions import it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Large buffers that serve image after image.
 
 An image needs the same few large buffers as the one before. By default glibc maps each anew, and the kernel clears
-every page of it again: a tenth of the time of preprocessing (measured). It frees nothing early and computes nothing.
+every page of it again.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ _n_users = 0
 @contextmanager
 def reused_buffers() -> Iterator[None]:
     """Let freed memory stay in the process while the context lasts; afterwards it goes back to the system.
+
+    Measured on ultra-widefield images, one process per sample: preprocessing without it takes 6 to 8 % more processor
+    time and 8 to 27 % more wall-clock time.
 
     Threads share one heap meanwhile, so that a buffer freed by one serves the next; without glibc they do not. The
     calling thread's ``thread_buffer`` memory goes back as well (also at the end of an inner context); other threads'
@@ -87,12 +90,12 @@ _buffers = _ThreadBuffers()
 
 
 def thread_buffer(name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """An array of the calling thread, kept for its next image: taking the name again gives the same memory.
+    """Array of the calling thread that keeps its memory for the next image.
 
-    It holds what was left in it, and whoever took the name before finds it overwritten: nothing that outlives the image
-    may lie in it. Buffers lie in huge pages of their own. The heap's pages are small ones, whose addresses alone cost a
-    seventh of the time of CLAHE (measured); they are also cleared again and again in a process whose earlier threads
-    have ended, since new threads inherit those threads' heaps, which ``reused_buffers`` has no say in.
+    Taking a name again gives the same memory with what was left in it, so nothing in it may outlive the image. Buffers
+    lie in huge pages of their own. The heap's pages are small ones, whose addresses alone cost a seventh of the time of
+    CLAHE (measured); they are also cleared again and again in a process whose earlier threads have ended, since new
+    threads inherit those threads' heaps, which ``reused_buffers`` does not reach.
 
     Args:
         name: what the buffer is for; one name a purpose, in the whole package.

@@ -1,5 +1,6 @@
-"""Global image and tiles of a normalized crop: the grid, the pixels, and whether the tiles cover what they were cut
-from. Coordinates are those of geometry.py; it reads and writes no files.
+"""Global image and tiles of a normalized crop: grid, pixels, and reconstruction from the tiles.
+
+Coordinates are those of ``geometry``.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _starts(length: int, tile_size: int, stride: int) -> list[int]:
 def padded_canvas(
     frames: ImageFrames, memory: NDArray[np.uint8] | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Square with a black margin that the global image is made from, and the view that the crop belongs into.
+    """Black-margined square that the global image is made from, and the view that holds the crop.
 
     Rendering the normalized crop into the view, whose pixels are not set yet, saves a copy of the image.
 

@@ -2,7 +2,6 @@
 
 The list, the maps and the named policies stand in class_map.yaml beside this module. Category ids are positions in
 the list (from 1) and are never renumbered, so that files made under different policies can be compared and merged.
-It reads no label files.
 """
 
 from __future__ import annotations

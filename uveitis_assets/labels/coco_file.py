@@ -1,5 +1,6 @@
-"""One COCO file while it grows: entries are kept as their final text, because dictionaries of some hundred thousand
-annotations take ten times the memory. Numbering and totals are kept on the way. It decides no content.
+"""One COCO file while it grows, with its numbering and totals.
+
+Entries are kept as text: dictionaries of some hundred thousand annotations take ten times the memory.
 """
 
 from __future__ import annotations

@@ -15,7 +15,10 @@ from uveitis_assets.storage.store import ArtefactStore
 
 
 def remove_dropped_folds(store: ArtefactStore, lane: str, folds: int) -> list[int]:
-    """Remove the lane's COCO files, summary entries and overlays of folds from ``folds`` on; return these folds."""
+    """Remove the lane's label files of folds from ``folds`` on; return these folds.
+
+    These are COCO files, summary entries and overlays.
+    """
     removed = {
         fold
         for fold in store.labelled_folds()

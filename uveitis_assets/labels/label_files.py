@@ -1,7 +1,9 @@
-"""Label files of one image, read safely and held against what was registered: the bytes returned are those hashed.
+"""Label files of one image, checked against their registered hashes.
+
+The bytes returned are those hashed.
 
 A label that was changed, emptied or swapped after its registration must not be used: an emptied file would turn its
-image into a negative. It parses nothing.
+image into a negative.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def read_label_files(
 
     Raises:
         QuarantineError: ``changed_since_registration``, the reasons of ``read_landed_file``, or ``bad_label`` where
-            the manifest names no label file or not its hash; who catches it says of which image.
+            the manifest names no label file or not its hash; callers add the image.
     """
     paths, hashes = row["label_paths"] or (), row["label_hashes"] or ()
     if not paths:

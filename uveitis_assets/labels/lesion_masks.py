@@ -1,8 +1,8 @@
-"""Lesion masks of FGADR's layout: image files as large as their photograph, one folder per lesion class.
+"""Lesion masks of FGADR's layout: one folder per lesion class, one image file per photograph.
 
 Masks come in many formats (1-bit, grey, palette, RGB, RGBA, 16-bit); all are read as "which pixels are lesion":
 opaque and not black. 8-connected components become boxes and outlines in raw pixels. A mask of another size is set
-aside, never resized, because it would put lesions in the wrong places. It knows nothing of crops, tiles or COCO.
+aside, never resized, because it would put lesions in the wrong places.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ def parse_lesion_masks(
 
 
 def parse_mask(data: bytes, name: str, raw_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Decode one mask file: True where a lesion is marked, bool, shape (height, width), displayed raw frame.
+    """Decode one mask file: bool (height, width) in the displayed raw frame, True on lesions.
 
     A pixel is lesion when it is not transparent and its colour (for palettes: the colour of its entry) is not black;
     in JPEG files, whose black is not exact, when a channel is at least 128.
 
     Raises:
         QuarantineError: ``bad_label``: unreadable, truncated or animated file, another size than the image, a mask
-            without any background, or one where only the alpha channel says something.
+            without any background, or one with lesions in its alpha channel only.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -95,7 +95,9 @@ def parse_mask(data: bytes, name: str, raw_size: tuple[int, int]) -> NDArray[np.
 
 
 def lesions_of_mask(mask: NDArray[np.bool_], category_id: int, min_component_area: int) -> Lesions:
-    """8-connected components of at least ``min_component_area`` pixels, by the row and column of their boxes' corners.
+    """8-connected components of at least ``min_component_area`` pixels, sorted by place.
+
+    The place is the row, then the column of the upper left corner of a component's box.
 
     Boxes have exclusive upper edges; outlines follow the pixel edges of the component's outer border, simplified by
     at most ``OUTLINE_TOLERANCE_PX``; holes are filled.
@@ -174,7 +176,7 @@ def _deep_levels(data: bytes) -> tuple[NDArray[Any], NDArray[Any] | None]:
 
 
 def mask_folder(label_path: str, label_space: LabelSpace) -> str:
-    """The folder that gives a mask its class: the nearest one that the class map names, else the mask's own."""
+    """Folder that gives a mask its class: the nearest in the class map, else the mask's own."""
     folders = PurePosixPath(label_path).parent.parts
     named = [folder for folder in folders if folder in label_space.category_ids]
     return (named or folders or ("",))[-1]

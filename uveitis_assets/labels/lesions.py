@@ -1,7 +1,7 @@
 """The lesions of one image in raw pixels: what label readers return and the COCO writer takes.
 
 Columns instead of objects, because a fundus image can hold hundreds of components that are projected and clipped
-together. Frame: raw image as displayed (after EXIF orientation), pixel edges. It reads no files.
+together. Frame: raw image as displayed (after EXIF orientation), pixel edges.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which images lack the mask file of some lesion folder of their lane.
 
-Whether a missing mask means "no such lesion" or "nobody looked" stands in no file: it is counted, and the
-configuration decides. It opens no file.
+Whether a missing mask means "no such lesion" or "nobody looked" is in no file: it is counted, and the
+configuration decides.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from uveitis_assets.labels.lesion_masks import mask_folder
 def missing_masks(
     manifest: pl.DataFrame, label_space: LabelSpace, rows: Iterable[Mapping[str, Any]]
 ) -> dict[str, list[str]]:
-    """Lesion folders of the lane that hold no mask of an image, sorted, per image id; complete images are left out.
+    """Lesion folders of the lane without a mask of an image, sorted, per image that lacks any.
 
     A folder belongs to the lane when it holds a mask of any of its images, and counts when its lesions are kept.
 

@@ -1,8 +1,10 @@
-"""Oriented-box label files: text, one lesion per line, ``class x1 y1 x2 y2 x3 y3 x4 y4`` as shares of the raw image.
+"""Oriented-box label files: one lesion per line, class and four points as shares of the raw image.
 
-Parsing is strict: one line that cannot be believed sets the whole file aside, because an image with part of its
-lesions would teach the missing ones as background. Harmless: a byte-order mark, CRLF, blank lines, more spaces or
-tabs. An empty file is a statement: an image without lesions. It knows nothing of crops, tiles or COCO.
+A line is ``class x1 y1 x2 y2 x3 y3 x4 y4``.
+
+Parsing is strict: one invalid line sets the whole file aside, because an image with part of its lesions would teach the
+missing ones as background. Harmless: a byte-order mark, CRLF, blank lines, more spaces or tabs. An empty file means an
+image without lesions.
 
 Tolerance: the 745 boxes of the 98 files published with UWF-700 lie within 0.0031 .. 0.9973, so none needs any.
 Points may exceed 0..1 by ``POINT_TOLERANCE``, the last digit of the six that the editor writes (under 0.01 px), and

@@ -1,7 +1,6 @@
-"""Pictures of labels for the eye: overlays on global images, and a contact sheet of tiles.
+"""Labels drawn on their images: overlays on global images, and a contact sheet of tiles.
 
-Both read a COCO file and the images it names. Images that are not persisted are left out and counted; nothing is
-computed from labels here.
+Both read a COCO file and the images it names. Images that are not persisted are left out and counted.
 """
 
 from __future__ import annotations
@@ -15,7 +14,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.imaging.drawing import SHEET_TILE_PX, draw_box, draw_name, draw_polygon, name_rectangle, sheet_of
+from uveitis_assets.imaging.drawing import (
+    SHEET_TILE_PX,
+    Rectangle,
+    draw_box,
+    draw_name,
+    draw_polygon,
+    name_rectangle,
+    rectangles_overlap,
+    reduced_to_sheet_tile,
+    sheet_of,
+)
 from uveitis_assets.imaging.preview_jpeg import MAX_JPEG_BYTES, encode_within
 from uveitis_assets.labels.palette import category_color
 from uveitis_assets.landing.samples import Split
@@ -35,7 +44,9 @@ class OverlaySummary:
 
 
 def write_label_overlays(store: ArtefactStore, lane: str, fold: int, split: Split, max_images: int) -> OverlaySummary:
-    """Write ``labels_debug/<lane>_<split>/<key>_overlay.png`` for the split's images, those with lesions first.
+    """Write an overlay of labels for each image of the split, those with lesions first.
+
+    The files are ``labels_debug/<lane>_<split>/<key>_overlay.png``.
 
     Boxes are thin, outlines and names in the category's colour. Overlays of images that are no longer among the
     first ``max_images`` are removed.
@@ -77,7 +88,7 @@ def label_contact_sheet(
     """JPEG of the tiles with the most lesions, every image's richest before any image comes twice.
 
     Args:
-        store: where the COCO file and the tiles live.
+        store: holds the COCO file and the tiles.
         lane: dataset lane.
         fold: fold of the COCO file.
         split: train, val or test.
@@ -109,9 +120,8 @@ def draw_labels(
 ) -> None:
     """Draw COCO annotations into an RGB image, in place: outlines, boxes, then names above everything.
 
-    The largest lesion of each category bears its name, and a few more where names do not cover each other; colours
-    say the rest.
-    ``enlarge`` makes lines and letters larger on images that are shown reduced.
+    The largest lesion of each category is named, and a few more where names do not cover each other; the others are
+    told apart by colour. ``enlarge`` makes lines and letters larger on images that are shown reduced.
     """
     annotations = list(annotations)
     for annotation in annotations:
@@ -121,7 +131,7 @@ def draw_labels(
             draw_polygon(image, np.reshape(polygon, (-1, 2)).astype(np.float64), color, thickness=round(enlarge))
         draw_box(image, (x, y, x + width, y + height), color, thickness=round(enlarge))
     height_px = round(11 * enlarge)
-    taken: list[tuple[int, int, int, int]] = []
+    taken: list[Rectangle] = []
     named: Counter[int] = Counter()
     for annotation in _by_importance(annotations):
         x, y, width, height = annotation["bbox"]
@@ -129,7 +139,7 @@ def draw_labels(
         name = names.get(annotation["category_id"], f"category {annotation['category_id']}")
         place = name_rectangle(image, name, box, height_px=height_px)
         n_named = named[annotation["category_id"]]
-        free = n_named < NAMES_PER_CATEGORY and not any(_overlap(place, other) for other in taken)
+        free = n_named < NAMES_PER_CATEGORY and not any(rectangles_overlap(place, other) for other in taken)
         if n_named == 0 or free:
             draw_name(image, name, box, category_color(annotation["category_id"]), height_px=height_px)
             taken.append(place)
@@ -141,10 +151,6 @@ def _by_importance(annotations: list[Mapping[str, Any]]) -> list[Mapping[str, An
     by_area = sorted(annotations, key=lambda annotation: (-annotation["area"], annotation["id"]))
     largest = {annotation["category_id"]: annotation["id"] for annotation in reversed(by_area)}
     return sorted(by_area, key=lambda annotation: annotation["id"] != largest[annotation["category_id"]])
-
-
-def _overlap(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _annotations_of(coco: Mapping[str, Any]) -> dict[int, list[Mapping[str, Any]]]:
@@ -167,7 +173,7 @@ def _read_rgb(store: ArtefactStore, file_name: str) -> NDArray[np.uint8] | None:
 def _most_lesions_first(
     images: Iterable[Mapping[str, Any]], by_image: Mapping[int, list[Mapping[str, Any]]]
 ) -> list[Mapping[str, Any]]:
-    """Tiles with lesions, in rounds: every source image's richest tile before any second; then empty tiles."""
+    """Tiles with lesions in rounds, every source image's richest before any second; then empty tiles."""
     ranked = sorted(images, key=lambda image: (-len(by_image.get(image["id"], ())), image["id"]))
     seen: dict[str, int] = defaultdict(int)
     order: list[tuple[bool, int, int]] = []
@@ -183,8 +189,4 @@ def _sheet_tile(
     """A tile with its labels on a black square; names are sized to stay legible after the reduction."""
     scale = SHEET_TILE_PX / max(pixels.shape[:2])
     draw_labels(pixels, annotations, names, enlarge=1.0 / min(scale, 1.0))
-    size = (max(round(pixels.shape[1] * scale), 1), max(round(pixels.shape[0] * scale), 1))
-    reduced = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    square = np.zeros((SHEET_TILE_PX, SHEET_TILE_PX, 3), np.uint8)
-    square[: size[1], : size[0]] = reduced
-    return square
+    return reduced_to_sheet_tile(pixels)

@@ -1,7 +1,4 @@
-"""One colour per lesion category and how boxes with names are drawn: overlays of labels and of predictions share it.
-
-It draws on arrays and writes no files.
-"""
+"""One colour per lesion category, for overlays of labels and of predictions."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ pixel-edge convention (0..width, not 0..width-1). A tile keeps a box when
    keeps it, the first of equals. So every lesion with area inside the tiling frame appears in some tile.
 
 The rules look at boxes, as those of the earlier scripts did. Outlines are clipped as polygons; where a clipped box
-holds nothing of the outline (a corner beside a slanted lesion) the tile does not count. It reads and writes no files.
+holds nothing of the outline (a corner beside a slanted lesion) the tile does not count.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def place_in_tiles(
     min_box_ratio: float,
     large_cover: float,
 ) -> list[list[PlacedLesion]]:
-    """Lesions of every tile, in the order of the tiles and of the lesions; rules in the module's docstring.
+    """Lesions of every tile, in the order of tiles and lesions; rules in the module's docstring.
 
     Args:
         lesions: raw px.
@@ -98,22 +98,7 @@ def place_in_tiles(
     outlines = shapely.transform(lesions.outlines, raw_to_tiling.apply)
     corners = None if lesions.corners is None else raw_to_tiling.apply(lesions.corners)
     areas = _areas(boxes)
-
-    shape = (len(tiles), len(boxes))
-    shared = np.zeros(shape)
-    cover = np.zeros(shape)
-    clipped = np.empty(shape, dtype=object)
-    for index, tile in enumerate(tiles):
-        window = (tile.x0, tile.y0, tile.x1, tile.y1)
-        inside = _areas(_clip(boxes, window))
-        meets = np.flatnonzero(inside > 0)
-        parts = outlines[meets]
-        crossing = inside[meets] < whole[meets]
-        parts[crossing] = shapely.intersection(parts[crossing], shapely.box(*window))
-        filled = shapely.area(parts) > SMALLEST_OUTLINE
-        clipped[index, meets[filled]] = parts[filled]
-        shared[index, meets[filled]] = inside[meets[filled]]
-        cover[index] = shared[index] / (tile.width * tile.height)
+    shared, cover, clipped = _shares(outlines, boxes, whole, tiles)
 
     visible = shared > 0
     by_ratio = visible & (shared >= min_box_ratio * areas)
@@ -136,6 +121,38 @@ def place_in_tiles(
                 )
             )
     return placed
+
+
+def _shares(
+    outlines: NDArray[np.object_], boxes: NDArray[np.float64], whole: NDArray[np.float64], tiles: Sequence[Tile]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.object_]]:
+    """What each tile holds of each lesion: box area, its share of the tile, and the clipped outline.
+
+    Args:
+        outlines: shapely outlines (n,), px of the tiling frame.
+        boxes: (n, 4), clipped to that frame.
+        whole: areas of the unclipped boxes (n,), px².
+        tiles: boxes in that frame.
+
+    Returns:
+        Arrays (tiles, n); areas are 0 where the tile holds nothing of the outline.
+    """
+    shape = (len(tiles), len(boxes))
+    shared = np.zeros(shape)
+    cover = np.zeros(shape)
+    clipped = np.empty(shape, dtype=object)
+    for index, tile in enumerate(tiles):
+        window = (tile.x0, tile.y0, tile.x1, tile.y1)
+        inside = _areas(_clip(boxes, window))
+        meets = np.flatnonzero(inside > 0)
+        parts = outlines[meets]
+        crossing = inside[meets] < whole[meets]
+        parts[crossing] = shapely.intersection(parts[crossing], shapely.box(*window))
+        filled = shapely.area(parts) > SMALLEST_OUTLINE
+        clipped[index, meets[filled]] = parts[filled]
+        shared[index, meets[filled]] = inside[meets[filled]]
+        cover[index] = shared[index] / (tile.width * tile.height)
+    return shared, cover, clipped
 
 
 def _clip(boxes: NDArray[np.float64], window: tuple[int, int, int, int]) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """Checks of COCO files and splits: plain functions that return what they found.
 
-ERROR means that training on the file would be wrong, WARN that someone should look. Nothing is mended here.
+ERROR means that training on the file would be wrong, WARN that someone should look.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Finding:
 
 
 def check_ids(coco: Mapping[str, Any]) -> list[Finding]:
-    """Ids of images, annotations and categories are unique; annotations refer to images and categories that exist."""
+    """Ids are unique, and annotations refer to images and categories that exist."""
     findings: list[Finding] = []
     for group in ("images", "annotations", "categories"):
         counts = Counter(entry["id"] for entry in coco[group])
@@ -105,13 +105,13 @@ def check_classes_present(class_counts: Mapping[Split, Mapping[int, int]], names
 
 
 def check_patients_disjoint(manifest: pl.DataFrame, fold: int) -> list[Finding]:
-    """No patient of a dataset stands in two splits of a fold; quarantined rows do not count."""
+    """No patient of a dataset is in two splits of a fold; quarantined rows do not count."""
     rows = manifest.filter(pl.col("quarantine_reason").is_null()).select(
-        "dataset", "patient_id", pl.col("fold_splits").list.get(fold, null_on_oob=True).alias("side")
+        "dataset", "patient_id", pl.col("fold_splits").list.get(fold, null_on_oob=True).alias("split")
     )
-    unassigned = rows.filter(pl.col("side").is_null()).height
-    splits = rows.drop_nulls("side").group_by("dataset", "patient_id").agg(pl.col("side").n_unique())
-    shared = sorted(splits.filter(pl.col("side") > 1).select("dataset", "patient_id").iter_rows())
+    unassigned = rows.filter(pl.col("split").is_null()).height
+    splits = rows.drop_nulls("split").group_by("dataset", "patient_id").agg(pl.col("split").n_unique())
+    shared = sorted(splits.filter(pl.col("split") > 1).select("dataset", "patient_id").iter_rows())
     findings = _finding("ERROR", f"patients in several splits of fold {fold}", [": ".join(row) for row in shared])
     if unassigned:
         findings.append(Finding("ERROR", f"{unassigned} images without a split in fold {fold}"))
@@ -119,18 +119,18 @@ def check_patients_disjoint(manifest: pl.DataFrame, fold: int) -> list[Finding]:
 
 
 def check_images_disjoint(cocos: Mapping[Split, Mapping[str, Any]]) -> list[Finding]:
-    """No source image stands in the COCO files of two splits."""
-    sides: dict[str, set[str]] = {}
+    """No source image is in the COCO files of two splits."""
+    splits_of: dict[str, set[str]] = {}
     for split, coco in cocos.items():
         for image in coco["images"]:
-            sides.setdefault(image["image_id"], set()).add(split)
+            splits_of.setdefault(image["image_id"], set()).add(split)
     return _finding(
-        "ERROR", "images in several splits", sorted(name for name, found in sides.items() if len(found) > 1)
+        "ERROR", "images in several splits", sorted(name for name, found in splits_of.items() if len(found) > 1)
     )
 
 
 def check_coco(store: ArtefactStore, coco: Mapping[str, Any], *, images_written: bool = True) -> list[Finding]:
-    """All checks of one file; ``images_written`` is false where the lane does not persist the images it names."""
+    """All checks of one file; ``images_written`` is false for a lane that does not persist its images."""
     return [
         *check_ids(coco),
         *check_boxes(coco),

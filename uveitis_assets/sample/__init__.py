@@ -1,4 +1,4 @@
-"""Seeded procedural retinal images with their truth, for the demo, tests and benchmarks; never for training results.
+"""Seeded procedural retinal images with their truth, for the demo, tests and benchmarks.
 
 Images are drawn from scratch: ultra-widefield with oriented-box labels, regular fundus with one mask per lesion
 class. This file names the public functions; each idea has its own module. It needs OpenCV at import, so components

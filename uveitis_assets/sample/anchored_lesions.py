@@ -1,7 +1,6 @@
 """Lesion classes of ultra-widefield images that belong to the optic disc, the macula or a vessel.
 
-Each function draws one lesion and says where its patch lies; sizes follow the real label files. Boxes are not
-decided here.
+Each function draws one lesion and places its patch; sizes follow the real label files.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What stands between an ultra-widefield camera and the retina: aperture, lids, lashes, device rim, light fall-off.
+"""What lies between an ultra-widefield camera and the retina: aperture, lids, lashes, rim, fall-off.
 
 Works on a coarse grid in reference pixels (the image is 3900 of them wide) and returns what a renderer needs to
-composite: how much of the retina's light passes, what light is added, and where the retina really is. It paints no
-retina and knows no lesions.
+composite: how much of the retina's light passes, what light is added, and where the retina really is.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ class EyeFrame:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """The coarse grid: pixel centres in reference pixels, grid cells per reference pixel, height in reference pixels.
+    """The coarse grid: pixel centres, cells per reference pixel, and height, in reference pixels.
 
-    ``corrected`` tells the projection-corrected look (black corners) from the raw one.
+    ``corrected`` distinguishes the projection-corrected look (black corners) from the raw one.
     """
 
     x: Field
@@ -52,7 +51,7 @@ class _View:
 
 
 def draw_eye_frame(rng: np.random.Generator, height: int, width: int) -> EyeFrame:
-    """Draw one eye's surroundings on a (height, width) grid; two looks occur, raw and projection-corrected."""
+    """Draw one eye's surroundings on a (height, width) grid, raw or projection-corrected."""
     scale = width / REFERENCE_WIDTH
     y, x = (np.mgrid[0:height, 0:width].astype(np.float32) + 0.5) / np.float32(scale)
     view = _View(x, y, scale, height / scale, bool(rng.random() < 0.5))
@@ -239,7 +238,10 @@ def _skin_lashes(rng: np.random.Generator, view: _View, upper: Field) -> Field:
 
 
 def _rim(rng: np.random.Generator, view: _View, outside: Field, hue: Field) -> tuple[Field, Field]:
-    """Device rim around the aperture: alpha (h, w) and colour (h, w, 3) over ``outside`` (distance beyond it)."""
+    """Device rim around the aperture: alpha (h, w) and colour (h, w, 3).
+
+    ``outside`` is the distance beyond the aperture.
+    """
     down = view.y / view.full_height
     warp = 1.0 + 0.08 * smooth_noise(rng, view.shape, view.shape[1] / 3.0)
     distance = outside * warp

@@ -1,7 +1,7 @@
-"""Writes sample images into the folder layouts the adapters read: uwf-700, FGADR, and a nested image folder.
+"""Writes sample images in the landing layouts: uwf-700, FGADR, and a nested image folder.
 
 Every item has its own generator derived from (seed, index), so that items can be written in any order, by any
-number of threads, and again, with the same bytes. How images look is decided elsewhere.
+number of threads, and again, with the same bytes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ def write_sample(
     workers: int | None = None,
     on_written: OnWritten | None = None,
 ) -> list[Path]:
-    """Write both data sets below ``root``; returns the image paths. ``uwf_size`` is (width, height) in pixels."""
+    """Write both data sets below ``root``; returns the image paths.
+
+    ``uwf_size`` is (width, height) in pixels.
+    """
     written = write_uwf700(root, n_uwf, seed, *uwf_size, workers=workers, on_written=on_written)
     return written + write_fgadr(root, n_fgadr, seed, fgadr_size, workers=workers, on_written=on_written)
 
@@ -70,7 +73,9 @@ def write_uwf700(
     workers: int | None = None,
     on_written: OnWritten | None = None,
 ) -> list[Path]:
-    """Write ``uwf-700/Images/<Disease>/<stem>.jpg`` and ``uwf-700/Labels/Uveitis/<stem>.txt`` below ``root``.
+    """Write ultra-widefield images and box labels in uwf-700's layout below ``root``.
+
+    Files are ``uwf-700/Images/<Disease>/<stem>.jpg`` and ``uwf-700/Labels/Uveitis/<stem>.txt``.
 
     About two thirds of the images are labelled uveitis; the rest are unlabelled Healthy and RVO. From three uveitis
     images on, the second has an empty label file (a labelled image without lesions) and the third none.
@@ -85,7 +90,7 @@ def write_uwf700(
         stem = f"{item.disease}-{item.number:03d}"
         path = folder / "Images" / item.disease / f"{stem}.jpg"
         if item.label != "missing":
-            # The label lands before its image: whoever sees the image finds it labelled.
+            # The label is written before its image: an image that is there has its label.
             write_bytes(
                 folder / "Labels" / item.disease / f"{stem}.txt",
                 oriented_box_lines(sample.objects, width, height).encode("ascii"),
@@ -105,7 +110,9 @@ def write_fgadr(
     workers: int | None = None,
     on_written: OnWritten | None = None,
 ) -> list[Path]:
-    """Write ``fgadr/Original_Images/<id>.png`` and ``fgadr/<Class>_Masks/<id>.png`` (8-bit 0/255) below ``root``.
+    """Write regular images and their masks (8-bit, 0/255) in FGADR's layout below ``root``.
+
+    Files are ``fgadr/Original_Images/<id>.png`` and ``fgadr/<Class>_Masks/<id>.png``.
 
     A class that an image does not show has an all-zero mask in even-numbered images and no file in odd ones: real
     data sets do both.
@@ -139,7 +146,7 @@ def write_many_small(
     workers: int | None = None,
     on_written: OnWritten | None = None,
 ) -> list[Path]:
-    """Write many small, distinct JPEG fundus images for benchmarks, about half a millisecond of one core each.
+    """Write many small, distinct JPEG fundus images for benchmarks, about 0.5 ms of one core each.
 
     Layout: ``<root>/<thousands>/<patient>_<left|right>.jpg``, two eyes per patient. Each image is a different cut,
     turn and exposure of a few rendered eyes, with its own haemorrhages and noise.

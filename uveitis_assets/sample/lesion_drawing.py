@@ -1,6 +1,6 @@
-"""What the drawings of all lesion classes share: the scene they are told of, layered patches, colours, clusters.
+"""What the drawings of all lesion classes share: scene, layered patches, colours, clusters.
 
-Sizes are in reference pixels (the image is 3900 wide); ``unit`` is pixels per reference pixel. No class is drawn here.
+Sizes are in reference pixels (the image is 3900 wide); ``unit`` is pixels per reference pixel.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Drawing:
 
 
 def lesion_size(rng: np.random.Generator, low: float, median: float, high: float, unit: float) -> float:
-    """Log-normal length in pixels around ``median`` reference pixels, kept within [low, high] and >= 3 pixels."""
+    """Log-normal length in px around ``median`` reference px, within [low, high] and at least 3 px."""
     spread = np.log(high / low) / 4.0
     return max(float(np.clip(median * np.exp(rng.normal(0, spread)), low, high)) * unit, 3.0)
 

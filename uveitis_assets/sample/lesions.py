@@ -1,6 +1,6 @@
 """Places lesions on an ultra-widefield retina and derives each one's oriented box from what was drawn.
 
-How each class looks stands in ``scattered_lesions`` and ``anchored_lesions``; here are the choice of classes, the
+How each class looks is in ``scattered_lesions`` and ``anchored_lesions``; here are the choice of classes, the
 search for free and visible retina, and the smallest rotated rectangle around the drawn support.
 """
 

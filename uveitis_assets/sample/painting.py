@@ -1,7 +1,6 @@
-"""Brushes of the sample generator: smooth random fields, ragged blobs, and blending onto an 8-bit RGB canvas.
+"""Brushes of the sample generator: smooth noise, ragged blobs, and blending onto an RGB canvas.
 
-Everything that gives the synthetic images their texture starts here. It knows nothing of anatomy, lesions or
-files; those rooms call it.
+All textures of the synthetic images are made with these.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ RED_GREEN_BLUE = 3
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One brush stroke: ``alpha`` (h, w) float32 in 0..1, and either a colour to blend towards or an absorption.
+    """``alpha`` (h, w) float32 in 0..1 with a colour to blend towards, or an absorption.
 
     ``colour`` is RGB 0..255 for ``absorbs=False``; for ``absorbs=True`` it is the fraction of light taken away from
     each of R, G, B where alpha is 1 (blood, pigment and shadows darken; they do not cover).
@@ -35,9 +34,9 @@ class Layer:
     absorbs: bool = False
 
 
-def random_generator(*words: int) -> np.random.Generator:
-    """Generator that depends on the words and their order only, the same in every process."""
-    return np.random.default_rng(np.random.SeedSequence(list(words)))
+def random_generator(*seeds: int) -> np.random.Generator:
+    """Generator that depends on the seeds and their order only, the same in every process."""
+    return np.random.default_rng(np.random.SeedSequence(list(seeds)))
 
 
 def smoothstep(value: NDArray[Any], low: float, high: float) -> Field:
@@ -55,7 +54,10 @@ def smoothstep(value: NDArray[Any], low: float, high: float) -> Field:
 def smooth_noise(
     rng: np.random.Generator, shape: Sequence[int], cell: float, *, octaves: int = 1, persistence: float = 0.5
 ) -> Field:
-    """Value noise of about zero mean and unit spread: ``shape`` = (h, w) float32, features of ``cell`` pixels."""
+    """Value noise of about zero mean and unit spread, float32 of ``shape`` (h, w).
+
+    Features are ``cell`` px wide.
+    """
     height, width = shape
     # Coarse features need no fine grid: four pixels per finest feature are enough, the rest is interpolation.
     finest = cell / 2.0 ** (octaves - 1)
@@ -157,7 +159,7 @@ def paste_maximum(target: Field, patch: Field, x: float, y: float) -> None:
 
 
 def paint(canvas: Canvas, layer: Layer, left: int, top: int) -> None:
-    """Apply a layer in place with its upper left corner at (left, top); parts outside the canvas are dropped."""
+    """Apply a layer in place, its upper left corner at (left, top); parts outside are dropped."""
     height, width = layer.alpha.shape
     x0, y0 = max(left, 0), max(top, 0)
     x1, y1 = min(left + width, canvas.shape[1]), min(top + height, canvas.shape[0])
@@ -171,7 +173,7 @@ def paint(canvas: Canvas, layer: Layer, left: int, top: int) -> None:
 
 
 def absorb(canvas: Canvas, density: NDArray[np.uint8], strength: tuple[float, float, float]) -> None:
-    """Darken the whole canvas in place: each channel loses ``strength`` of its light where density (h, w) is 255."""
+    """Darken the whole canvas in place by ``strength`` per channel where ``density`` (h, w) is 255."""
     levels = np.arange(256, dtype=np.float32)
     channels = [np.clip(255.0 - levels * fraction + 0.5, 0.0, 255.0).astype(np.uint8) for fraction in strength]
     table = np.stack(channels, axis=-1).reshape(1, 256, RED_GREEN_BLUE)

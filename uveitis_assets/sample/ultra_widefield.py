@@ -1,4 +1,4 @@
-"""Ultra-widefield images: paints the retina, its vessels and lesions, and puts the eye's frame in front of it.
+"""Ultra-widefield images: retina, vessels and lesions behind the eye's frame.
 
 Large smooth layers are computed on a coarse grid and enlarged; vessels, disc, lesions and noise are drawn at the
 image's own resolution, so that a 12-megapixel image takes about a second. Files are written elsewhere.
@@ -184,7 +184,7 @@ def _fundus_colour(rng: np.random.Generator, placement: Placement, height: int, 
 
 
 def _choroidal_vessels(rng: np.random.Generator, ax: Field, ay: Field, from_disc: Field) -> Field:
-    """Orange strands that fan out from the disc and bend towards the vortex veins: 0..1 on the coarse grid."""
+    """Orange strands that fan out from the disc towards the vortex veins, 0..1 on the coarse grid."""
     height, width = ax.shape
     bend_x = smooth_noise(rng, (height, width), width / 9.0, octaves=3)
     bend_y = smooth_noise(rng, (height, width), width / 9.0, octaves=3)

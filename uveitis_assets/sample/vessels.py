@@ -38,7 +38,7 @@ class VesselBranch:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the anatomy lies in the image: pixels of the disc centre, pixels per disc diameter, side and tilt.
+    """Where the anatomy lies in the image: disc centre and diameter in px, side and tilt.
 
     ``temporal`` is +1 where the fovea lies to the right of the disc (a left eye), -1 where it lies to the left.
     """
@@ -313,7 +313,7 @@ def draw_polyline(
 
 @dataclass(frozen=True, slots=True)
 class VesselDensities:
-    """Blood columns drawn on the pixel grid: (h, w) uint8 each, 255 = full; ``reflex`` is the bright centre line."""
+    """Blood columns on the pixel grid, (h, w) uint8 each, 255 = full; ``reflex``: centre line."""
 
     veins: NDArray[np.uint8]
     arteries: NDArray[np.uint8]

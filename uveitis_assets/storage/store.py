@@ -1,8 +1,7 @@
-"""Where artefacts live and how they are written: the only module that knows folder names and file names.
+"""Folder and file names of all artefacts.
 
 Every write goes to a temporary file beside its target and is renamed over it, so that a reader sees the old
-bytes or the new ones and a killed process leaves no half-file under a final name. It decides no content: callers
-hand over bytes.
+bytes or the new ones and a killed process leaves no half-file under a final name.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ class ArtefactStore:
     """Folders of one installation: ``root`` holds everything made, ``raw`` what landed (read only).
 
     Folder and file names below ``root`` are those of the earlier scripts (manifests/, splits/, preproc/,
-    labels_coco/, labels_debug/); ledger/, index/ and locks/ are additions.
+    labels_coco/, labels_debug/); ledger/, index/ and locks/ are additions. The class is closed: a new family of lanes
+    brings its own ``<family>/paths.py`` of plain functions that take a store.
     """
 
     root: Path
@@ -38,7 +38,7 @@ class ArtefactStore:
         raw = Path(os.environ.get("UVEITIS_RAW") or root / "raw").resolve()
         return cls(root=root, raw=raw)
 
-    # Inputs and their books -------------------------------------------------------------------------------
+    # Inputs and their records -------------------------------------------------------------------------------
 
     def raw_folder(self, dataset_folder: str) -> Path:
         """Folder of one dataset's landed images."""
@@ -70,7 +70,7 @@ class ArtefactStore:
         return sorted({part.parts[-3] for part in self.root.glob("index/*/manifest/*.parquet")})
 
     def lane_limits_file(self, lane: str) -> Path:
-        """Limits that the lane's last run judged its images by, for figures over several lanes."""
+        """Limits that the lane's last run compared its images with, for figures over several lanes."""
         return self.root / "index" / lane / "limits.json"
 
     def manifest_export(self, lane: str, extension: str) -> Path:
@@ -138,7 +138,7 @@ class ArtefactStore:
     # Labels -----------------------------------------------------------------------------------------------
 
     def coco_file(self, lane: str, split: str, fold: int, *, tiles: bool) -> Path:
-        """COCO file of one split; fold 0 bears the earlier scripts' name, other folds a folder of their own."""
+        """COCO file of one split; fold 0 has the earlier scripts' name, other folds a folder of their own."""
         folder = self.root / "labels_coco"
         if fold > 0:
             folder = folder / f"fold{fold}"
@@ -166,7 +166,7 @@ class ArtefactStore:
     # Detectors --------------------------------------------------------------------------------------------
 
     def run_folder(self, experiment: str, fold: int) -> Path:
-        """Folder of one training: configuration, metrics, checkpoints, report; fold 0 bears the earlier name."""
+        """Folder of one training: configuration, metrics, checkpoints, report; fold 0 has the earlier name."""
         folder = self.root / "runs" / experiment
         return folder / f"fold{fold}" if fold > 0 else folder
 
@@ -210,11 +210,10 @@ class ArtefactStore:
         return path.as_posix()
 
     def remove_dead_partial_files(self) -> None:
-        """Remove what killed processes left beside books (ledger, manifests, splits, indexes, labels, figures) and
-        predictions.
+        """Remove partial files of killed processes beside indexes, records, labels and predictions.
 
         Only files whose writer is known to be dead, or that are a day old: other processes may be writing now. The
-        artefacts of single images are the business of their batch's journal.
+        artefacts of single images are cleaned up with their batch's journal.
         """
         folders = (
             "ledger",

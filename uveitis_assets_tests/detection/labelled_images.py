@@ -7,8 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from uveitis_assets.detection.data.coco_reader import labelled_fingerprint
-from uveitis_assets.detection.data.labelled_split import LabelledImage, LabelledSplit, LabelledTile
+from uveitis_assets.detection.data.labelled_split import (
+    LabelledImage,
+    LabelledSplit,
+    LabelledTile,
+    labelled_fingerprint,
+)
 from uveitis_assets.detection.inference.detections import GroundTruth
 from uveitis_assets_tests.labels.lane import frames_of
 

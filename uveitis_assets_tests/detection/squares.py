@@ -10,8 +10,12 @@ import cv2
 import numpy as np
 
 from uveitis_assets.detection.configuration import DetectorConfiguration
-from uveitis_assets.detection.data.coco_reader import labelled_fingerprint
-from uveitis_assets.detection.data.labelled_split import LabelledImage, LabelledSplit, LabelledTile
+from uveitis_assets.detection.data.labelled_split import (
+    LabelledImage,
+    LabelledSplit,
+    LabelledTile,
+    labelled_fingerprint,
+)
 from uveitis_assets.detection.inference.detections import GroundTruth
 from uveitis_assets.imaging.geometry import ImageFrames, Tile
 from uveitis_assets.storage.files import write_bytes

@@ -17,7 +17,7 @@ from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.inference.tile_inference import detect_tiles
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.freezing import parameter_groups
-from uveitis_assets.detection.models.per_class_nms import class_wise_nms
+from uveitis_assets.detection.models.per_class_nms import per_class_nms
 from uveitis_assets.detection.models.rotated_boxes import corners_from_rectangles, rotated_iou, rotated_nms
 from uveitis_assets.detection.training.train_detector import train_detector
 from uveitis_assets.training.configuration import TrainingConfiguration
@@ -157,15 +157,15 @@ def test_overlaps_and_suppression_of_rotated_boxes_are_those_of_the_cpu() -> Non
     assert found.cpu().tolist() == rotated_nms(corners, scores, labels, 0.3).tolist()
 
 
-def test_class_wise_suppression_is_that_of_the_cpu() -> None:
+def test_per_class_suppression_is_that_of_the_cpu() -> None:
     generator = torch.Generator().manual_seed(0)
     starts = 200 * torch.rand(500, 2, generator=generator)
     boxes = torch.cat([starts, starts + 4 + 40 * torch.rand(500, 2, generator=generator)], dim=1)
     # Steps make many scores equal.
     scores = torch.randint(1, 50, (500,), generator=generator) / 50
     labels = torch.randint(1, 4, (500,), generator=generator)
-    expected = class_wise_nms(boxes, scores, labels, 0.4)
-    found = class_wise_nms(boxes.to(GPU), scores.to(GPU), labels.to(GPU), 0.4)
+    expected = per_class_nms(boxes, scores, labels, 0.4)
+    found = per_class_nms(boxes.to(GPU), scores.to(GPU), labels.to(GPU), 0.4)
     assert 0 < len(expected) < 500
     assert found.cpu().tolist() == expected.tolist()
 

@@ -28,7 +28,8 @@ from uveitis_assets.fundus.configuration import STAGES
 from uveitis_assets.fundus.preprocess import preprocess_batch
 from uveitis_assets.imaging.configuration import TilingConfiguration
 from uveitis_assets.labels.class_map import load_class_map
-from uveitis_assets.labels.coco import build_coco_split, write_coco_summary
+from uveitis_assets.labels.coco import build_coco_split
+from uveitis_assets.labels.coco_summary import write_coco_summary
 from uveitis_assets.landing.ledger import registered_images
 from uveitis_assets.landing.manifest import build_manifest_part, export_manifest
 from uveitis_assets.landing.manifest_table import read_manifest

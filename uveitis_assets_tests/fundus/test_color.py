@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from uveitis_assets.fundus import color
-from uveitis_assets.fundus.color import ReferenceColor, channel_sums, erode_mask, normalize_crop
+from uveitis_assets.fundus.channel_statistics import ChannelSummation, ChannelSums, median_level
+from uveitis_assets.fundus.color import ReferenceColor, erode_mask, normalize_crop
 from uveitis_assets.fundus.configuration import NormalizationConfiguration
 from uveitis_assets.imaging.lab import LabConverter
 from uveitis_assets_tests.fundus.preprocess_inputs import fundus_picture
@@ -51,10 +52,20 @@ def expected_statistics(crop: NDArray[Any], mask: NDArray[np.uint8], erode_px: i
     return eroded & (crop.sum(axis=2, dtype=int) > 0)
 
 
-def normalized(method: str, **settings: Any) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+def normalized(
+    method: str, *, band_pixels: int = color.BAND_PIXELS, **settings: Any
+) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     crop, mask = crop_and_mask()
     configuration = NormalizationConfiguration.model_validate({"method": method, **settings})
-    return normalize_crop(crop, mask, configuration, REFERENCE)
+    return normalize_crop(crop, mask, configuration, REFERENCE, band_pixels=band_pixels)
+
+
+def channel_sums(image: NDArray[np.uint8], mask: NDArray[np.uint8], n_bands: int = 1) -> ChannelSums:
+    """Sums over an image in bands of rows."""
+    summation = ChannelSummation()
+    for rows in np.array_split(np.arange(len(image)), n_bands):
+        summation.add(image[rows], mask[rows])
+    return summation.total()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -70,14 +81,11 @@ def test_metadata_holds_the_statistics_of_the_eroded_roi_without_black(method: s
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_everything_outside_the_roi_becomes_black_and_bands_leave_no_seams(
-    method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_everything_outside_the_roi_becomes_black_and_bands_leave_no_seams(method: str) -> None:
     _, mask = crop_and_mask()
     whole, _ = normalized(method)
     assert not whole[mask == 0].any()
-    monkeypatch.setattr(color, "_BAND_PIXELS", 231 * 7)
-    np.testing.assert_array_equal(normalized(method)[0], whole)
+    np.testing.assert_array_equal(normalized(method, band_pixels=231 * 7)[0], whole)
 
 
 def test_none_keeps_the_colours_of_the_roi() -> None:
@@ -179,9 +187,9 @@ def test_the_median_of_a_plane_is_taken_from_all_rows_where_every_fourth_holds_n
     plane[1, 1:4] = (40, 50, 60)
     mask = np.zeros_like(plane)
     mask[1, 1:4] = 255
-    assert color._median_level(plane, mask) == 50
+    assert median_level(plane, mask) == 50
     plane[:] = 0
-    assert color._median_level(plane, mask) == 1
+    assert median_level(plane, mask) == 1
 
 
 def test_sums_over_few_pixels_are_exact() -> None:
@@ -201,7 +209,7 @@ def test_sums_over_many_pixels_are_exact() -> None:
     mask = np.full(image.shape[:2], 255, dtype=np.uint8)
     mask[:1000, :700] = 0
     image[1500:1510] = 0
-    sums = channel_sums(image, mask)
+    sums = channel_sums(image, mask, n_bands=33)
     pixels = image[mask > 0].astype(np.int64)
     assert sums.n_pixels == len(pixels)
     assert sums.n_black == 20000

@@ -82,7 +82,7 @@ def test_figures_are_taken_over_all_lanes_and_batches(store: ArtefactStore) -> N
     assert preprocess_metrics(store, ["two"])["num_images"] == 2
 
 
-def test_each_lane_is_judged_by_its_own_limits_whichever_ran_last(store: ArtefactStore) -> None:
+def test_each_lane_is_compared_with_its_own_limits_whichever_ran_last(store: ArtefactStore) -> None:
     for lane in ("one", "two"):
         rows = [roi_row(f"{lane}{number}", area_ratio=0.2, border_touch_ratio=0.3) for number in range(2)]
         write_stage_index(store.stage_index(lane, "roi_masks", "b1"), STAGE_SCHEMAS["roi_masks"], rows)

@@ -59,6 +59,6 @@ def test_results_are_written_into_views(converters: tuple[LabConverter, LabConve
 def test_tables_are_made_only_after_enough_pixels() -> None:
     converter = LabConverter(1000)
     converter.announce(1000)
-    assert converter._tables is None
+    assert not converter.has_tables
     converter.announce(1)
-    assert converter._tables is not None
+    assert converter.has_tables

@@ -19,7 +19,8 @@ from pycocotools.coco import COCO
 
 from uveitis_assets.labels import label_files
 from uveitis_assets.labels.class_map import load_class_map
-from uveitis_assets.labels.coco import CocoSplitSummary, build_coco_split, write_coco_summary
+from uveitis_assets.labels.coco import build_coco_split
+from uveitis_assets.labels.coco_summary import CocoSplitSummary, write_coco_summary
 from uveitis_assets.labels.configuration import LabelConfiguration
 from uveitis_assets.labels.dropped_folds import remove_dropped_folds
 from uveitis_assets.storage.files import read_json
@@ -131,7 +132,7 @@ def real_lane(store: ArtefactStore, real_data: Path, frame: str) -> tuple[FakeLa
 
 
 @pytest.mark.parametrize("frame", ["global", "native"])
-def test_published_oriented_boxes_become_what_an_independent_recomputation_says(
+def test_published_oriented_boxes_become_what_an_independent_recomputation_gives(
     store: ArtefactStore, real_data: Path, frame: str
 ) -> None:
     lane, shapes = real_lane(store, real_data, frame)
@@ -219,7 +220,7 @@ FOLDERS = {"HardExudate_Masks": 15, "Hemohedge_Masks": 5, "Microaneurysms_Masks"
 
 
 @pytest.mark.parametrize("frame", ["global", "native"])
-def test_real_masks_become_what_an_independent_recomputation_says(
+def test_real_masks_become_what_an_independent_recomputation_gives(
     store: ArtefactStore, real_data: Path, frame: str
 ) -> None:
     folder = real_data / "idrid_fgadr_layout"
@@ -244,7 +245,7 @@ def test_real_masks_become_what_an_independent_recomputation_says(
     assert_loads(lane)
 
 
-def test_images_and_annotations_bear_the_published_keys(store: ArtefactStore) -> None:
+def test_images_and_annotations_have_the_published_keys(store: ArtefactStore) -> None:
     lane = FakeLane(store, "uwf700")
     lane.add("b", FRAMES, [lane.write_label("b.txt", SQUARE.format(4))])
     lane.add("a", FRAMES, [lane.write_label("a.txt", SQUARE.format(1) + SQUARE.format(2))])

@@ -112,7 +112,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH), np.uint8)
         (pillow(Image.new("CMYK", (WIDTH, HEIGHT)), "TIFF"), "colour mode CMYK"),
     ],
 )
-def test_masks_that_cannot_be_believed_are_bad_labels(data: bytes, found: str) -> None:
+def test_implausible_masks_are_bad_labels(data: bytes, found: str) -> None:
     with pytest.raises(QuarantineError) as caught:
         parse_mask(data, "HardExudate_Masks/7.png", (WIDTH, HEIGHT))
     assert caught.value.reason == "bad_label"

@@ -103,7 +103,7 @@ def test_the_contact_sheet_shows_the_images_with_most_lesions_before_second_tile
         assert sum(shown) <= categories
 
 
-def test_a_contact_sheet_without_tiles_says_so(store: ArtefactStore) -> None:
+def test_a_contact_sheet_without_tiles_shows_a_text(store: ArtefactStore) -> None:
     lane = made_lane(store, 0)
     data = label_contact_sheet(store, lane.name, 0, "train")
     assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).max() > 100

@@ -1,9 +1,8 @@
-"""What detector an earlier .pth checkpoint holds: the model's configuration, read from the weights' own shapes.
+"""Model configuration of an earlier .pth checkpoint, read from the shapes of its weights.
 
-The earlier scripts stored their YAML beside the weights, but what the network is, its tensors say with more certainty:
-which backbone, how many categories and anchors, which input size. From the YAML come the thresholds, which leave no
-trace in the weights; they are looked up by torchvision's argument names wherever they stand in it. What it does not
-name is taken as the earlier scripts had it, and that is said.
+The earlier scripts stored their YAML beside the weights, but the tensors are the safer source for backbone, categories,
+anchors and input size. Thresholds, which leave no trace in the weights, come from the YAML, looked up by torchvision's
+argument names at any level. What it does not name gets the earlier scripts' default, with a warning.
 """
 
 from __future__ import annotations
@@ -46,15 +45,15 @@ _RESNET_SETTINGS: _Settings = {
 }
 
 
-def configuration_of_earlier(
+def legacy_configuration(
     path: Path, tensors: Mapping[str, Tensor], yaml: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> ModelConfiguration:
-    """The configuration that rebuilds an earlier detector; ``changes`` are fields that the caller knows better.
+    """Configuration that rebuilds an earlier detector; ``changes`` replace fields of it.
 
     Settings that neither the YAML nor the caller names are logged as a warning, with the values taken.
 
     Raises:
-        ValueError: it is no earlier Faster R-CNN, or it has other anchors and nothing says which.
+        ValueError: it is no earlier Faster R-CNN, or it has other anchors that are not given.
     """
     values: dict[str, Any] = {
         "n_categories": len(_wanted(path, tensors, "roi_heads.box_predictor.cls_score.weight")) - 1,
@@ -77,8 +76,8 @@ def configuration_of_earlier(
     _check_anchors(path, tensors, configuration)
     if assumed:
         _LOG.warning(
-            "%s: the configuration in the file does not name %s; they are taken as the earlier scripts had them by "
-            "default: if it was trained with others, pass those as changes",
+            "%s: the configuration in the file does not name %s; taken are the earlier scripts' defaults: if it was "
+            "trained with others, pass those as changes",
             path,
             ", ".join(f"{field} (taken: {value})" for field, value in assumed.items()),
         )
@@ -119,12 +118,12 @@ def _resnet(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _check_anchors(path: Path, tensors: Mapping[str, Tensor], configuration: ModelConfiguration) -> None:
     n_found = len(_wanted(path, tensors, "rpn.head.cls_logits.weight"))
     # Empty sizes mean those of the network itself, as faster_rcnn takes them.
-    earlier_neck = configuration.neck == "legacy_upsampled"
-    own = LEGACY_ANCHOR_SIZES if earlier_neck else default_anchor_sizes([configuration.finest_stride])
+    legacy_neck = configuration.neck == "legacy_upsampled"
+    own = LEGACY_ANCHOR_SIZES if legacy_neck else default_anchor_sizes([configuration.finest_stride])
     n_expected = len((configuration.anchor_sizes or own)[0]) * len(configuration.anchor_ratios)
     if n_found != n_expected:
         raise ValueError(
-            f"{path}: its proposal head has {n_found} anchors per place, its configuration says {n_expected}; pass "
+            f"{path}: its proposal head has {n_found} anchors per place, its configuration gives {n_expected}; pass "
             "anchor_sizes (and anchor_ratios) as it was trained with"
         )
 

@@ -1,7 +1,7 @@
-"""Brings weights into detectors: whole detectors, backbones alone, RETFound's files, and trained detectors rebuilt.
+"""Loads weights into detectors: whole detectors, backbones, RETFound's files, trained detectors.
 
 Every load counts what matched, logs the count and refuses a file that fits too little, before it changes the model.
-Files are read by ``weights_files``; what an earlier checkpoint holds is found by ``earlier_checkpoints``.
+Files are read by ``weights_files``; what an earlier checkpoint holds is found by ``legacy``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from uveitis_assets.detection.checkpoints.legacy import configuration_of_earlier
+from uveitis_assets.detection.checkpoints.legacy import legacy_configuration
 from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.models.backbones import backbone_of
 from uveitis_assets.detection.models.detector import build_detector
@@ -35,11 +35,13 @@ _GATED = {"mlp.w12.": "mlp.fc1.", "mlp.w3.": "mlp.fc2."}
 def load_detector_weights(
     model: nn.Module, path: Path, *, mode: Literal["full", "backbone_only"] = "full", min_matched: float = 0.9
 ) -> LoadReport:
-    """Load a detector checkpoint, .safetensors or an earlier .pth, into ``model``; position embeddings are resized.
+    """Load a detector checkpoint, .safetensors or an earlier .pth, into ``model``.
+
+    Position embeddings are resized.
 
     ``full`` wants every tensor of the model, and ``min_matched`` of encoder, pyramid, proposal head and box head each:
     a head made for other anchors is refused. Only the predictors, which belong to the categories, may start anew.
-    ``backbone_only`` loads what stands under ``backbone.`` and counts the encoder (ViT or ResNet), so that a new
+    ``backbone_only`` loads the tensors below ``backbone.`` and counts the encoder (ViT or ResNet), so that a new
     pyramid may start anew.
 
     Raises:
@@ -111,16 +113,18 @@ def load_backbone_weights(model: nn.Module, path: Path, *, min_matched: float = 
 def load_trained_detector(
     path: Path, *, changes: Mapping[str, Any] | None = None
 ) -> tuple[nn.Module, ModelConfiguration]:
-    """Rebuild a trained detector, in evaluation mode on the CPU, from a .safetensors file or an earlier .pth alone.
+    """Rebuild a trained detector from a .safetensors file or an earlier .pth alone.
+
+    It is in evaluation mode, on the CPU.
 
     Of a training's own last.pth the averaged weights are taken.
 
     ``changes`` replace fields of the stored configuration, such as thresholds, or ``anchor_sizes`` of earlier
-    checkpoints that do not tell theirs.
+    checkpoints whose files do not name theirs.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, holds code, does not say what model it is, or is not exactly that model.
+        ValueError: the file is damaged, holds code, does not name its model, or is not exactly that model.
     """
     file = read_weights_file(path)
     changed = dict(changes or {})
@@ -138,7 +142,7 @@ def load_trained_detector(
         if file.root == "average" and isinstance(yaml.get("model"), Mapping):
             configuration = ModelConfiguration(**{**yaml["model"], **changed})
         else:
-            configuration = configuration_of_earlier(path, file.tensors, yaml, changed)
+            configuration = legacy_configuration(path, file.tensors, yaml, changed)
     model = build_detector(configuration)
     encoder = _encoder_of(model)
     state, adapted = _adapted(model, file.tensors, encoder)
@@ -162,7 +166,10 @@ def _names_below(model: nn.Module, prefix: str) -> list[str]:
 
 
 def _parts(model: nn.Module, encoder: str) -> list[Part]:
-    """All but the predictors: other categories, or oriented boxes, are learned by new ones on the same features."""
+    """All but the predictors.
+
+    Other categories, or oriented boxes, are learned by new ones on the same features.
+    """
     encoder_names = _names_below(model, encoder)
     pyramid = sorted(set(_names_below(model, "backbone.")).difference(encoder_names))
     return [
@@ -202,7 +209,7 @@ def _check_structure(path: Path, model: nn.Module, given: Mapping[str, Tensor]) 
     """Refuse files whose tensors would fit by name and shape, but mean something else in this model."""
     own = model.state_dict()
     if not any(name in own for name in given):
-        # Another architecture altogether, which the count of matches says better.
+        # Another architecture altogether: the count of matches shows it.
         return
     features: tuple[tuple[str, str, Callable[[Mapping[str, Tensor]], bool]], ...] = (
         ("blocks with a gated MLP (SwiGLU)", "vit_mlp", _has_gates),
@@ -248,7 +255,7 @@ def _adapted(model: nn.Module, given: Mapping[str, Tensor], encoder: str) -> tup
 
 
 def _resized_patches(weights: Tensor) -> Tensor:
-    """Patch embedding (width, 3, P, P) for patches of 16 px, so that enlarged patches give the same tokens.
+    """Patch embedding (width, 3, P, P) resized to patches of 16 px that give the same tokens.
 
     Source: Beyer et al., "FlexiViT: One Model for All Patch Sizes", CVPR 2023 (pseudo-inverse resize), as in timm.
     """

@@ -1,4 +1,4 @@
-"""Random changes of a training tile and of its boxes: flips, saturation, brightness, contrast and gamma.
+"""Random changes of a training tile and its boxes: flips, saturation, brightness, contrast, gamma.
 
 Pixels stay uint8 throughout: colour goes through one 3x3 matrix and one table of 256 entries. Black pixels, the padding
 outside the retina, stay black whatever the change. It draws nothing itself but from the generator it is given.
@@ -78,7 +78,9 @@ def mirrored(
 def change_colours(
     pixels: NDArray[np.uint8], *, brightness: float, contrast: float, saturation: float, gamma: float
 ) -> NDArray[np.uint8]:
-    """Change saturation, then brightness, contrast around the mean grey of the pixels that are not black, and gamma.
+    """Change saturation, brightness, contrast and gamma of the pixels that are not black.
+
+    In that order; contrast changes around the mean grey of these pixels.
 
     Args:
         pixels: (H, W, 3) uint8 RGB; not changed.

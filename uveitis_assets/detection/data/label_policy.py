@@ -1,8 +1,7 @@
-"""The lesions that a detector is about: a labelled split without those of other classes. Category ids stay."""
+"""A labelled split with the lesions of chosen categories only; category ids stay."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
 from uveitis_assets.detection.inference.detections import GroundTruth
+from uveitis_assets.storage.digests import short_digest
 
 
 def with_classes(split: LabelledSplit, categories: Mapping[int, str]) -> LabelledSplit:
@@ -34,7 +34,7 @@ def with_classes(split: LabelledSplit, categories: Mapping[int, str]) -> Labelle
         split,
         images=images,
         categories={category: split.categories[category] for category in kept},
-        fingerprint=hashlib.blake2b(text.encode(), digest_size=8).hexdigest(),
+        fingerprint=short_digest(text),
     )
 
 

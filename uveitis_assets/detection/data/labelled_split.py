@@ -1,15 +1,21 @@
 """The labelled images and tiles of one fold and split, as training and evaluation see them.
 
-These are plain records; reading them from the COCO files is the business of ``coco_split``.
+Plain records; ``coco_reader`` reads them from COCO files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from blake3 import blake3
+
 from uveitis_assets.detection.inference.detections import GroundTruth
 from uveitis_assets.imaging.geometry import ImageFrames
+
+FINGERPRINT_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,7 @@ class LabelledImage:
 
     ``patient`` is the manifest's pseudonym. ``frames`` place the tiles in the global image and in the source image.
     ``tiles`` holds every tile, those without lesions too, in the order of the COCO file. ``tiles_fingerprint`` is 16
-    hex digits that change with the tiles' pixels, whatever the labels; empty where nothing has to know.
+    hex digits that change with the tiles' pixels, whatever the labels; empty where nothing needs it.
     """
 
     image_id: str
@@ -55,3 +61,16 @@ class LabelledSplit:
     images: tuple[LabelledImage, ...]
     categories: dict[int, str]
     fingerprint: str
+
+
+def labelled_fingerprint(images: Iterable[LabelledImage], categories: Mapping[int, str]) -> str:
+    """16 hex digits of what training sees of images: labels, categories, frames and tile content."""
+    digest = blake3(repr(sorted(categories.items())).encode())
+    for image in images:
+        # The patient stays out: pseudonyms differ between installations, pixels and labels do not.
+        digest.update(repr((image.image_id, image.tiles_fingerprint, image.frames)).encode())
+        for truth in (image.truth, *(tile.truth for tile in image.tiles)):
+            digest.update(len(truth).to_bytes(8, "little"))
+            for array in (truth.boxes, truth.labels, truth.corners, truth.scores):
+                digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:FINGERPRINT_DIGITS]

@@ -1,6 +1,4 @@
-"""How a tile comes to the size that a network takes: one way for training and for inference, so that a lesion looks the
-same in both. It knows neither labels nor networks.
-"""
+"""Scales and pads a tile to the network's input size, in training as in inference."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Which tiles an epoch shows, and when: those with rare classes more often, those without lesions in a set share.
+"""Which tiles an epoch shows and how often, by rare classes and a share of tiles without lesions.
 
 Rare classes are favoured by repeat factors (Gupta, Dollár, Girshick: LVIS, 2019): every tile with lesions is drawn at
 least once an epoch, and one whose rarest class is in a share f of the images sqrt(rare_below / f) times. The order
 depends on seed and epoch alone, so that processes share an epoch without talking and a killed training goes on in
-its middle. It reads no pixels.
+its middle.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from uveitis_assets.detection.configuration import SamplingConfiguration
-from uveitis_assets.detection.data.coco_reader import labelled_fingerprint
-from uveitis_assets.detection.data.labelled_split import LabelledImage, LabelledSplit
+from uveitis_assets.detection.data.labelled_split import LabelledImage, LabelledSplit, labelled_fingerprint
 from uveitis_assets.detection.data.tile_dataset import TileDraw
 
 # Each kind of random choice has a stream of its own: changing one leaves the others as they were.
@@ -27,7 +26,7 @@ _SUBSET, _DRAWS = 1, 2
 
 
 def class_balanced_weights(images: Sequence[LabelledImage], *, rare_below: float) -> NDArray[np.float64]:
-    """How often an epoch draws each tile on average, tile after tile, image after image; 0 for tiles without lesions.
+    """How often an epoch draws each tile on average, image after image; 0 for tiles without lesions.
 
     Args:
         images: all images that training may show; a class's frequency is the share of those with lesions that
@@ -117,7 +116,7 @@ class EpochSampler(Sampler[TileDraw]):
         self._first_draw = 0
 
     def set_epoch(self, epoch: int, first_draw: int = 0) -> None:
-        """Choose the epoch, and for a training that goes on in its middle the number of draws already used here."""
+        """Choose the epoch, and how many of its draws a continued training has already used here."""
         self._epoch, self._first_draw = epoch, first_draw
 
     @property
@@ -134,7 +133,7 @@ class EpochSampler(Sampler[TileDraw]):
         return iter(draws[self._rank :: self._world_size][self._first_draw :])
 
     def epoch_draws(self, epoch: int) -> list[TileDraw]:
-        """All processes' draws of an epoch, dealt to them in turn."""
+        """All processes' draws of an epoch; they take them in turn."""
         rng = np.random.default_rng((self._seed, _DRAWS, epoch))
         lesion = np.repeat(self._lesion_items, self._lesion_counts(rng))
         items = np.concatenate([lesion, _in_passes(self._empty_items, self._n_empty_draws(len(lesion)), rng)])

@@ -1,6 +1,6 @@
 """A labelled split as a JSON file, for processes that are to train on exactly what their parent holds.
 
-Float32 survives the way through JSON exactly. Labels are read from COCO files elsewhere (``coco_split``).
+Float32 survives the way through JSON exactly. Labels are read from COCO files elsewhere (``coco_reader``).
 """
 
 from __future__ import annotations

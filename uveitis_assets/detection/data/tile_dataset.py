@@ -1,6 +1,7 @@
-"""Tiles and their lesions as a torch dataset: uint8 pixels at the network's input size, and the targets that
-torchvision's detectors expect. What an item looks like depends on the seed, the epoch and the draw alone, never on
-which worker made it. It decides no order and no batches; those are ``sampling`` and ``detector_batches``.
+"""Tiles and their lesions as a torch dataset of input images and torchvision targets.
+
+Pixels are uint8 at the network's input size. What an item looks like depends on the seed, the epoch and the draw alone,
+never on the worker that made it. Order and batches are decided by ``sampling`` and ``loader``.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Target = dict[str, Tensor]
 
 
 class TileDraw(NamedTuple):
-    """What a sampler asks for: a position in the dataset and how often the epoch has drawn that tile before."""
+    """What a sampler asks for: a dataset position and how often the epoch drew that tile before."""
 
     item: int
     repeat: int
@@ -51,7 +52,10 @@ class TilePixels(Protocol):
 
 
 class TileFiles:
-    """Decodes tiles one by one: their PNG files, or with a store also the larger pictures of tiles not persisted."""
+    """Decodes tiles one by one from PNG files.
+
+    With a store also from the larger images of tiles that are not persisted.
+    """
 
     def __init__(self, store: ArtefactStore | None = None) -> None:
         self._store = store
@@ -97,7 +101,7 @@ class TileDataset(Dataset[tuple[Tensor, Target]]):
 
     An item is ``(pixels, target)``: uint8 (3, S, S) RGB with S the input size, and ``boxes`` float32 (N, 4) x0 y0 x1
     y1, ``labels`` int64 (N,), ``corners`` float32 (N, 4, 2) with NaN rows where a lesion has no oriented box, all in
-    input px; ``image_index`` and ``tile_index``, int64 scalars, say which tile of ``images`` it is.
+    input px; ``image_index`` and ``tile_index``, int64 scalars, are the places of image and tile in ``images``.
 
     Items are asked for by position or by ``TileDraw``: a tile that an epoch shows twice is augmented in two ways.
     """

@@ -1,4 +1,4 @@
-"""The pixels of preprocessed images: tiles from their PNG files or cut from the picture they were laid out on.
+"""Pixels of preprocessed images: tiles from PNG files, or cut from the image they were laid out on.
 
 Training and inference read by the same functions, so that both work on lanes that do not persist their tiles. What is
 kept decoded for the next epoch is ``tile_store``'s.
@@ -49,7 +49,7 @@ class Preprocessed(TiledImage, Protocol):
 
 
 class UnreadableTilesError(ValueError):
-    """An image's tiles are missing, damaged or of another size than its frames say; the message names the image."""
+    """An image's tiles are missing, damaged or of another size than its frames; it is named."""
 
 
 def read_tile_file(image: TiledImage, number: int) -> Pixels:
@@ -85,7 +85,7 @@ def read_tile_files(image: TiledImage) -> list[Pixels]:
 
 
 def tiled_picture(store: ArtefactStore, image: Preprocessed) -> Path | None:
-    """The file that an image's tiles have to be cut from; None where they are persisted, or nothing else is there."""
+    """File that an image's tiles have to be cut from; None where they are persisted or it is missing."""
     if any(tile.file.is_file() for tile in image.tiles):
         return None
     if image.frames.frame == "native":
@@ -96,7 +96,7 @@ def tiled_picture(store: ArtefactStore, image: Preprocessed) -> Path | None:
 
 
 def read_tile_pixels(store: ArtefactStore, image: Preprocessed) -> list[Pixels]:
-    """An image's tiles, RGB uint8: from their files, or cut from what they were cut from when they are not persisted.
+    """An image's tiles, RGB uint8, from their files or cut from a persisted larger image.
 
     Raises:
         UnreadableTilesError: neither is there, or a file is damaged.

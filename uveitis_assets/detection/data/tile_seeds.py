@@ -1,8 +1,8 @@
-"""Random choices inside a detector's losses that depend on step and tile alone, not on the tiles beside it.
+"""Random choices inside a detector's losses that depend on step and tile alone.
 
 torchvision's detectors learn from a random sample of anchors and of regions per image, drawn image after image from one
 stream. Here every image draws from a stream of its own, so that a batch that is cut into parts for want of memory, or
-dealt to other processes, learns from the same samples.
+shared among other processes, learns from the same samples.
 """
 
 from __future__ import annotations

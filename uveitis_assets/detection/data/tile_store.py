@@ -2,12 +2,12 @@
 
 One file per image, ``cache/tiles/<key>.<fingerprint>.rgb``: its tiles one after the other, uint8 (H, W, 3) RGB, without
 a header. Images and not splits, so that folds and experiments share them, a new image adds only itself, and changed
-labels change nothing; a file is there whole or not at all, so a killed build goes on where it stopped. The name says
-what the pixels were made from: a file never goes stale, it only goes unused.
+labels change nothing; a file is there whole or not at all, so a killed build goes on where it stopped. The name
+holds the fingerprint of what the pixels were made from: a file never goes stale, it only goes unused.
 
-Room: when a new file would exceed the limit, files unused for a day are removed, longest unused first, until all fits;
-younger ones and those asked for stay. Use is the modification time, renewed hourly by whoever reads. The cache may be
-deleted whole while nothing trains. It knows no labels.
+Limit: when a new file would exceed it, files unused for a day are removed, longest unused first, until all fits;
+younger ones and those asked for stay. Use is the modification time, renewed hourly by readers. The cache may be
+deleted whole while nothing trains.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LEFT_FREE_BYTES = 2**30
 
 
 class TileStoreFullError(RuntimeError):
-    """The decoded tiles would not fit; the message says what would make room."""
+    """The decoded tiles would not fit; the message names what would free space."""
 
 
 class TileStore:
@@ -75,7 +75,7 @@ class TileStore:
 
 
 def tile_pixels(store: ArtefactStore, images: Sequence[LabelledImage], *, limit_gb: float) -> TilePixels:
-    """Reader of the images' tiles: from the cache, filled first, or with a limit of 0 GiB from the image files.
+    """Reader of the images' tiles: from the cache, filled first, or from files for a limit of 0 GiB.
 
     Raises:
         TileStoreFullError: limit or disk are too small; other errors are those of ``open_tile_store``.
@@ -117,7 +117,7 @@ def open_tile_store(
         missing = [image for path, image in sorted(wanted.items()) if not _is_whole(path, image)]
         for path in sorted(wanted.keys() - {cached_file(folder, image) for image in missing}):
             os.utime(path)
-        _make_room(folder, wanted.keys(), sum(map(_size_of, missing)), limit_bytes)
+        _free_space(folder, wanted.keys(), sum(map(_size_of, missing)), limit_bytes)
         _decode(store, folder, missing, workers, progress)
     return TileStore(folder)
 
@@ -126,7 +126,7 @@ def cached_file(folder: Path, image: LabelledImage) -> Path:
     """Where an image's decoded tiles lie.
 
     Raises:
-        ValueError: nothing says what its tiles' pixels are.
+        ValueError: it has no fingerprint of its tiles' pixels.
     """
     if not image.tiles_fingerprint:
         raise ValueError(f"{image.image_id}: expected tiles_fingerprint, found none; read_labelled_split sets it")
@@ -141,7 +141,7 @@ def _is_whole(path: Path, image: LabelledImage) -> bool:
     return path.exists() and path.stat().st_size == _size_of(image)
 
 
-def _make_room(folder: Path, wanted: Collection[Path], needed: int, limit: int) -> None:
+def _free_space(folder: Path, wanted: Collection[Path], needed: int, limit: int) -> None:
     """Remove unused files where the limit asks for it, then make sure that limit and disk suffice."""
     files = {path: path.stat() for path in sorted(folder.glob("*.rgb"))}
     used = sum(entry.st_size for entry in files.values())
@@ -161,8 +161,8 @@ def _make_room(folder: Path, wanted: Collection[Path], needed: int, limit: int) 
     free = shutil.disk_usage(folder).free
     if needed and needed + _LEFT_FREE_BYTES > free:
         raise TileStoreFullError(
-            f"{folder}: expected {_gb(needed + _LEFT_FREE_BYTES)} free for decoded tiles, found {_gb(free)}; make room "
-            "on the disk or train without the cache (training.tile_cache_gb: 0)"
+            f"{folder}: expected {_gb(needed + _LEFT_FREE_BYTES)} free for decoded tiles, found {_gb(free)}; free "
+            "space on the disk or train without the cache (training.tile_cache_gb: 0)"
         )
 
 
@@ -199,5 +199,5 @@ def _decode_image(store: ArtefactStore, folder: Path, image: LabelledImage) -> N
         if error.errno != errno.ENOSPC:
             raise
         raise TileStoreFullError(
-            f"{path}: the disk is full; make room and start again, what is done is kept"
+            f"{path}: the disk is full; free space and start again, what is done is kept"
         ) from error

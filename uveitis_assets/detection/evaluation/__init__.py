@@ -1,1 +1,1 @@
-"""How good detections are, judged per image after merging: COCO AP, FROC, confusion, intervals over patients."""
+"""Metrics of detections per image after merging: COCO AP, FROC, confusion, intervals over patients."""

@@ -1,8 +1,8 @@
-"""COCO average precision of image-level detections: IoU 0.3, 0.5, 0.5:0.95, the selection IoU, and small lesions.
+"""COCO average precision of image-level detections at several IoUs, and of small lesions.
 
 The COCO numbers come from faster-coco-eval, which equals pycocotools (a test holds them to each other) and is several
 times faster. ``interpolated_average_precision`` is the same 101-point average over hits that were matched here, for
-overlaps that COCO's code does not know. A class without labelled lesions has no AP: None, never 0.
+overlaps that COCO's code does not compute. A class without labelled lesions has no AP: None, never 0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STRICT_IOUS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
 
 @dataclass(frozen=True, slots=True)
 class AveragePrecision:
-    """AP per category id, None for classes without lesions, and ``mean``, over the classes that have an AP."""
+    """AP per category id, None for classes without lesions; ``mean`` is over classes with an AP."""
 
     per_class: dict[int, float | None]
 
@@ -119,7 +119,7 @@ def precision_recall(hits: ScoredHits) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def interpolated_precision(hits: ScoredHits) -> NDArray[np.float64]:
-    """Best precision at each of COCO's 101 recalls or beyond, float64 (101,); 0 at recalls that are not reached.
+    """Best precision at each of COCO's 101 recalls or beyond, float64 (101,); 0 where not reached.
 
     Raises:
         ValueError: the class has no lesions.

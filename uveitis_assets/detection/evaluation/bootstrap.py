@@ -1,4 +1,4 @@
-"""Bootstrap intervals over patients of AP and of FROC sensitivities, without matching or COCO evaluation per resample.
+"""Bootstrap intervals over patients of AP and FROC sensitivities, from one matching.
 
 Images of one patient are no independent samples, so patients are drawn with replacement and an image counts as often
 as its patient was drawn. Hits do not depend on other images, so a resample is a weight per patient, and what a metric
@@ -27,7 +27,7 @@ from uveitis_assets.detection.evaluation.froc import allowed_false_positives, th
 from uveitis_assets.detection.evaluation.matching import ScoredHits
 
 _NORMAL = NormalDist()
-_CELLS_AT_ONCE = 4_000_000
+CELLS_AT_ONCE = 4_000_000
 """Hits times resamples held at once; 32 MB per array of float64."""
 
 
@@ -41,7 +41,10 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class PatientResamples:
-    """``weights`` float32 (B, P): how often each patient was drawn, whole numbers; ``patient_of_image`` int64 (I,)."""
+    """How often each patient was drawn: ``weights`` float32 (B, P), whole numbers.
+
+    ``patient_of_image``: int64 (I,).
+    """
 
     weights: NDArray[np.float32]
     patient_of_image: NDArray[np.int64]
@@ -58,14 +61,16 @@ def patient_resamples(patients: Sequence[str], *, n_samples: int, seed: int) -> 
     return PatientResamples(draws.astype(np.float32), patient_of_image.astype(np.int64))
 
 
-def resampled_average_precision(hits: ScoredHits, resamples: PatientResamples) -> NDArray[np.float64]:
+def resampled_average_precision(
+    hits: ScoredHits, resamples: PatientResamples, *, cells_at_once: int = CELLS_AT_ONCE
+) -> NDArray[np.float64]:
     """101-point AP in each resample, float64 (B,); NaN in resamples without lesions of the class."""
     n_lesions = _per_resample(hits.lesions, resamples)
     values = np.where(n_lesions > 0, 0.0, np.nan)
     # The precision envelope and the recall change at hits only.
     rows = np.flatnonzero(hits.hits)
     n_found_by, n_hit_by = _counts_up_to(rows, hits, resamples)
-    for chunk in _chunks(len(values), len(rows)):
+    for chunk in _chunks(len(values), len(rows), cells_at_once):
         weights = resamples.weights[chunk]
         n_found, n_hit = (weights @ n_found_by).astype(np.float64), (weights @ n_hit_by).astype(np.float64)
         recall = n_hit / np.maximum(n_lesions[chunk, None], 1)
@@ -79,7 +84,7 @@ def resampled_average_precision(hits: ScoredHits, resamples: PatientResamples) -
 
 
 def resampled_sensitivities(
-    hits: ScoredHits, rates: Sequence[float], resamples: PatientResamples
+    hits: ScoredHits, rates: Sequence[float], resamples: PatientResamples, *, cells_at_once: int = CELLS_AT_ONCE
 ) -> NDArray[np.float64]:
     """FROC sensitivity at each rate in each resample, float64 (B, F); NaN in resamples without lesions.
 
@@ -93,7 +98,7 @@ def resampled_sensitivities(
     ends = threshold_ends(hits.scores)
     ends = ends[np.diff(np.cumsum(hits.hits)[ends], prepend=0) > 0]
     n_found_by, n_hit_by = _counts_up_to(ends, hits, resamples)
-    for chunk in _chunks(len(values), len(ends)):
+    for chunk in _chunks(len(values), len(ends), cells_at_once):
         weights = resamples.weights[chunk]
         n_missed = weights @ (n_found_by - n_hit_by)
         n_hit = np.zeros((len(weights), len(ends) + 1))
@@ -150,7 +155,7 @@ def _per_resample(per_image: NDArray[Any], resamples: PatientResamples) -> NDArr
 def _counts_up_to(
     rows: NDArray[np.int64], hits: ScoredHits, resamples: PatientResamples
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Each patient's detections, and hits, up to and including each of the given rows; float32 (P, rows) both.
+    """Each patient's detections, and hits, up to and including each given row; float32 (P, rows).
 
     Whole numbers below 2^24, so that float32 products with whole weights are exact whatever the order of summation.
     """
@@ -164,7 +169,7 @@ def _counts_up_to(
     return counts[0], counts[1]
 
 
-def _chunks(n_samples: int, n_rows: int) -> Iterator[slice]:
-    step = max(1, _CELLS_AT_ONCE // max(1, n_rows))
+def _chunks(n_samples: int, n_rows: int, cells_at_once: int) -> Iterator[slice]:
+    step = max(1, cells_at_once // max(1, n_rows))
     for start in range(0, n_samples, step):
         yield slice(start, min(start + step, n_samples))

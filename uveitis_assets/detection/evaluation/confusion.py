@@ -1,8 +1,7 @@
-"""Counts at the operating score: true and false positives per class, and which class is taken for which.
+"""Counts at the operating score: hits and false positives per class, and confusion of classes.
 
 Per-class counts match within the class; the confusion matrix matches without regard to class, so that a lesion found
-under the wrong name shows in its cell instead of as one miss and one false alarm. Sweeping scores is
-the business of ``froc``.
+under the wrong name shows in its cell instead of as one miss and one false alarm. ``froc`` sweeps the scores.
 """
 
 from __future__ import annotations
@@ -36,8 +35,10 @@ class OperatingCounts:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """``matrix`` int64 (C + 1, C + 1): lesions by true class (rows) and found class (columns), in the order of
-    ``category_ids``; the last row holds detections without a lesion, the last column lesions without a detection.
+    """Lesions by true and by found class: ``matrix`` int64 (C + 1, C + 1), true class in rows.
+
+    Classes are in the order of ``category_ids``; the last row holds detections without a lesion, the last column
+    lesions without a detection.
     """
 
     category_ids: tuple[int, ...]

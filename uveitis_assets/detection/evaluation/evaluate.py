@@ -1,7 +1,7 @@
-"""One evaluation of a detector: all metrics of image-level detections against labelled images, in one value.
+"""One evaluation of a detector: all metrics of its detections against labelled images.
 
-It puts the rooms of this package together: matching, COCO AP, FROC, counts and confusion at the operating score, and
-intervals over patients. It draws nothing and writes nothing: see ``figures`` and ``report``.
+Matching, COCO AP, FROC, counts and confusion at the operating score, and intervals over patients; ``figures`` and
+``report`` show them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from uveitis_assets.detection.evaluation.average_precision import (
 )
 from uveitis_assets.detection.evaluation.bootstrap import (
     Interval,
-    PatientResamples,
     bias_corrected_interval,
     patient_resamples,
     percentile_interval,
@@ -52,8 +51,9 @@ from uveitis_assets.detection.inference.detections import Detections, GroundTrut
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """95 % intervals over patients: of the selection AP's mean, of each class's, and of the FROC sensitivities at each
-    rate. None where a metric rests on lesions of fewer than two patients.
+    """95 % intervals over patients, None where a metric rests on lesions of fewer than two patients.
+
+    Of the selection AP's mean, of each class's, and of the FROC sensitivities at each rate.
     """
 
     map_selection: Interval | None
@@ -104,7 +104,7 @@ class Evaluation:
 
     @property
     def map_selection(self) -> float | None:
-        """Mean AP of the configuration's kind of boxes at its selection IoU: by this the best checkpoint is chosen."""
+        """Mean AP of the selected kind of boxes at the selection IoU; it chooses the best checkpoint."""
         return self.average_precision.selection.mean
 
 
@@ -114,7 +114,7 @@ def evaluate_detections(
     categories: Mapping[int, str],
     configuration: EvaluationConfiguration,
 ) -> Evaluation:
-    """Judge detections per image, after merging, against the image's labelled lesions.
+    """Evaluate detections per image, after merging, against the image's labelled lesions.
 
     Args:
         images: labelled images; ``truth`` in px of the global image, ``patient`` names the sampling unit.
@@ -136,13 +136,8 @@ def evaluate_detections(
     ids = sorted(categories)
 
     limit = configuration.max_detections
-    froc_hits, selection_hits = match_images_at(
-        truths,
-        found,
-        ids,
-        iou_thresholds=(configuration.froc_iou, configuration.selection_iou),
-        max_detections=limit,
-    )
+    ious = (configuration.froc_iou, configuration.selection_iou)
+    froc_hits, selection_hits = match_images_at(truths, found, ids, iou_thresholds=ious, max_detections=limit)
     froc = free_response(froc_hits, configuration.froc_fp_per_image)
     average_precision = coco_average_precision(
         truths, found, categories, selection_iou=configuration.selection_iou, max_detections=limit
@@ -151,19 +146,14 @@ def evaluate_detections(
     if configuration.selection == "oriented" and oriented is not None:
         selection_hits = oriented.selection_hits
         average_precision = replace(average_precision, selection=oriented.selection)
-    intervals = None
-    if configuration.bootstrap_samples > 0:
-        resamples = patient_resamples(
-            patients, n_samples=configuration.bootstrap_samples, seed=configuration.bootstrap_seed
-        )
-        intervals = _intervals(
-            selection_hits=selection_hits,
-            froc_hits=froc_hits,
-            selection=average_precision.selection,
-            froc_rates=froc.rates,
-            patients=patients,
-            resamples=resamples,
-        )
+    intervals = _intervals(
+        configuration,
+        selection_hits=selection_hits,
+        froc_hits=froc_hits,
+        selection=average_precision.selection,
+        froc_rates=froc.rates,
+        patients=patients,
+    )
     return Evaluation(
         categories={category: categories[category] for category in ids},
         configuration=configuration,
@@ -190,7 +180,7 @@ def _oriented(
     configuration: EvaluationConfiguration,
 ) -> OrientedAveragePrecision | None:
     possible = any(detections.corners is not None for detections in found) and has_oriented_labels(truths)
-    # A selection that cannot be made is an error, which says what is missing.
+    # A selection that cannot be made is an error that names what is missing.
     if not possible and configuration.selection != "oriented":
         return None
     return oriented_average_precision(
@@ -203,14 +193,19 @@ def _oriented(
 
 
 def _intervals(
+    configuration: EvaluationConfiguration,
     *,
     selection_hits: Mapping[int, ScoredHits],
     froc_hits: Mapping[int, ScoredHits],
     selection: AveragePrecision,
     froc_rates: Sequence[float],
     patients: Sequence[str],
-    resamples: PatientResamples,
-) -> Intervals:
+) -> Intervals | None:
+    if configuration.bootstrap_samples == 0:
+        return None
+    resamples = patient_resamples(
+        patients, n_samples=configuration.bootstrap_samples, seed=configuration.bootstrap_seed
+    )
     pooled = pool(froc_hits.values())
 
     def known(hits: ScoredHits) -> bool:
@@ -260,9 +255,7 @@ def _check(images: Sequence[LabelledImage], detections: Sequence[Detections], ca
     seen: set[str] = set()
     for image, found in zip(images, detections, strict=True):
         if image.image_id in seen:
-            raise ValueError(
-                f"{image.image_id}: stands twice among the images to evaluate; its lesions would count twice"
-            )
+            raise ValueError(f"{image.image_id}: is twice among the images to evaluate; its lesions would count twice")
         seen.add(image.image_id)
         sources: tuple[tuple[str, Detections | GroundTruth], ...] = (("lesions", image.truth), ("detections", found))
         for name, rows in sources:

@@ -1,7 +1,7 @@
 """Figures of an evaluation as PNG bytes: precision-recall, FROC and confusion.
 
-Curves stand in one panel per class: twenty lines in one panel cannot be told apart. The same evaluation gives the same
-bytes. The figures show numbers and compute none.
+Curves stand in one panel per class: twenty lines in one panel cannot be distinguished. The same evaluation gives the
+same bytes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def precision_recall_figure(evaluation: Evaluation) -> bytes:
 
 
 def froc_figure(evaluation: Evaluation) -> bytes:
-    """Sensitivity over false positives per image (logarithmic), pooled and per class, with 95 % intervals as bars.
+    """Sensitivity over false positives per image, pooled and per class; bars are 95 % intervals.
 
     Operating points left of the axis are drawn at its left end; beyond the last one a curve goes on level.
     """
@@ -76,7 +76,10 @@ def froc_figure(evaluation: Evaluation) -> bytes:
 
 
 def confusion_figure(evaluation: Evaluation) -> bytes:
-    """Which class is found as which at the operating score; counts, shaded by their share of the class's lesions."""
+    """Which class is found as which at the operating score.
+
+    Counts, shaded by their share of the class's lesions.
+    """
     matrix = evaluation.confusion.matrix
     shown = np.flatnonzero((matrix.sum(axis=0) + matrix.sum(axis=1) > 0)[:-1]).tolist()
     names = [evaluation.categories[evaluation.confusion.category_ids[index]] for index in shown]

@@ -1,7 +1,4 @@
-"""The best checkpoint of a fold judged on labelled images: report, figures and pictures.
-
-The judgement itself is the business of ``evaluation``; which images are shown to it is decided here.
-"""
+"""Evaluation of a fold's best checkpoint on labelled images: report, figures and pictures."""
 
 from __future__ import annotations
 
@@ -41,7 +38,7 @@ _SHEET_PICTURES = 9
 class FoldEvaluation:
     """An evaluation as it is shown; ``pictures`` are JPEG by name, ``per_class_table`` is Markdown.
 
-    ``split`` says which images were judged; ``numbers`` hold only what exists: an AP without lesions is left out.
+    ``split`` names the images evaluated; ``numbers`` hold only what exists: an AP without lesions is left out.
     """
 
     report: Path
@@ -59,52 +56,54 @@ def evaluate_fold(
     split: Literal["val", "test"],
     device: Device,
 ) -> FoldEvaluation:
-    """Judge the fold's best checkpoint and write ``val_report.json`` (``test_report.json``) and ``figures/``.
+    """Evaluate the fold's best checkpoint and write its report and ``figures/``.
 
-    A lane with ``overfit_images`` is judged on the images that it learned, whatever the split.
+    The report is ``val_report.json`` or ``test_report.json``.
+
+    A lane with ``overfit_images`` is evaluated on the images that it learned, whatever the split.
 
     Raises:
         FileNotFoundError: there is no checkpoint, or no labels; names what to materialize.
         TrainingNotUsableError: the checkpoint is unfinished, was replaced meanwhile, was trained on images that it is
-            to be judged by, or learned other classes.
+            to be evaluated on, or learned other classes.
     """
     weights = fold_weights(store, lane.name, fold)
     # Asked for a second time, the run in use might be another.
     folder = folder_of_best_weights(weights.path)
     device_name = chosen_device(device)
-    judged = _judged_images(store, lane, fold, split)
-    weights.check_categories(judged.categories)
+    evaluated = _evaluated_images(store, lane, fold, split)
+    weights.check_categories(evaluated.categories)
     if not lane.overfit_images:
-        weights.check_never_learned([image.image_id for image in judged.images], f"{split} of fold{fold}")
+        weights.check_never_learned([image.image_id for image in evaluated.images], f"{split} of fold{fold}")
     model = weights.load()
     shown = lane.inference.model_copy(update={"score_threshold": 0.0})
     found = [
         detections
         for _, detections in predict_images(
             [model.to(device_name)],
-            judged.images,
+            evaluated.images,
             shown,
             device=device_name,
             read_tiles=partial(read_tile_pixels, store),
         )
     ]
-    evaluation = evaluate_detections(judged.images, found, judged.categories, lane.evaluation)
+    evaluation = evaluate_detections(evaluated.images, found, evaluated.categories, lane.evaluation)
     report = folder.report_file if split == "val" else folder.test_report_file
     epoch = int(read_lineage(weights.path)["metrics"]["epoch"])
-    content = validation_report(evaluation, best_epoch=epoch, fingerprint=judged.fingerprint)
+    content = validation_report(evaluation, best_epoch=epoch, fingerprint=evaluated.fingerprint)
     figures = {
         "FROC": froc_figure(evaluation),
         "precision and recall": precision_recall_figure(evaluation),
         "confusion": confusion_figure(evaluation),
     }
     pictures = {name: png_as_jpeg(png) for name, png in figures.items()}
-    pictures["preview"] = _sheet(lane, judged.images, found, judged.categories, store)
+    pictures["preview"] = _sheet(lane, evaluated.images, found, evaluated.categories, store)
     # A training that finished meanwhile has put its own report there. Last of all, because the figures take seconds.
     weights.check_unchanged()
-    write_json(report, {**content, "checkpoint": weights.digest, "split": judged.split})
+    write_json(report, {**content, "checkpoint": weights.digest, "split": evaluated.split})
     for name, png in figures.items():
         write_bytes(folder.figures_folder / f"{split}_{name.replace(' ', '_').lower()}.png", png)
-    return FoldEvaluation(report, judged.split, _numbers(evaluation), _per_class_table(evaluation), pictures)
+    return FoldEvaluation(report, evaluated.split, _numbers(evaluation), _per_class_table(evaluation), pictures)
 
 
 def reported_map_50(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> float | None:
@@ -116,7 +115,7 @@ def reported_map_50(store: ArtefactStore, lane: DetectorLaneConfiguration, fold:
     return value
 
 
-def _judged_images(
+def _evaluated_images(
     store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int, split: Literal["val", "test"]
 ) -> LabelledSplit:
     if lane.overfit_images:

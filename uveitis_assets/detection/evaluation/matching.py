@@ -4,7 +4,7 @@ The rule is COCO's greedy one: detections take their turn from the best score do
 highest overlap that is still free, if the overlap reaches the threshold. A lesion is hit once; a second detection on
 it may take another lesion that it overlaps enough, else it is a false positive. What a detection is matched to depends
 on better-scored detections only, so one pass serves every score threshold at once. The overlap is a function of its
-own: boxes here, rotated boxes elsewhere. It computes no metric.
+own: boxes here, rotated boxes elsewhere.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Overlap = Callable[[Detections, GroundTruth], NDArray[np.float64]]
 
 @dataclass(frozen=True, slots=True)
 class ScoredHits:
-    """All detections of one class (or of all classes pooled), best score first, and whether each hit a lesion.
+    """Detections of one class (or all classes pooled), best score first, and whether each hit a lesion.
 
     ``scores`` float32 (N,), descending; ``hits`` bool (N,); ``images`` int64 (N,), the image's index; ``lesions``
     int64 (I,), the number of labelled lesions in each image, images without any included.
@@ -136,7 +136,7 @@ def pool(hits: Iterable[ScoredHits]) -> ScoredHits:
 
 
 def best_first(detections: Detections) -> Detections:
-    """The same detections, best score first; equal scores stand in the order of label and box, whatever came in."""
+    """The same detections, best score first; equal scores are ordered by label and box."""
     coordinates = detections.boxes if detections.corners is None else _with_corners(detections)
     keys = [*coordinates.T[::-1], detections.labels, -detections.scores]
     return detections.select(np.lexsort(keys))

@@ -1,9 +1,9 @@
-"""Average precision of oriented detections against oriented labels: COCO's rules with the overlap of rotated boxes.
+"""Average precision of oriented detections: COCO's rules with the overlap of rotated boxes.
 
 Matching is that of ``matching``, the 101-point average that of ``average_precision``; only the overlap differs, so on
-axis-aligned rectangles the numbers are COCO's. It judges rectangles: the labels are hand-drawn quadrilaterals that fill
-80 % (median) of the smallest rectangle around them, so against the drawn outlines a perfect rectangle would fail every
-IoU above that, and a score would tell how roughly somebody clicked.
+axis-aligned rectangles the numbers are COCO's. It compares rectangles: the labels are hand-drawn quadrilaterals that
+fill 80 % (median) of the smallest rectangle around them, so against the drawn outlines a perfect rectangle would fail
+every IoU above that, and the score would measure how roughly a label was drawn.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from uveitis_assets.detection.inference.detections import Detections, GroundTrut
 
 @dataclass(frozen=True, slots=True)
 class OrientedAveragePrecision:
-    """AP of rotated boxes at IoU 0.3 (for lax labels), at 0.5, averaged over 0.5, 0.55 .. 0.95, and at the selection
-    IoU, with the hits there."""
+    """AP of rotated boxes at IoU 0.3, 0.5, averaged over 0.5, 0.55 .. 0.95, and at the selection IoU.
+
+    The hits are those at the selection IoU.
+    """
 
     iou_30: AveragePrecision
     iou_50: AveragePrecision
@@ -44,7 +46,7 @@ def oriented_average_precision(
     selection_iou: float,
     max_detections: int,
 ) -> OrientedAveragePrecision:
-    """Judge ``corners`` against ``corners``, image by image and class by class.
+    """AP of ``corners`` against ``corners``, matched image by image and class by class.
 
     Args:
         truths: lesions per image, corners in px; taken as the minimum-area rectangles around them.
@@ -54,8 +56,8 @@ def oriented_average_precision(
         max_detections: best-scored detections per image and class that count.
 
     Raises:
-        ValueError: detections or lesions without oriented boxes: axis-aligned boxes would be judged as if they were
-            oriented. ``has_oriented_labels`` says beforehand whether the lesions have them.
+        ValueError: detections or lesions without oriented boxes: axis-aligned boxes would count as
+            oriented. ``has_oriented_labels`` tests beforehand whether the lesions have them.
     """
     thresholds = [0.3, *STRICT_IOUS.tolist(), selection_iou]
     ids = sorted(category_ids)
@@ -94,7 +96,7 @@ def _hits(
         if missing:
             raise ValueError(
                 f"image {number}: expected an oriented box for each of {len(truth)} lesions, found {missing} without; "
-                "judge this split by its axis-aligned boxes"
+                "evaluate this split by its axis-aligned boxes"
             )
     return match_images_at(
         [as_rectangles(truth) for truth in truths],

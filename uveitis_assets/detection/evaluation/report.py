@@ -1,8 +1,8 @@
-"""An evaluation as the JSON of val_report.json: the earlier scripts' keys with honest values, and what they lacked.
+"""An evaluation as the JSON of val_report.json: the earlier scripts' keys, and what they lacked.
 
 The earlier keys keep their names, but ``mAP_proxy`` holds the image-level AP by which the best checkpoint was chosen
 (not mean precision times recall), sensitivities are a true FROC's, and false positives are per image (not per tile).
-What does not exist, such as the recall of a class without lesions, is null, never 0 or NaN. It writes no file.
+What does not exist, such as the recall of a class without lesions, is null, never 0 or NaN.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def validation_report(evaluation: Evaluation, *, best_epoch: int, fingerprint: s
 
 
 def validation_metrics(evaluation: Evaluation) -> dict[str, Any]:
-    """The earlier scripts' ``val_metrics``: counts at the operating score, FROC sensitivities, and the selection AP."""
+    """The earlier scripts' ``val_metrics``: counts, FROC sensitivities and the selection AP."""
     return {
         "per_class": {
             str(category): {

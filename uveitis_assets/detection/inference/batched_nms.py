@@ -1,9 +1,9 @@
-"""Non-maximum suppression of many images and categories at once, equal to the greedy loop over each of them.
+"""Non-maximum suppression of many images and categories at once, equal to the greedy loop.
 
 Overlapping pairs are found by sweeping along x; which of them suppress each other is then settled for all groups
-together, from the best detections downwards. It works on columns of numbers and knows no tiles. In NumPy, because
-merging runs on the CPU on the columns of many images; the networks' own suppression stays in torch on their device
-(``models.class_wise_nms``, and ``models.rotated_boxes`` with a sweep of the same kind).
+together, from the best detections downwards. In NumPy, for merging on the CPU: suppressing each image and class with
+torchvision takes eight times as long (``benchmarks/merging.py``). Networks suppress in torch on their device
+(``models.per_class_nms``, and ``models.rotated_boxes`` with a sweep of the same kind).
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 Rows = NDArray[np.int64]
 
 # Candidate pairs looked at together: 8 columns of them take about 250 MB.
-_PAIRS_PER_CHUNK = 1 << 22
+PAIRS_PER_CHUNK = 1 << 22
 # More than float64 loses on an axis of a million groups.
 _AXIS_NOISE_PX = 1e-3
 
 
-def nms_in_groups(boxes: NDArray[np.float64], groups: Rows, iou: float) -> NDArray[np.bool_]:
-    """Greedy non-maximum suppression inside every group: a box goes when a kept better one has more than ``iou``.
+def batched_nms(boxes: NDArray[np.float64], groups: Rows, iou: float) -> NDArray[np.bool_]:
+    """Greedy non-maximum suppression inside every group.
+
+    A box is removed when a kept better one overlaps it by more than ``iou``.
 
     Args:
         boxes: float64 (N, 4), x0 y0 x1 y1, in every group best first.
@@ -41,7 +43,7 @@ def nms_in_groups(boxes: NDArray[np.float64], groups: Rows, iou: float) -> NDArr
 
 
 def _suppressed(n: int, pairs: list[tuple[Rows, Rows]]) -> NDArray[np.bool_]:
-    """Settle conflicts greedily from the first row on: what a kept row conflicts with goes; mask of kept rows.
+    """Mask of rows kept when each kept row removes the later rows it conflicts with.
 
     A row is kept once every better row it conflicts with has gone, so each round settles at least the best open row
     of every group; rounds are as many as the longest chain of decisions, a handful in practice.
@@ -60,12 +62,15 @@ def _suppressed(n: int, pairs: list[tuple[Rows, Rows]]) -> NDArray[np.bool_]:
     return ~gone
 
 
-def overlapping_pairs(boxes: NDArray[np.float64], groups: Rows) -> Iterator[tuple[Rows, Rows]]:
+def overlapping_pairs(
+    boxes: NDArray[np.float64], groups: Rows, *, pairs_per_chunk: int = PAIRS_PER_CHUNK
+) -> Iterator[tuple[Rows, Rows]]:
     """Pairs of rows of one group whose boxes share some area, each pair once, in chunks of bounded size.
 
     Args:
         boxes: float64 (N, 4), x0 y0 x1 y1.
         groups: int64 (N,), not negative.
+        pairs_per_chunk: candidate pairs looked at together.
     """
     if not len(boxes):
         return
@@ -80,7 +85,7 @@ def overlapping_pairs(boxes: NDArray[np.float64], groups: Rows) -> Iterator[tupl
     ends = np.cumsum(counts)
     start = 0
     while start < len(order):
-        stop = int(np.searchsorted(ends, (ends[start - 1] if start else 0) + _PAIRS_PER_CHUNK, side="right"))
+        stop = int(np.searchsorted(ends, (ends[start - 1] if start else 0) + pairs_per_chunk, side="right"))
         stop = max(stop, start + 1)
         of_rows = counts[start:stop]
         first = np.repeat(np.arange(start, stop), of_rows)

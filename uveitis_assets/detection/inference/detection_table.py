@@ -1,7 +1,7 @@
-"""Detections of many images as one set of columns, in the frame that the tiles were cut from, and back again.
+"""Detections of many images as one set of columns in the tiling frame, and back again.
 
-Merging works on these columns, so that a thousand images cost a few NumPy calls and not a thousand. It knows where
-tiles lie and how to clip and map boxes; it compares no boxes.
+Merging works on these columns, so that a thousand images cost a few NumPy calls and not a thousand. Boxes are
+shifted, clipped and mapped here, and compared elsewhere.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from uveitis_assets.imaging.geometry import ImageFrames
 
 
 @dataclass(frozen=True, slots=True)
-class DetectionBatch:
-    """Rows are detections; ``boxes`` float64 (N, 4) and ``corners`` float64 (N, 4, 2) or None in tiling px.
+class DetectionTable:
+    """Detections of many images as columns, one row each, in tiling px.
+
+    ``boxes`` float64 (N, 4), ``corners`` float64 (N, 4, 2) or None.
 
     ``scores`` float64 (N,), ``labels`` int64 (N,), ``images`` int64 (N,): position of the image. ``tiles`` int64 (N,):
     row of ``windows`` float64 (n_tiles, 4), the box of the tile that a detection comes from. ``sizes`` float64
@@ -37,10 +39,10 @@ class DetectionBatch:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def select(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> DetectionBatch:
+    def select(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> DetectionTable:
         """The given rows (indices or a mask), in that order."""
         corners = None if self.corners is None else self.corners[rows]
-        return DetectionBatch(
+        return DetectionTable(
             self.boxes[rows],
             self.scores[rows],
             self.labels[rows],
@@ -57,8 +59,8 @@ class DetectionBatch:
             return np.zeros(0, np.int64)
         return self.images * (int(self.labels.max()) + 1) + self.labels
 
-    def best_first(self) -> DetectionBatch:
-        """Rows by image, then score, best first; ties by category, then by the box, so that no input order matters."""
+    def best_first(self) -> DetectionTable:
+        """Rows by image, then score, best first; ties by category, then by box."""
         # One key for both: images lie 2 apart and scores within 1.
         key = 2.0 * self.images - self.scores
         order = np.argsort(key).astype(np.int64)
@@ -74,7 +76,7 @@ class DetectionBatch:
         return self.select(order)
 
 
-def join_tiles(frames: Sequence[ImageFrames], tile_detections: Sequence[Sequence[Detections]]) -> DetectionBatch:
+def join_tiles(frames: Sequence[ImageFrames], tile_detections: Sequence[Sequence[Detections]]) -> DetectionTable:
     """Shift the detections of each image's tiles to where the tiles lie.
 
     Args:
@@ -102,7 +104,7 @@ def join_tiles(frames: Sequence[ImageFrames], tile_detections: Sequence[Sequence
     boxes = joined.boxes.astype(np.float64)
     boxes[:, :2] += shift
     boxes[:, 2:] += shift
-    return DetectionBatch(
+    return DetectionTable(
         boxes=boxes,
         scores=joined.scores.astype(np.float64),
         labels=joined.labels,
@@ -114,7 +116,7 @@ def join_tiles(frames: Sequence[ImageFrames], tile_detections: Sequence[Sequence
     )
 
 
-def join_images(images: Sequence[Sequence[Detections]], sizes: Sequence[tuple[int, int]]) -> DetectionBatch:
+def join_images(images: Sequence[Sequence[Detections]], sizes: Sequence[tuple[int, int]]) -> DetectionTable:
     """Pool several detectors' detections of the same images; each image's whole frame is the window.
 
     Args:
@@ -126,7 +128,7 @@ def join_images(images: Sequence[Sequence[Detections]], sizes: Sequence[tuple[in
     numbers = np.tile(np.arange(len(sizes), dtype=np.int64), len(images))
     rows = np.repeat(numbers, [len(part) for part in parts])
     frame_sizes = np.array(sizes, np.float64).reshape(-1, 2)
-    return DetectionBatch(
+    return DetectionTable(
         boxes=joined.boxes.astype(np.float64),
         scores=joined.scores.astype(np.float64),
         labels=joined.labels,
@@ -138,30 +140,30 @@ def join_images(images: Sequence[Sequence[Detections]], sizes: Sequence[tuple[in
     )
 
 
-def to_global(batch: DetectionBatch, frames: Sequence[ImageFrames]) -> list[Detections]:
-    """Clip merged detections, which come best first, to their tiling frame, map them to global px, split them by image.
+def to_global(table: DetectionTable, frames: Sequence[ImageFrames]) -> list[Detections]:
+    """Split merged detections, best first, by image: clipped to the tiling frame, mapped to global px.
 
     Boxes that show nothing of the crop, only the black margin of the global image, are left out. Corners are mapped
     but not clipped: a clipped oriented box is none.
     """
     scale, offset = _tiling_to_global(frames)
     content = np.array([_crop_in_global(image_frames) for image_frames in frames], np.float64).reshape(-1, 4)
-    size, window = batch.sizes[batch.images], content[batch.images]
-    boxes = np.empty_like(batch.boxes)
+    size, window = table.sizes[table.images], content[table.images]
+    boxes = np.empty_like(table.boxes)
     for side in range(4):
         axis = side % 2
-        boxes[:, side] = np.clip(batch.boxes[:, side], 0.0, size[:, axis])
-        boxes[:, side] = boxes[:, side] * scale[batch.images] + offset[batch.images, axis]
+        boxes[:, side] = np.clip(table.boxes[:, side], 0.0, size[:, axis])
+        boxes[:, side] = boxes[:, side] * scale[table.images] + offset[table.images, axis]
     width = np.minimum(boxes[:, 2], window[:, 2]) - np.maximum(boxes[:, 0], window[:, 0])
     height = np.minimum(boxes[:, 3], window[:, 3]) - np.maximum(boxes[:, 1], window[:, 1])
     rows = np.flatnonzero((width > 0) & (height > 0))
     corners = None
-    if batch.corners is not None:
-        corners = batch.corners * scale[batch.images, None, None] + offset[batch.images][:, None]
-    counts = np.bincount(batch.images[rows], minlength=len(frames))
+    if table.corners is not None:
+        corners = table.corners * scale[table.images, None, None] + offset[table.images][:, None]
+    counts = np.bincount(table.images[rows], minlength=len(frames))
     ends = np.cumsum(counts)
-    boxes32, scores32 = boxes[rows].astype(np.float32), batch.scores[rows].astype(np.float32)
-    labels = batch.labels[rows]
+    boxes32, scores32 = boxes[rows].astype(np.float32), table.scores[rows].astype(np.float32)
+    labels = table.labels[rows]
     corners32 = None if corners is None else corners[rows].astype(np.float32)
     return [
         Detections(
@@ -194,7 +196,7 @@ def _joined(parts: Sequence[Detections]) -> Detections:
 
 
 def _tiling_to_global(frames: Sequence[ImageFrames]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scale (n,) and offset (n, 2) of each image's map from tiling to global px; the scale is the same for x and y."""
+    """Scale (n,) and offset (n, 2) of each image's map from tiling to global px."""
     scale = np.ones(len(frames))
     offset = np.zeros((len(frames), 2))
     for position, image_frames in enumerate(frames):

@@ -1,7 +1,6 @@
-"""Detections and ground truth of one image or tile: columnar, NumPy, one type each for every room of this package.
+"""Detections and ground truth of one image or tile, as NumPy columns.
 
-Convention: pixel edges (see ``fundus.geometry``); the frame (tile, global or raw) is said where a value is made. It
-holds numbers and picks rows; it reads no files and knows no models.
+Convention: pixel edges (see ``imaging.geometry``); the frame (tile, global or raw) is documented where a value is made.
 """
 
 from __future__ import annotations

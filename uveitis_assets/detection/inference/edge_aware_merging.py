@@ -6,12 +6,12 @@ cut and they agree on what both tiles see: both are clipped to the tiles' common
 the merging IoU. Tiles that only touch share their seam, widened by a margin, so that pieces are compared along it.
 Each finding takes at most its best partner in every other tile, and only if that one takes it too; chains of partners
 are one lesion. Its box is that of its best complete finding when one covers the whole chain, else the box around all
-pieces. Cut pieces that found no partner but lie almost wholly inside a larger box go. What is left passes class-wise
+pieces. Cut pieces that found no partner but lie almost wholly inside a larger box go. What is left passes per-class
 non-maximum suppression.
 
 Weak pieces, down to half the score threshold, may complete a lesion but make none; partners score at least a fifth of
-each other, so that the answer hardly depends on the threshold. It works on columns of many images
-at once and reads no files.
+each other, so that the answer hardly depends on the threshold. It works on columns of many images at once and reads no
+files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uveitis_assets.detection.inference.batched_nms import box_areas, overlapping_pairs, pair_intersection, pair_iou
-from uveitis_assets.detection.inference.detection_table import DetectionBatch
+from uveitis_assets.detection.inference.detection_table import DetectionTable
 
 Rows = NDArray[np.int64]
 
@@ -38,47 +38,47 @@ PIECE_SCORE_SHARE = 0.5
 _WEAKEST_PARTNER = 0.2
 
 
-def join_cut_boxes(batch: DetectionBatch, *, iou: float, score_threshold: float) -> DetectionBatch:
+def join_cut_boxes(table: DetectionTable, *, iou: float, score_threshold: float) -> DetectionTable:
     """Join the pieces of lesions that tiles' edges cut, and remove pieces that a whole box already holds.
 
     Args:
-        batch: detections of tiles, tiling px, down to half the score threshold.
+        table: detections of tiles, tiling px, down to half the score threshold.
         iou: agreement, as intersection over union in the tiles' common area, from which two findings are one.
         score_threshold: lesions whose best finding is below are left out.
 
     Returns:
-        One row per lesion and complete duplicate, best first, for suppression; a joined row bears its best finding's
+        One row per lesion and complete duplicate, best first, for suppression; a joined row has its best finding's
         score and the tile of that finding.
     """
-    batch = batch.best_first()
-    cut = _cut_sides(batch)
-    lesion = _connected(len(batch), *_partners(batch, cut, iou))
-    joined, still_cut = _whole_boxes(batch, cut, lesion, iou)
+    table = table.best_first()
+    cut = _cut_sides(table)
+    lesion = _connected(len(table), *_partners(table, cut, iou))
+    joined, still_cut = _whole_boxes(table, cut, lesion, iou)
     confident = joined.scores.astype(np.float32) >= np.float32(score_threshold)
     joined, still_cut = joined.select(confident), still_cut[confident]
     return joined.select(~_inside_larger(joined, still_cut))
 
 
-def _cut_sides(batch: DetectionBatch) -> NDArray[np.bool_]:
-    """Which sides (N, 4), left, top, right, bottom, lie at an edge of the tile that is not one of the image."""
-    windows = batch.windows[batch.tiles]
-    inner = np.hstack([windows[:, :2] > 0, windows[:, 2:] < batch.sizes[batch.images]])
-    distance = np.hstack([batch.boxes[:, :2] - windows[:, :2], windows[:, 2:] - batch.boxes[:, 2:]])
+def _cut_sides(table: DetectionTable) -> NDArray[np.bool_]:
+    """Which sides (N, 4), left, top, right, bottom, lie at a tile's inner edge."""
+    windows = table.windows[table.tiles]
+    inner = np.hstack([windows[:, :2] > 0, windows[:, 2:] < table.sizes[table.images]])
+    distance = np.hstack([table.boxes[:, :2] - windows[:, :2], windows[:, 2:] - table.boxes[:, 2:]])
     sides: NDArray[np.bool_] = inner & (distance <= _EDGE_TOLERANCE_PX)
     return sides
 
 
-def _partners(batch: DetectionBatch, cut: NDArray[np.bool_], iou: float) -> tuple[Rows, Rows]:
+def _partners(table: DetectionTable, cut: NDArray[np.bool_], iou: float) -> tuple[Rows, Rows]:
     """Pairs of rows that belong to one lesion by the module's rule."""
     margin = np.array([-_MARGIN_PX, -_MARGIN_PX, _MARGIN_PX, _MARGIN_PX])
-    boxes, windows = batch.boxes + margin, (batch.windows + margin)[batch.tiles]
+    boxes, windows = table.boxes + margin, (table.windows + margin)[table.tiles]
     any_cut: NDArray[np.bool_] = np.asarray(cut.any(axis=1))
-    tiles = batch.tiles
+    tiles = table.tiles
     firsts, seconds, agreements = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
-    for first, second in overlapping_pairs(boxes, batch.groups()):
+    for first, second in overlapping_pairs(boxes, table.groups()):
         possible = (tiles[first] != tiles[second]) & (any_cut[first] | any_cut[second])
-        weaker = np.minimum(batch.scores[first], batch.scores[second])
-        possible &= weaker >= _WEAKEST_PARTNER * np.maximum(batch.scores[first], batch.scores[second])
+        weaker = np.minimum(table.scores[first], table.scores[second])
+        possible &= weaker >= _WEAKEST_PARTNER * np.maximum(table.scores[first], table.scores[second])
         one, other = first[possible], second[possible]
         common = np.hstack(
             [
@@ -114,7 +114,7 @@ def _best_of(row: Rows, tile: Rows, partner: Rows, agreement: NDArray[np.float64
 
 
 def _connected(n: int, first: Rows, second: Rows) -> Rows:
-    """For every row the lowest row that a chain of pairs connects it with, that is, the best finding of its lesion."""
+    """For every row the lowest row of its chain of pairs, that is, the best finding of its lesion."""
     lowest = np.arange(n, dtype=np.int64)
     while True:
         before = lowest.copy()
@@ -127,8 +127,8 @@ def _connected(n: int, first: Rows, second: Rows) -> Rows:
 
 
 def _whole_boxes(
-    batch: DetectionBatch, cut: NDArray[np.bool_], lesion: Rows, iou: float
-) -> tuple[DetectionBatch, NDArray[np.bool_]]:
+    table: DetectionTable, cut: NDArray[np.bool_], lesion: Rows, iou: float
+) -> tuple[DetectionTable, NDArray[np.bool_]]:
     """One row per lesion, and whether its box still ends at a seam."""
     heads, number = np.unique(lesion, return_inverse=True)
     number = number.reshape(-1)
@@ -136,45 +136,45 @@ def _whole_boxes(
     # Low sides are minima, high sides maxima: negated, all are minima.
     signs = np.array([1.0, 1.0, -1.0, -1.0])
     around = np.full((n, 4), np.inf)
-    np.minimum.at(around, number, batch.boxes * signs)
+    np.minimum.at(around, number, table.boxes * signs)
     around *= signs
     whole_side = np.zeros((n, 4), np.bool_)
-    at_rim = ~cut & (np.abs(batch.boxes - around[number]) <= _EDGE_TOLERANCE_PX)
+    at_rim = ~cut & (np.abs(table.boxes - around[number]) <= _EDGE_TOLERANCE_PX)
     np.logical_or.at(whole_side, number, at_rim)
 
-    complete = np.full(n, len(batch), np.int64)
+    complete = np.full(n, len(table), np.int64)
     rows = np.flatnonzero(~cut.any(axis=1))
     np.minimum.at(complete, number[rows], rows)
-    has = np.flatnonzero(complete < len(batch))
-    both = np.concatenate([batch.boxes[complete[has]], around[has]])
+    has = np.flatnonzero(complete < len(table))
+    both = np.concatenate([table.boxes[complete[has]], around[has]])
     covers = pair_iou(both, np.arange(len(has)), np.arange(len(has)) + len(has)) >= iou
     source = heads.copy()
     source[has[covers]] = complete[has[covers]]
 
     boxes = around.copy()
-    boxes[has[covers]] = batch.boxes[source[has[covers]]]
+    boxes[has[covers]] = table.boxes[source[has[covers]]]
     whole_side[has[covers]] = True
-    joined = batch.select(heads)
+    joined = table.select(heads)
     corners = None
-    if batch.corners is not None:
-        corners = batch.corners[source].copy()
+    if table.corners is not None:
+        corners = table.corners[source].copy()
         n_pieces = np.bincount(number, minlength=n)
         around_pieces = np.setdiff1d(np.flatnonzero(n_pieces > 1), has[covers])
         for which in around_pieces.tolist():
-            points = batch.corners[number == which].reshape(-1, 2).astype(np.float32)
+            points = table.corners[number == which].reshape(-1, 2).astype(np.float32)
             corners[which] = cv2.boxPoints(cv2.minAreaRect(points))
     still_cut: NDArray[np.bool_] = np.logical_not(np.all(whole_side, axis=1))
     return replace(joined, boxes=boxes, corners=corners), still_cut
 
 
-def _inside_larger(batch: DetectionBatch, still_cut: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _inside_larger(table: DetectionTable, still_cut: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Mask of boxes that end at a seam and lie almost wholly inside a larger box of their category."""
-    areas = box_areas(batch.boxes)
-    gone = np.zeros(len(batch), np.bool_)
-    for pair in overlapping_pairs(batch.boxes, batch.groups()):
+    areas = box_areas(table.boxes)
+    gone = np.zeros(len(table), np.bool_)
+    for pair in overlapping_pairs(table.boxes, table.groups()):
         for piece, other in (pair, pair[::-1]):
             candidate = still_cut[piece] & (areas[other] > areas[piece])
             one, larger = piece[candidate], other[candidate]
-            shared = pair_intersection(batch.boxes[one], batch.boxes[larger])
+            shared = pair_intersection(table.boxes[one], table.boxes[larger])
             gone[one[shared >= _INSIDE_SHARE * areas[one]]] = True
     return gone

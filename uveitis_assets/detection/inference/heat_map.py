@@ -1,8 +1,8 @@
-"""Lesion heat maps: how sure the detector is, place by place, on a scale that is the same for every image.
+"""Lesion heat maps: the detector's confidence place by place, on one scale for all images.
 
 A detection spreads its score over its box (or oriented box) as a smooth hill; where hills meet, they join as
 independent witnesses, 1 - (1 - a)(1 - b), so that values stay between 0 and 1 and two images can be compared: nothing
-is stretched to an image's own maximum. It reads and writes no files.
+is stretched to an image's own maximum.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def heat_map(detections: Detections, size: tuple[int, int]) -> NDArray[np.float3
 def draw_heat_map(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Lay a heat map over an RGB image (H, W, 3), with the scale at its right edge; returns a new image."""
     colors = _color_table()[np.clip(np.rint(heat * 255), 0, 255).astype(np.uint8)].astype(np.float32)
-    # Faint values show faintly and still say where they are.
+    # Faint values show faintly, but still show.
     opacity = (_LARGEST_OPACITY * np.sqrt(np.clip(heat, 0.0, 1.0)))[..., None]
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB).astype(np.float32)
     blended = np.rint(grey * (1.0 - opacity) + colors * opacity).astype(np.uint8)

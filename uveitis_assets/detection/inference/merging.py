@@ -1,16 +1,16 @@
-"""Merging the detections of an image's tiles into the image's, and those of several detectors into one answer.
+"""Merges the detections of an image's tiles, and the answers of several detectors.
 
-A small table says which function does it:
+The configuration chooses the way:
 
-- ``nms``, the default, is the earlier scripts' way: score threshold, boxes shifted to where their tile lies, class-wise
-  non-maximum suppression;
+- ``nms``, the default, is the earlier scripts' way: score threshold, boxes shifted to where their tile lies,
+  non-maximum suppression per class;
 - ``edge_aware`` joins the pieces of lesions that tiles' edges cut before it suppresses duplicates;
 - ``weighted_box_fusion`` averages what overlaps.
 
 Oriented detections are suppressed by the overlap of their rotated boxes; they cannot be averaged. Several detectors
 are merged tile by tile each on its own; their images' answers are then suppressed among each other (``nms``) or
 averaged (the others), where a score falls with the number of detectors that did not find the lesion. Everything works
-on many images at once. It runs no network and reads no files.
+on many images at once.
 """
 
 from __future__ import annotations
@@ -21,21 +21,14 @@ from dataclasses import replace
 import numpy as np
 
 from uveitis_assets.detection.configuration import InferenceConfiguration
-from uveitis_assets.detection.inference.batched_nms import nms_in_groups
-from uveitis_assets.detection.inference.detection_table import DetectionBatch, join_images, join_tiles, to_global
+from uveitis_assets.detection.inference.batched_nms import batched_nms
+from uveitis_assets.detection.inference.detection_table import DetectionTable, join_images, join_tiles, to_global
 from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets.detection.inference.edge_aware_merging import PIECE_SCORE_SHARE, join_cut_boxes
 from uveitis_assets.detection.inference.weighted_box_fusion import fuse_boxes
 from uveitis_assets.imaging.geometry import ImageFrames
 
-Merge = Callable[[DetectionBatch, InferenceConfiguration], DetectionBatch]
-
-
-def merge_image(
-    frames: ImageFrames, tile_detections: Sequence[Detections], configuration: InferenceConfiguration
-) -> Detections:
-    """Merge one image's tiles; see ``merge_images``."""
-    return merge_images([frames], [tile_detections], configuration)[0]
+Merge = Callable[[DetectionTable, InferenceConfiguration], DetectionTable]
 
 
 def merge_images(
@@ -58,8 +51,8 @@ def merge_images(
         ValueError: numbers of tiles differ; oriented and axis-aligned detections are mixed; oriented detections are
             to be averaged.
     """
-    batch = join_tiles(frames, tile_detections)
-    merged = _MERGES[configuration.merge](batch, configuration)
+    table = join_tiles(frames, tile_detections)
+    merged = _MERGES[configuration.merge](table, configuration)
     return to_global(_at_least(merged, configuration.score_threshold), frames)
 
 
@@ -81,46 +74,46 @@ def fuse_detectors(
     if len(detections) == 1:
         return list(detections[0])
     in_global = [replace(image_frames, frame="global", tiles=()) for image_frames in frames]
-    batch = join_images(detections, [image_frames.tiling_size for image_frames in in_global])
-    if configuration.merge == "nms" or batch.corners is not None:
-        merged = _suppressed(batch, configuration.merge_iou)
+    table = join_images(detections, [image_frames.tiling_size for image_frames in in_global])
+    if configuration.merge == "nms" or table.corners is not None:
+        merged = _suppressed(table, configuration.merge_iou)
     else:
-        merged = fuse_boxes(batch, iou=configuration.merge_iou, n_models=len(detections))
+        merged = fuse_boxes(table, iou=configuration.merge_iou, n_models=len(detections))
     return to_global(_at_least(merged, configuration.score_threshold), in_global)
 
 
-def _nms(batch: DetectionBatch, configuration: InferenceConfiguration) -> DetectionBatch:
-    return _suppressed(_at_least(batch, configuration.score_threshold), configuration.merge_iou)
+def _nms(table: DetectionTable, configuration: InferenceConfiguration) -> DetectionTable:
+    return _suppressed(_at_least(table, configuration.score_threshold), configuration.merge_iou)
 
 
-def _edge_aware(batch: DetectionBatch, configuration: InferenceConfiguration) -> DetectionBatch:
-    pieces = _at_least(batch, configuration.score_threshold * PIECE_SCORE_SHARE)
+def _edge_aware(table: DetectionTable, configuration: InferenceConfiguration) -> DetectionTable:
+    pieces = _at_least(table, configuration.score_threshold * PIECE_SCORE_SHARE)
     whole = join_cut_boxes(pieces, iou=configuration.merge_iou, score_threshold=configuration.score_threshold)
     return _suppressed(whole, configuration.merge_iou)
 
 
-def _weighted_box_fusion(batch: DetectionBatch, configuration: InferenceConfiguration) -> DetectionBatch:
-    confident = _at_least(batch, configuration.score_threshold)
+def _weighted_box_fusion(table: DetectionTable, configuration: InferenceConfiguration) -> DetectionTable:
+    confident = _at_least(table, configuration.score_threshold)
     # Tiles are no models: most lesions are seen by one tile only, and that is no reason for doubt.
     return fuse_boxes(confident, iou=configuration.merge_iou, n_models=1)
 
 
-def _suppressed(batch: DetectionBatch, iou: float) -> DetectionBatch:
-    ranked = batch.best_first()
+def _suppressed(table: DetectionTable, iou: float) -> DetectionTable:
+    ranked = table.best_first()
     if ranked.corners is None:
-        return ranked.select(nms_in_groups(ranked.boxes, ranked.groups(), iou))
+        return ranked.select(batched_nms(ranked.boxes, ranked.groups(), iou))
     import torch
 
     from uveitis_assets.detection.models.rotated_boxes import rotated_nms
 
     corners, scores, groups = (torch.from_numpy(part) for part in (ranked.corners, ranked.scores, ranked.groups()))
-    # Of equal scores the earlier row wins there too; the rows stay in their order.
+    # Of equal scores the first row wins there too; the rows stay in their order.
     return ranked.select(np.sort(rotated_nms(corners, scores, groups, iou).numpy()))
 
 
-def _at_least(batch: DetectionBatch, score: float) -> DetectionBatch:
+def _at_least(table: DetectionTable, score: float) -> DetectionTable:
     # Networks give float32: the float32 next to 0.7 counts as 0.7.
-    return batch.select(batch.scores.astype(np.float32) >= np.float32(score))
+    return table.select(table.scores.astype(np.float32) >= np.float32(score))
 
 
 _MERGES: dict[str, Merge] = {"nms": _nms, "edge_aware": _edge_aware, "weighted_box_fusion": _weighted_box_fusion}

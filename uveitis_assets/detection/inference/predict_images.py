@@ -1,7 +1,7 @@
-"""Detections of many images, one after the other: tiles are read ahead, detected across images, merged and handed on.
+"""Detections of many images, one after the other: read ahead, detected across images, merged.
 
 Memory is bounded: a window of a few batches is in work while the next one is being read. Nothing is written here;
-``prediction_batch`` writes files and remembers what is done.
+``prediction_batch`` writes files and records what is done.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def predict_images(
 ) -> Iterator[tuple[Image, Detections]]:
     """Detect lesions in images, in the order given.
 
-    The result for an image does not depend on the images beside it (``tile_inference`` says how far). For judging a
+    The result for an image does not depend on the images beside it (``tile_inference`` defines how far). To evaluate a
     detector, pass a copy of the configuration with a ``score_threshold`` near 0: AP wants the weak detections too.
 
     Args:
@@ -51,7 +51,7 @@ def predict_images(
         read_tiles: returns an image's tiles as uint8 RGB (H, W, 3), in the order of its frames; called in threads.
             None reads the PNG files of ``image.tiles``.
         readers: threads that read tiles ahead.
-        on_unreadable: told of an image whose tiles cannot be read, which is then passed over; None: that is an error.
+        on_unreadable: called with an image whose tiles cannot be read, which is then left out; None: an error.
 
     Yields:
         Each image with its detections in global px.

@@ -1,6 +1,6 @@
-"""Pictures of predictions for the eye: detections, and the labels where there are any, drawn on the global image.
+"""Detections, and the labels where there are any, drawn on global images and in contact sheets.
 
-Colours, boxes and names are those of the label overlays. Nothing is measured here.
+Colours, boxes and names are those of the label overlays.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from uveitis_assets.detection.inference.detections import Detections, GroundTrut
 from uveitis_assets.imaging.drawing import (
     SHEET_TILE_PX,
     Color,
+    Rectangle,
     draw_box,
     draw_name,
     draw_polygon,
     name_rectangle,
+    rectangles_overlap,
+    reduced_to_sheet_tile,
     sheet_of,
 )
 from uveitis_assets.imaging.preview_jpeg import encode_within
@@ -31,7 +34,6 @@ Pixels = NDArray[np.uint8]
 _DASH_PX = 7
 _NAME_PX = 11
 _SHEET_NAME_PX = 9
-_Rectangle = tuple[int, int, int, int]
 
 
 def draw_detections(
@@ -44,7 +46,7 @@ def draw_detections(
     name_px: float = _NAME_PX,
     names_per_category: int = NAMES_PER_CATEGORY,
 ) -> None:
-    """Draw detections into an RGB image, in place, with ``name:0.87`` where it covers no better one's name.
+    """Draw detections into an RGB image, in place, with ``name:0.87`` where names do not overlap.
 
     Oriented detections are drawn as their polygons. Labels are broad dashes in their category's colour, without a name,
     below the detections' thin lines.
@@ -84,7 +86,7 @@ def prediction_sheet(
         pictures: RGB images, each with its detections and, to be drawn dashed, its labelled lesions, in its pixels;
             the images are not changed.
         names: names of the categories.
-        text_if_empty: what the sheet says when there are no pictures.
+        text_if_empty: text of a sheet without pictures.
     """
     return encode_within(sheet_of([_cell(*picture, names) for picture in pictures], text_if_empty))
 
@@ -96,18 +98,17 @@ def _cell(image: Pixels, detections: Detections, truth: GroundTruth | None, name
     draw_detections(
         drawn, detections, names, truth=truth, enlarge=enlarge, name_px=_SHEET_NAME_PX, names_per_category=1
     )
-    size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
-    cell = np.zeros((SHEET_TILE_PX, SHEET_TILE_PX, 3), np.uint8)
-    cell[: size[1], : size[0]] = cv2.resize(drawn, size, interpolation=cv2.INTER_AREA)
-    return cell
+    return reduced_to_sheet_tile(drawn)
 
 
 def _draw_names(image: Pixels, detections: Detections, names: Mapping[int, str], *, height_px: int, most: int) -> None:
-    """Names best first, above the box or, where that would cover another name, below it; some of each category.
+    """Draw names, best first, above the box or below it, some of each category.
+
+    Below where the place above would cover another name.
 
     The best of each category gets its name even where it covers another.
     """
-    taken: list[_Rectangle] = []
+    taken: list[Rectangle] = []
     named: Counter[int] = Counter()
     for row, label in enumerate(detections.labels.tolist()):
         if named[label] >= most:
@@ -120,7 +121,9 @@ def _draw_names(image: Pixels, detections: Detections, names: Mapping[int, str],
         free = [
             anchor
             for anchor in anchors
-            if not any(_overlap(name_rectangle(image, text, anchor, height_px=height_px), other) for other in taken)
+            if not any(
+                rectangles_overlap(name_rectangle(image, text, anchor, height_px=height_px), other) for other in taken
+            )
         ]
         if free or not named[label]:
             anchor = (free or anchors)[0]
@@ -129,17 +132,13 @@ def _draw_names(image: Pixels, detections: Detections, names: Mapping[int, str],
             named[label] += 1
 
 
-def _overlap(one: _Rectangle, other: _Rectangle) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
 def _rectangle(box: NDArray[np.float32]) -> NDArray[np.float64]:
     x0, y0, x1, y1 = box.tolist()
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
 
 
 def _draw_dashed(image: Pixels, outline: NDArray[np.float64], color: Color, *, thickness: int, dash: float) -> None:
-    """Draw a closed polygon, points (n, 2) at pixel edges, as dashes of ``dash`` px with gaps as long, in place."""
+    """Draw a closed polygon, points (n, 2) at pixel edges, as dashes of ``dash`` px, in place."""
     for start, end in zip(outline, np.roll(outline, -1, axis=0), strict=True):
         n_dashes = max(1, round(float(np.linalg.norm(end - start)) / (2 * dash)))
         for number in range(n_dashes):

@@ -1,4 +1,4 @@
-"""From tiles to detections in tile pixels: batches of equal tiles, mixed precision, halved when memory is short.
+"""From tiles to detections in tile px: equal tiles in batches, halved when memory is short.
 
 How results depend on the batch. Convolutions and matrix products choose their order of summation by the shape of the
 whole batch, so the same tile in another batch differs in the last bits. Three rules keep results the same all the
@@ -6,8 +6,7 @@ same: tiles are brought to the network's input size one by one, as in training, 
 tiles of equal size share a pass, because a larger neighbour would pad them; on the CPU, where a batch
 saves next to nothing, ``tiles_per_pass`` gives every tile a pass of its own, which is equal to the bit; and boxes and
 scores are rounded to a grid (1/64 px, 0.0001) far coarser than that noise and far finer than any label, before
-anything compares them. On a GPU a value within the noise of a grid line can still fall to either side. It reads no
-files and merges nothing.
+anything compares them. On a GPU a value within the noise of a grid line can still fall to either side.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ SCORE_DECIMALS = 4
 
 
 def tiles_per_pass(device: torch.device | str, batch_size: int) -> int:
-    """Tiles that share a forward pass: the batch size on accelerators, 1 on the CPU (the module says why)."""
+    """Tiles per forward pass: the batch size on accelerators, 1 on the CPU (see the module's docstring)."""
     return 1 if torch.device(device).type == "cpu" else batch_size
 
 
@@ -57,7 +56,7 @@ def detect_tiles(
         amp: mixed precision: bfloat16, or float16 on GPUs without it.
 
     Returns:
-        Detections of every tile, in the order of ``tiles``, in the tile's pixels, rounded as the module says.
+        Detections of every tile, in the order of ``tiles``, in the tile's pixels, rounded as in the module's docstring.
 
     Raises:
         ValueError: a tile is not uint8 (H, W, 3) or has no pixels; the model returned NaN or infinite values.

@@ -1,10 +1,10 @@
-"""Weighted box fusion: boxes that mean the same lesion become one box, the mean of all weighted by their scores.
+"""Weighted box fusion: boxes of one lesion become their mean, weighted by score.
 
 Method of Solovyev, Wang and Gabruseva, "Weighted boxes fusion: Ensembling boxes from different object detection
 models", Image and Vision Computing 107 (2021), with all models weighing the same. The method goes through the boxes
 of an image and category from the best to the worst: a box joins the fused box that it overlaps most, if by more than
 the IoU, and that fused box is averaged anew; else it begins one of its own. Here all images and categories take their
-k-th step together. It knows no tiles and no files.
+k-th step together.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.detection.inference.detection_table import DetectionBatch
+from uveitis_assets.detection.inference.detection_table import DetectionTable
 
 
-def fuse_boxes(batch: DetectionBatch, *, iou: float, n_models: int) -> DetectionBatch:
+def fuse_boxes(table: DetectionTable, *, iou: float, n_models: int) -> DetectionTable:
     """Fuse the boxes of every image and category.
 
     Args:
-        batch: axis-aligned detections.
+        table: axis-aligned detections.
         iou: intersection over union above which a box joins a fused one.
         n_models: detectors that looked at every image. A fused score is the mean of its boxes' scores times
             min(boxes, n_models) / n_models: what few of the detectors found counts less.
@@ -32,25 +32,25 @@ def fuse_boxes(batch: DetectionBatch, *, iou: float, n_models: int) -> Detection
     Raises:
         ValueError: oriented detections: the mean of rotated boxes is not defined by the method.
     """
-    if batch.corners is not None:
+    if table.corners is not None:
         raise ValueError(
             "weighted_box_fusion: expected axis-aligned detections, found oriented ones; "
             "merge them by nms or edge_aware"
         )
-    if not len(batch):
-        return batch
-    batch = batch.best_first()
-    order = np.argsort(batch.groups(), kind="stable")
-    batch = batch.select(order)
-    head, clusters = _clusters(batch.boxes, batch.scores, batch.groups(), iou)
-    weight = np.bincount(clusters, batch.scores)
-    sums = np.column_stack([np.bincount(clusters, batch.scores * side) for side in batch.boxes.T])
+    if not len(table):
+        return table
+    table = table.best_first()
+    order = np.argsort(table.groups(), kind="stable")
+    table = table.select(order)
+    head, clusters = _clusters(table.boxes, table.scores, table.groups(), iou)
+    weight = np.bincount(clusters, table.scores)
+    sums = np.column_stack([np.bincount(clusters, table.scores * side) for side in table.boxes.T])
     n_boxes = np.bincount(clusters)
     # Boxes that all score 0 weigh the same.
-    plain = np.column_stack([np.bincount(clusters, side) for side in batch.boxes.T]) / n_boxes[:, None]
+    plain = np.column_stack([np.bincount(clusters, side) for side in table.boxes.T]) / n_boxes[:, None]
     boxes = np.where(weight[:, None] > 0, sums / np.where(weight > 0, weight, 1.0)[:, None], plain)
     scores = weight / n_boxes * np.minimum(n_boxes, n_models) / n_models
-    fused = replace(batch.select(head), boxes=boxes, scores=scores)
+    fused = replace(table.select(head), boxes=boxes, scores=scores)
     return fused.best_first()
 
 

@@ -44,5 +44,8 @@ _SIZES_FROM_STRIDE = {
 
 
 def default_anchor_sizes(strides: Sequence[int]) -> tuple[tuple[float, ...], ...]:
-    """Two sides per level, px of the input: from 6 px on a finest map of stride 4, or 8 px on one of 8, to 256 px."""
+    """Two sides per level, px of the input.
+
+    From 6 px on a finest map of stride 4, or 8 px on one of 8, to 256 px.
+    """
     return _SIZES_FROM_STRIDE[strides[0]]

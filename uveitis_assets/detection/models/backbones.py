@@ -1,7 +1,7 @@
 """Convolutional backbones with a feature pyramid network: torchvision's ResNet-50 and any of timm's.
 
-A backbone maps normalized images (B, 3, H, W) to an ordered dict of maps, finest first; it tells its ``out_channels``,
-the ``strides`` of its maps and, stem first, its ``freezable_parts``. Transformers stand in ``retfound``; weights are
+A backbone maps normalized images (B, 3, H, W) to an ordered dict of maps, finest first; it has ``out_channels``,
+the ``strides`` of its maps and, stem first, its ``freezable_parts``. Transformers are in ``retfound``; weights are
 loaded in ``checkpoints``, nothing here downloads any.
 """
 
@@ -33,9 +33,9 @@ class Backbone(nn.Module, ABC):
 
     ``strides`` are those of all its maps, ``roi_strides`` those from which regions are pooled (a top level only
     proposes boxes); images are padded to a multiple of ``size_divisible`` px. ``anchor_sizes`` are set where a backbone
-    has learned with its own.
-    ``freezable_parts`` are lists of modules and parameters: the stem, then block by block. The first ``n_frozen_parts``
-    of them stay in evaluation mode while the rest trains, so that running statistics of frozen parts do not move.
+    has learned with its own. ``freezable_parts`` are lists of modules and parameters: the stem, then block by block.
+    The first ``n_frozen_parts`` of them stay in evaluation mode while the rest trains, so that running statistics of
+    frozen parts do not move.
     """
 
     out_channels: int
@@ -72,7 +72,7 @@ def backbone_of(model: nn.Module) -> Backbone:
 
 
 class ConvolutionalBackbone(Backbone):
-    """A convolutional network (``body``) and a feature pyramid network (``fpn``), named as torchvision names them."""
+    """A convolutional network (``body``) and a feature pyramid (``fpn``), with torchvision's names."""
 
     def __init__(self, body: nn.Module, channels: Sequence[int], strides: Sequence[int], out_channels: int) -> None:
         super().__init__()
@@ -102,13 +102,13 @@ class ConvolutionalBackbone(Backbone):
             if _STAGE.match(name):
                 parts.append([module])
             else:
-                # What stands between two stages (a transition, a downsampling) goes with the earlier one.
+                # What is between two stages (a transition, a downsampling) goes with the stage before.
                 parts[-1].append(module)
         return parts
 
 
 def resnet50_backbone(configuration: ModelConfiguration) -> ConvolutionalBackbone:
-    """torchvision's ResNet-50 with random weights; parameter names are those of ``fasterrcnn_resnet50_fpn``."""
+    """torchvision's ResNet-50 with random weights, named as in ``fasterrcnn_resnet50_fpn``."""
     network = resnet50(weights=None, norm_layer=_norm_layer(configuration.norm))
     strides = _roi_strides(configuration)
     first = 1 + len(ROI_STRIDES) - len(strides)

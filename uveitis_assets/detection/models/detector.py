@@ -1,4 +1,4 @@
-"""Builds a detector from its configuration, with random weights; weights are loaded by ``checkpoints``."""
+"""Builds a detector with random weights from its configuration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.models.backbones import Backbone, resnet50_backbone, timm_backbone
 from uveitis_assets.detection.models.faster_rcnn import faster_rcnn
-from uveitis_assets.detection.models.legacy_neck import EarlierTransformerBackbone
+from uveitis_assets.detection.models.legacy_neck import LegacyTransformerBackbone
 from uveitis_assets.detection.models.oriented_head import with_oriented_head
 from uveitis_assets.detection.models.retfound import PyramidTransformerBackbone
 
@@ -35,5 +35,5 @@ def _backbone(configuration: ModelConfiguration) -> Backbone:
     if configuration.backbone == "timm_fpn":
         return timm_backbone(configuration)
     if configuration.neck == "legacy_upsampled":
-        return EarlierTransformerBackbone(configuration)
+        return LegacyTransformerBackbone(configuration)
     return PyramidTransformerBackbone(configuration)

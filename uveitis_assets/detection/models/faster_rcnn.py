@@ -1,4 +1,4 @@
-"""Faster R-CNN around a backbone: proposals, box heads and the input transform, with torchvision's parameter names.
+"""Faster R-CNN around a backbone, with torchvision's parameter names.
 
 Training and evaluation calls are those of torchvision's detection models. Which backbone it is, is decided in
 ``detector``; oriented boxes are added by ``oriented_head``.
@@ -20,7 +20,7 @@ from torchvision.ops.poolers import initLevelMapper
 from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.models.anchors import PyramidAnchors, default_anchor_sizes
 from uveitis_assets.detection.models.backbones import Backbone
-from uveitis_assets.detection.models.per_class_nms import ClassWiseRoIHeads
+from uveitis_assets.detection.models.per_class_nms import PerClassRoIHeads
 
 _IMAGE_MEAN = (0.485, 0.456, 0.406)
 _IMAGE_STD = (0.229, 0.224, 0.225)
@@ -29,7 +29,10 @@ _BOXES_PER_CHUNK = 16
 
 
 class _ProposalHead(RPNHead):  # type: ignore[misc]  # torchvision is untyped
-    """Hands on float32: torchvision computes the proposals in the type of the offsets, 4 px steps in bfloat16."""
+    """Proposal head that returns float32.
+
+    torchvision computes the proposals in the type of the offsets: 4 px steps in bfloat16.
+    """
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         logits, offsets = super().forward(maps)
@@ -46,7 +49,9 @@ class _BoxPredictor(FastRCNNPredictor):  # type: ignore[misc]  # torchvision is 
 
 
 def faster_rcnn(backbone: Backbone, configuration: ModelConfiguration) -> FasterRCNN:
-    """Assemble the detector; images are brought to ``input_size`` and normalized by ImageNet's mean and deviation.
+    """Assemble the detector.
+
+    Images are brought to ``input_size`` and normalized by ImageNet's mean and deviation.
 
     Raises:
         ValueError: ``anchor_sizes`` does not give every pyramid level equally many sizes.
@@ -81,7 +86,7 @@ def faster_rcnn(backbone: Backbone, configuration: ModelConfiguration) -> Faster
         size_divisible=backbone.size_divisible,
     )
     model.rpn.box_similarity = overlaps
-    model.roi_heads = region_heads(ClassWiseRoIHeads, model.roi_heads, configuration)
+    model.roi_heads = region_heads(PerClassRoIHeads, model.roi_heads, configuration)
     return model
 
 

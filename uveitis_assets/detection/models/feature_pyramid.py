@@ -1,4 +1,4 @@
-"""The simple feature pyramid of ViTDet: several strides from a plain transformer's last map (Li et al. 2022).
+"""ViTDet's simple feature pyramid: several strides from a plain transformer's last map.
 
 Unlike a feature pyramid network it has no top-down path: a plain ViT has one map only, at stride 16, and finer strides
 are learned by transposed convolutions. Pyramids of convolutional networks are torchvision's and stand in ``backbones``.
@@ -24,7 +24,7 @@ class ChannelLayerNorm(nn.LayerNorm):
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """Maps of strides 4, 8, 16 and 32 (or from 8 on) plus a subsampled top level, from one map of stride 16.
+    """Maps of strides 4 (or 8) to 32 and a subsampled top level, from one map of stride 16.
 
     Levels are named as torchvision names them, "0" is the finest and "pool" the top level, which only proposes boxes.
     Source: Li, Mao, Girshick and He, "Exploring Plain Vision Transformer Backbones for Object Detection", ECCV 2022.

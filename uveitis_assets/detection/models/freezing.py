@@ -18,13 +18,10 @@ from uveitis_assets.training.configuration import TrainingConfiguration
 _WITHOUT_DECAY = ("cls_token", "pos_embed")
 
 
-def n_blocks(model: nn.Module) -> int:
-    """Number of blocks of the backbone that can be frozen: transformer blocks, or stages of a convolutional network."""
-    return len(backbone_of(model).freezable_parts()) - 1
-
-
 def freeze_blocks(model: nn.Module, n_frozen: int) -> None:
-    """Freeze the stem (patch and position embedding, or first convolutions) and the first blocks; train all others.
+    """Freeze the stem and the first blocks of the backbone; train all others.
+
+    The stem is the patch and position embedding, or the first convolutions.
 
     Zero trains everything. Parts that become frozen lose their gradients, so that no optimizer moves them, and go to
     evaluation mode, so that their running statistics stay.

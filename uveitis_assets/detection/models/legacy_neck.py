@@ -1,4 +1,4 @@
-"""The earlier detectors' transformer backbone, kept so that their checkpoints load and predict the same.
+"""The earlier detectors' transformer backbone, for loading their checkpoints.
 
 Its finest level is the map of stride 16 enlarged: it holds nothing that is finer, and small lesions suffer. New
 detectors take ``feature_pyramid``.
@@ -17,7 +17,7 @@ LEGACY_STRIDES = (8, 16, 32, 64)
 LEGACY_ANCHOR_SIZES = ((16.0,), (32.0,), (64.0,), (128.0,))
 
 
-class EarlierTransformerBackbone(TransformerBackbone):
+class LegacyTransformerBackbone(TransformerBackbone):
     """A vision transformer, one projection, and levels made by enlarging and pooling it."""
 
     # Rounded up to 32 as torchvision does by default, which the earlier detectors left alone.

@@ -1,6 +1,6 @@
-"""An oriented head for Faster R-CNN: beside class and axis-aligned box, every proposal gets a rotated rectangle.
+"""Oriented head for Faster R-CNN: a rotated rectangle for every proposal, beside class and box.
 
-Proposals, pooling, classification and class-wise box regression are torchvision's, with their parameter names; one
+Proposals, pooling, classification and per-class box regression are torchvision's, with their parameter names; one
 more linear layer, shared by all classes (most have fewer than twenty labelled lesions), regresses the rectangle in the
 code of ``oriented_regression``. It works around any backbone. Learning:
 

@@ -1,4 +1,4 @@
-"""What the oriented head regresses: a rotated rectangle relative to its axis-aligned proposal, without a jump anywhere.
+"""Continuous regression terms of a rotated rectangle relative to its axis-aligned proposal.
 
 A rectangle (w, h, angle) is the same as (h, w, angle + 90 deg) and (w, h, angle + 180 deg), so every code that names
 an angle or a first corner jumps somewhere. Gliding vertex (Xu et al., TPAMI 2020) and the midpoint offsets of Oriented
@@ -7,14 +7,14 @@ labels are to within a degree. Here the rectangle is described as the ellipse-li
 
     S = R(angle) diag(w^2, h^2) R(angle)^T = [[sx^2, c], [c, sy^2]]
 
-which does not know which side is first (a rectangle as a Gaussian: Yang et al., "Rethinking Rotated Object Detection
-with Gaussian Wasserstein Distance Loss", ICML 2021). Regressed are the offsets of the centre and ln(sx / W) and
-ln(sy / H), the box coder's terms for a proposal of W x H px (Girshick et al., 2014), and arsinh(c / (w h)), the inverse
-hyperbolic tangent of the matrix's correlation: for a rectangle at 45 deg it is ln(w / h), so all sizes are on
+which does not depend on which side is first (a rectangle as a Gaussian: Yang et al., "Rethinking Rotated Object
+Detection with Gaussian Wasserstein Distance Loss", ICML 2021). Regressed are the offsets of the centre and ln(sx / W)
+and ln(sy / H), the box coder's terms for a proposal of W x H px (Girshick et al., 2014), and arsinh(c / (w h)), the
+inverse hyperbolic tangent of the matrix's correlation: for a rectangle at 45 deg it is ln(w / h), so all sizes are on
 logarithmic scales. These five terms do not change when proposal and matrix are stretched together, as pooling a
 proposal into a square does.
 
-For a square S says nothing about the angle, so two more terms follow, cos(4 angle) and sin(4 angle): the second
+For a square S does not depend on the angle, so two more terms follow, cos(4 angle) and sin(4 angle): the second
 frequency of Yu and Da, "Phase-Shifting Coder" (CVPR 2023). They count the more the squarer the rectangle is. The map
 from rectangles to these seven numbers is continuous and one to one.
 """
@@ -76,7 +76,7 @@ def encode_rectangles(rectangles: Tensor, proposals: Tensor) -> tuple[Tensor, Te
 
 
 def decode_rectangles(terms: Tensor, proposals: Tensor) -> Tensor:
-    """The canonical rectangles (N, 5), float64, that weighted ``terms`` (N, 7) say of ``proposals`` (N, 4), px."""
+    """Canonical rectangles (N, 5), float64, from weighted ``terms`` (N, 7) and ``proposals`` (N, 4), px."""
     values = terms.double() / torch.tensor(TERM_WEIGHTS, dtype=torch.float64, device=terms.device)
     proposal_x, proposal_y, proposal_w, proposal_h = _centres_and_sides(proposals)
     shift_x, shift_y, scale_x, scale_y, shear, cosine_4, sine_4 = values.unbind(1)
@@ -94,7 +94,7 @@ def decode_rectangles(terms: Tensor, proposals: Tensor) -> Tensor:
     twice_x, twice_y = spread_x.square() - spread_y.square(), 2 * spread_x * spread_y * shear.tanh()
     angle = torch.atan2(twice_y, twice_x) / 2
     elongation = torch.hypot(twice_x, twice_y) / squares
-    # The fourfold angle refines the angle within an eighth of a turn; which side is longer stays as the matrix says.
+    # The fourfold angle refines the angle within an eighth of a turn; which side is longer follows from the matrix.
     trust = _squareness(elongation) / torch.hypot(cosine_4, sine_4).clamp_min(1.0)
     fourfold = torch.atan2(
         elongation * torch.sin(4 * angle) + trust * sine_4, elongation * torch.cos(4 * angle) + trust * cosine_4

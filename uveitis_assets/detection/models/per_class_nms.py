@@ -3,7 +3,7 @@
 torchvision's ``batched_nms`` moves the classes apart by adding an offset to float32 coordinates when there are few
 boxes. The sum is rounded, so that an IoU close to the threshold may fall on its other side, and boxes left of zero may
 meet the class before. Here every class is suppressed on its own, on the coordinates as they are. It runs inside
-networks, on their device; merged images are suppressed by ``group_suppression``, on the CPU and many at once.
+networks, in float32 on their device; ``inference.batched_nms`` suppresses merged images, in float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torchvision.ops import boxes as box_operations
 _SMALLEST_SIDE_PX = 1e-2
 
 
-def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
+def per_class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
     """Rows kept by greedy NMS within each label, best score first; equal scores stay in the order given.
 
     ``boxes`` (N, 4) as x0 y0 x1 y1, ``scores`` (N,), ``labels`` (N,) integers; a box goes when its IoU with a better
@@ -36,8 +36,8 @@ def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) ->
     return rows[scores[rows].sort(descending=True, stable=True).indices]
 
 
-class ClassWiseRoIHeads(RoIHeads):  # type: ignore[misc]  # torchvision is untyped
-    """torchvision's box heads with exact class-wise NMS; parameter names and losses are torchvision's."""
+class PerClassRoIHeads(RoIHeads):  # type: ignore[misc]  # torchvision is untyped
+    """torchvision's box heads with exact per-class NMS; parameter names and losses are torchvision's."""
 
     def postprocess_detections(
         self,
@@ -52,14 +52,14 @@ class ClassWiseRoIHeads(RoIHeads):  # type: ignore[misc]  # torchvision is untyp
         """
         result: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         for found in candidates(self, class_logits, box_regression, proposals, image_shapes):
-            keep = class_wise_nms(found.boxes, found.scores, found.labels, self.nms_thresh)[: self.detections_per_img]
+            keep = per_class_nms(found.boxes, found.scores, found.labels, self.nms_thresh)[: self.detections_per_img]
             for column, values in zip(result, (found.boxes, found.scores, found.labels), strict=True):
                 column.append(values[keep])
         return result
 
 
 class Candidates(NamedTuple):
-    """What stands before suppression in one image: N rows, each one class of one proposal.
+    """Rows (N,) of one image before suppression, each one class of one proposal.
 
     ``proposals`` int64 (N,), rows of the image's proposals; ``boxes`` float32 (N, 4), px, inside the image; ``scores``
     float32 (N,); ``labels`` int64 (N,) from 1 on.
@@ -78,7 +78,7 @@ def candidates(
     proposals: list[Tensor],
     image_shapes: list[tuple[int, int]],
 ) -> Iterator[Candidates]:
-    """For each image the proposals' classes above the score threshold of ``heads`` whose boxes have an extent.
+    """Classes of each image's proposals above the score threshold of ``heads``, with non-empty boxes.
 
     Arguments are those of ``RoIHeads.postprocess_detections``.
 

@@ -1,7 +1,7 @@
 """RETFound's vision transformers as backbones, at any input size that is a multiple of the patch.
 
 The transformer is timm's, under the name ``vit``, so that parameter names are those of RETFound's files and of the
-earlier detectors. Pyramids stand in ``feature_pyramid``, the earlier detectors' neck in ``earlier_neck``.
+earlier detectors. Pyramids are in ``feature_pyramid``, the earlier detectors' neck in ``legacy_neck``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TRANSFORMER_SHAPES = {
 
 
 class TransformerBackbone(Backbone):
-    """A vision transformer whose last map (stride 16) a neck turns into levels; the neck is the subclass's."""
+    """A vision transformer whose last map, stride 16, a subclass's neck turns into levels."""
 
     size_divisible = PATCH_STRIDE
 
@@ -144,7 +144,7 @@ def swiglu_width(width: int) -> int:
 
 
 def resized_position_embedding(embedding: Tensor, side: int) -> Tensor:
-    """Position embeddings (1, 1 + G², width) for a grid of ``side`` x ``side`` patches, bicubic as RETFound does it.
+    """Position embeddings (1, 1 + G², width) resized to ``side`` x ``side`` patches, as RETFound does.
 
     The class token's embedding stays as it is.
 

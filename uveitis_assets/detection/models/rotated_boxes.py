@@ -1,11 +1,11 @@
-"""Rotated boxes in torch: four corners to a canonical rectangle and back, exact overlaps, class-wise suppression.
+"""Rotated boxes in torch: corners and canonical rectangles, exact overlaps, suppression per class.
 
-Everything works on CPU and CUDA, is vectorised, and computes in float64 whatever comes in. It knows no network and no
-file; ``oriented_head`` predicts with it, evaluation and merging compare with it. Its sweep for overlapping pairs is
-``group_suppression``'s in torch: inside a network it has to stay on the GPU.
+Everything works on CPU and CUDA, is vectorised, and computes in float64 whatever comes in. ``oriented_head``
+predicts with it, evaluation and merging compare with it. Its sweep for overlapping pairs is that of
+``inference.batched_nms`` in torch: inside a network it has to stay on the GPU.
 
 Corners. A box travels as the four corners (N, 4, 2) of an oriented box, x before y, in px, pixel edges (see
-``fundus.geometry``), y pointing down. **Any order of the corners means the same box**, crossing orders too: a box is
+``imaging.geometry``), y pointing down. **Any order of the corners means the same box**, crossing orders too: a box is
 the convex hull of its corners. NaN corners are a lesion without an oriented box; they overlap nothing.
 
 Canonical rectangle (cx, cy, w, h, angle): w is the longer side, w >= h >= 0; angle, in radians, is the direction of
@@ -151,9 +151,9 @@ def rotated_iou(corners_a: Tensor, corners_b: Tensor) -> Tensor:
 
 
 def rotated_nms(corners: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
-    """Greedy suppression, class by class: a box yields to a better one of its class with a larger IoU than allowed.
+    """Greedy suppression per class: a better box removes those it overlaps by more than allowed.
 
-    Equal scores: the earlier row wins. Boxes without area and NaN boxes neither suppress nor are suppressed.
+    Equal scores: the first row wins. Boxes without area and NaN boxes neither suppress nor are suppressed.
 
     Args:
         corners: (N, 4, 2), px, corners in any order.

@@ -1,16 +1,16 @@
-"""Pseudo-labels: confident detections join the labels of a COCO file, in the frame of each of its images and tiles.
+"""Pseudo-labels: confident detections added to COCO files of global images and of tiles.
 
 Rules. A detection counts from ``min_score`` on, when its category is one of the file's. Duplicates go: among the
 detections of an image the better one stays, and one that overlaps a label of its category in the global image or in
 any tile stays out (``duplicate_iou``). What is left is placed by the rule of ``labels.placement``: every tile that
-meets the lesion gets it, clipped, in the tile's pixels. Existing annotations are copied as they are; new ones bear
+meets the lesion gets it, clipped, in the tile's pixels. Existing annotations are copied as they are; new ones have
 ``"pseudo": true`` and ``score``.
 
 Which images. Images of the base file are labelled by a person: by default detections complete them
-(``labelled_images = "complete"``); ``"leave"`` takes the person's word for all there is. Images of the unlabelled file
+(``labelled_images = "complete"``); ``"leave"`` takes the person's labels as complete. Images of the unlabelled file
 enter only when they get a label, for an image without any would be shown as healthy; then all of their tiles are
 listed, as everywhere. No image on which anything is evaluated, val or test in any of the split files given, is
-touched or added: its detections come from a network that is to be judged by it.
+touched or added: its detections come from a network that is evaluated on it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import shapely
 from numpy.typing import NDArray
 
 from uveitis_assets.detection.configuration import PseudoLabelConfiguration
-from uveitis_assets.detection.inference.batched_nms import nms_in_groups
+from uveitis_assets.detection.inference.batched_nms import batched_nms
 from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets.detection.inference.prediction_file import read_prediction
 from uveitis_assets.imaging.geometry import AxisAlignedTransform, ImageFrames
@@ -62,15 +62,15 @@ def held_out_images(split_files: Sequence[Path]) -> frozenset[str]:
     if not split_files:
         raise ValueError(
             "pseudo-labels: expected the split files of everything that is evaluated, found none; without them a "
-            "network would be trained on the images it is judged by"
+            "network would be trained on the images it is evaluated on"
         )
     held_out: set[str] = set()
     for path in split_files:
         content = read_json(path)
-        for side in ("val", "test"):
-            if not isinstance(content.get(side), list):
-                raise ValueError(f"{path}: expected a list of image ids under {side!r}, found none")
-            held_out |= set(content[side])
+        for split in ("val", "test"):
+            if not isinstance(content.get(split), list):
+                raise ValueError(f"{path}: expected a list of image ids under {split!r}, found none")
+            held_out |= set(content[split])
     return frozenset(held_out)
 
 
@@ -97,7 +97,7 @@ def read_confident_predictions(
             raise ValueError(
                 f"{path}: expected detections by the weights {made_by} alone, found those by "
                 f"{', '.join(prediction.checkpoints) or 'unknown weights'}, which may have learned the images that "
-                "this fold is judged on; materialize the predictions of all batches again"
+                "this fold is evaluated on; materialize the predictions of all batches again"
             )
         predictions[image_id] = prediction.detections
     return predictions
@@ -122,7 +122,9 @@ def expand_coco(
     held_out: Collection[str],
     configuration: PseudoLabelConfiguration,
 ) -> tuple[list[dict[str, Any]], ExpansionCounts]:
-    """Add pseudo-labels to COCO files of the same images: the global one, the one of tiles, or both together.
+    """Add pseudo-labels to COCO files of the same images.
+
+    The global one, the one of tiles, or both together.
 
     Args:
         bases: the files' contents; entries with a ``tile_id`` are tiles, others global images.
@@ -291,7 +293,7 @@ def _without_duplicates(
                     repeats.add(lesion.lesion)
     order = np.lexsort((*detections.boxes.T[::-1], -detections.scores))
     left = order[~np.isin(order, sorted(repeats))]
-    kept = left[nms_in_groups(detections.boxes[left].astype(np.float64), detections.labels[left], iou)]
+    kept = left[batched_nms(detections.boxes[left].astype(np.float64), detections.labels[left], iou)]
     seen = {lesion.lesion for places in placed for _, lesions in places for lesion in lesions}
     return set(kept.tolist()) & seen
 

@@ -1,7 +1,7 @@
-"""The pseudo-labels of a detector lane for the fold that it predicts with, as COCO files that another one can learn.
+"""Pseudo-labels of a detector lane for one fold, as COCO files that another lane trains on.
 
 Detections of unlabelled images and, if wanted, missed lesions of labelled training images join the fold's training
-labels by the rules of ``pseudo_labels``. Images that the fold is judged on, val and test, stay out.
+labels by the rules of ``pseudo_labels``. Images that the fold is evaluated on, val and test, stay out.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def expand_fold(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int
     bases = [read_json(path) for path in paths]
     manifest = read_manifest(store, lane.train_on)
     rows = {
-        image_id: (label_format, sides[fold])
-        for image_id, label_format, sides in manifest.select("image_id", "label_format", "fold_splits").iter_rows()
+        image_id: (label_format, splits[fold])
+        for image_id, label_format, splits in manifest.select("image_id", "label_format", "fold_splits").iter_rows()
     }
     images = [
         image
@@ -58,7 +58,7 @@ def expand_fold(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int
         for image in read_preprocessed_images(store, lane.train_on, batch)
         if image.image_id in rows
     ]
-    held_out = {image_id for image_id, (_, side) in rows.items() if side != "train"}
+    held_out = {image_id for image_id, (_, split) in rows.items() if split != "train"}
     unlabelled = [image for image in images if rows[image.image_id][0] in _UNLABELLED]
     weights = fold_weights(store, lane.name, fold)
     expanded, counts = expand_coco(

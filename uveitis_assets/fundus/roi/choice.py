@@ -1,5 +1,6 @@
-"""Choice of the retina mask: runs the lane's methods in order until one gives a mask that can be believed, and keeps
-which one it was and why the earlier ones were not. The methods themselves live in roi_threshold, roi_uwf, roi_sam2.
+"""Choice of the retina mask: runs a lane's methods in order until one gives a plausible mask.
+
+The result says which method it was and why those before it failed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uveitis_assets.fundus.configuration import RoiConfiguration, RoiMethod
+from uveitis_assets.fundus.roi.mask_shapes import area_ratio, border_touch_ratio
 from uveitis_assets.landing.quarantine import QuarantineError
 
 # A mask (0 or 255, of the given image's size) or the reason why there is none.
@@ -21,7 +23,10 @@ MODEL_BASED_METHODS: frozenset[RoiMethod] = frozenset({"sam2_prompted"})
 
 @dataclass(frozen=True, slots=True)
 class RoiResult:
-    """A believed mask: (H, W) uint8, 0 or 255, raw pixels; ``fallbacks`` holds ``method: reason`` of earlier ones."""
+    """A plausible mask (H, W), uint8, 0 or 255, raw px.
+
+    ``fallbacks``: ``method: reason`` of methods before it.
+    """
 
     mask: NDArray[np.uint8]
     method: RoiMethod
@@ -70,26 +75,15 @@ def upscale_mask(mask: NDArray[np.uint8], size: tuple[int, int], *, smooth: bool
     return np.asarray(cv2.threshold(enlarged, 127, 255, cv2.THRESH_BINARY, dst=enlarged)[1], dtype=np.uint8)
 
 
-def area_ratio(mask: NDArray[np.uint8]) -> float:
-    """Share of the image that the mask covers."""
-    return cv2.countNonZero(mask) / mask.size
-
-
-def border_touch_ratio(mask: NDArray[np.uint8]) -> float:
-    """Mean over the four border lines of the share of the line that the mask covers."""
-    lines = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
-    return float(np.mean([np.count_nonzero(line) / line.size for line in lines]))
-
-
 def find_roi(
     image_rgb: NDArray[np.uint8],
     small_rgb: NDArray[np.uint8],
     methods: Mapping[RoiMethod, RoiFunction],
     configuration: RoiConfiguration,
 ) -> RoiResult:
-    """Run the methods in the mapping's order and return the first mask that can be believed.
+    """Run the methods in the mapping's order and return the first plausible mask.
 
-    A mask is believed when it covers at least ``min_area_ratio`` of the image; a model's mask, which may be anything,
+    A mask is plausible when it covers at least ``min_area_ratio`` of the image; a model's mask, which may be anything,
     also has to keep below ``max_area_ratio`` and ``max_border_touch_ratio``. (A regular photograph that is cropped
     inside the field of view rightly touches all borders.)
 

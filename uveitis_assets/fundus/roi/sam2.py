@@ -1,32 +1,24 @@
-"""The ``sam2_prompted`` ROI method: SAM 2 with fixed prompt points finds the retina in a downscaled fundus image.
+"""The ``sam2_prompted`` ROI method: SAM 2 with fixed prompt points finds the retina.
 
-It loads a SAM 2 model strictly, predicts candidate masks, chooses one and cleans it. It does not downscale images,
-judge whether a mask is plausible or fall back to another method: that is the caller's, who also counts the fallbacks.
-torch and sam2 are imported when a model is loaded, not with this module.
+It loads a SAM 2 model strictly, predicts candidate masks, chooses one and cleans it. Whether the mask is plausible is
+checked by the caller. torch and sam2 are imported when a model is loaded, not with this module.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from uveitis_assets.fundus.configuration import Sam2Configuration
-from uveitis_assets.fundus.roi.sam2_model import (
-    INSTALL_HINT,
-    CheckpointReport,
-    Sam2UnavailableError,
-    build_sam2_model,
-    compare_checkpoint,
-    read_sam2_checkpoint,
-)
+from uveitis_assets.fundus.roi.sam2_checkpoint import CheckpointReport, compare_checkpoint, read_sam2_checkpoint
+from uveitis_assets.fundus.roi.sam2_mask_choice import choose_mask, clean_mask
+from uveitis_assets.fundus.roi.sam2_model import INSTALL_HINT, Sam2UnavailableError, build_sam2_model
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +54,7 @@ class Sam2Segmenter:
         self.device: Literal["cpu", "cuda"] = device
         self.precision: Literal["float32", "bfloat16"] = precision
         self.report = report
-        self._model = model
+        self.model = model
         self._lock = threading.Lock()
         self._batch_size = configuration.batch_size
 
@@ -94,14 +86,17 @@ class Sam2Segmenter:
         return results
 
     def _segment_next(self, remaining: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8] | str]:
-        """Masks of the first images of ``remaining``, as many as fit; halves the batch when CUDA memory runs out."""
+        """Masks of the first images of ``remaining``, as many as fit.
+
+        Halves the batch when CUDA memory runs out.
+        """
         import torch
 
         while True:
             batch = remaining[: self._batch_size]
             try:
                 with self._lock:
-                    candidates = self._predict(batch)
+                    found = self.candidates(batch)
             except torch.OutOfMemoryError as error:
                 if len(batch) == 1:
                     raise Sam2UnavailableError(
@@ -116,9 +111,7 @@ class Sam2Segmenter:
                     self.configuration.batch_size,
                 )
             else:
-                return [
-                    candidate if isinstance(candidate, str) else self._finish(*candidate) for candidate in candidates
-                ]
+                return [candidate if isinstance(candidate, str) else self._finish(*candidate) for candidate in found]
             # Outside the except block: the exception's traceback keeps the failed pass's tensors alive.
             torch.cuda.empty_cache()
 
@@ -129,18 +122,18 @@ class Sam2Segmenter:
         mask = clean_mask(masks[chosen], self.configuration.open_kernel, self.configuration.close_kernel)
         return mask if mask.any() else "empty mask after post-processing"
 
-    def _predict(
+    def candidates(
         self, images: Sequence[NDArray[np.uint8]]
     ) -> list[tuple[NDArray[np.bool_], NDArray[np.float32]] | str]:
         """Candidate masks (C, H, W) and scores (C,) of each image, or the reason why there are none.
 
         These are the steps of sam2's SAM2ImagePredictor with the prompt decoder batched as well and without its
-        state, its message per image on the root logger and its scripted transforms.
+        state, its message per image on the root logger and its scripted transforms. Not for several threads at once:
+        ``segment`` is.
         """
         import torch
-        from torch.nn import functional
 
-        model = self._model
+        model = self.model
         with (
             torch.inference_mode(),
             torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"),
@@ -161,29 +154,14 @@ class Sam2Segmenter:
                 high_res_features=high_resolution_features,
             )
             logits, scores = logits.float(), scores.float()
-            candidates: list[tuple[NDArray[np.bool_], NDArray[np.float32]] | str] = []
-            for index, image in enumerate(images):
-                if not bool(torch.isfinite(logits[index]).all()):
-                    candidates.append("non-finite mask logits")
-                    continue
-                if not bool(torch.isfinite(scores[index]).all()):
-                    candidates.append("non-finite scores")
-                    continue
-                masks = (
-                    functional.interpolate(
-                        logits[index : index + 1], image.shape[:2], mode="bilinear", align_corners=False
-                    )[0]
-                    > 0.0
-                )
-                candidates.append((masks.cpu().numpy(), scores[index].cpu().numpy()))
-            return candidates
+            return [_candidate(logits[index], scores[index], image) for index, image in enumerate(images)]
 
     def _model_input(self, image: NDArray[np.uint8]) -> torch.Tensor:
         """The image as the encoder wants it: (3, S, S), normalized, squeezed to the model's square."""
         import torch
         from torch.nn import functional
 
-        side = self._model.image_size
+        side = self.model.image_size
         # A copy: torch warns about read-only arrays, as decoders and memory maps hand out.
         pixels = torch.from_numpy(image.copy()).to(self.device).permute(2, 0, 1).float() / 255.0
         pixels = functional.interpolate(
@@ -195,7 +173,7 @@ class Sam2Segmenter:
 
     def _encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
         """Image embedding (N, C, S/16, S/16) and the finer features for the mask decoder."""
-        model = self._model
+        model = self.model
         features = model.forward_image(pixels)["backbone_fpn"][-model.num_feature_levels :]
         embedding = features[-1]
         if model.directly_add_no_mem_embed:
@@ -203,10 +181,25 @@ class Sam2Segmenter:
         return embedding, features[:-1] or None
 
 
+def _candidate(
+    logits: torch.Tensor, scores: torch.Tensor, image: NDArray[np.uint8]
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]] | str:
+    """Masks of the image's size from logits (C, h, w), with scores (C,); or why there are none."""
+    import torch
+    from torch.nn import functional
+
+    if not bool(torch.isfinite(logits).all()):
+        return "non-finite mask logits"
+    if not bool(torch.isfinite(scores).all()):
+        return "non-finite scores"
+    masks = functional.interpolate(logits[None], image.shape[:2], mode="bilinear", align_corners=False)[0] > 0.0
+    return masks.cpu().numpy(), scores.cpu().numpy()
+
+
 def load_sam2_segmenter(
     configuration: Sam2Configuration, checkpoint: Path, *, precision: Precision = "auto"
 ) -> Sam2Segmenter:
-    """Build the configured SAM 2 model and fill it from an official checkpoint; safe to call from several threads.
+    """Build the configured SAM 2 model from an official checkpoint; several threads may call it.
 
     ``configuration.model_cfg`` is a name inside the sam2 package (``configs/sam2.1/sam2.1_hiera_b+.yaml``) or the
     absolute path of a YAML file of the same form. Either may build classes of sam2 only (``BUILDABLE_CLASSES``), take
@@ -245,50 +238,6 @@ def load_sam2_segmenter(
         "SAM 2 %s from %s on %s (%s): %s", configuration.model_cfg, checkpoint, device, chosen, report.summary()
     )
     return Sam2Segmenter(model, configuration, device, chosen, report)
-
-
-def mask_choice_score(mask: NDArray[np.bool_], sam_score: float) -> float:
-    """How well a candidate mask (H, W) suits the retina: a large, round-cornered, central region off the border.
-
-    ``sam_score + 0.5 area + 0.4 bbox_fill + 0.25 center_hit - 0.8 border_touch`` where area is the mask's share of
-    the image, bbox_fill its share of its own bounding box, center_hit whether it covers the central pixel and
-    border_touch the mean of its share of the four border lines. The earlier scripts' rule. An empty mask gives -inf.
-    """
-    n_pixels = int(np.count_nonzero(mask))
-    if n_pixels == 0:
-        return -math.inf
-    rows = np.flatnonzero(mask.any(axis=1))
-    columns = np.flatnonzero(mask.any(axis=0))
-    box_area = int(rows[-1] - rows[0] + 1) * int(columns[-1] - columns[0] + 1)
-    border_touch = float(np.mean([line.mean() for line in (mask[0], mask[-1], mask[:, 0], mask[:, -1])]))
-    center_hit = float(mask[mask.shape[0] // 2, mask.shape[1] // 2])
-    return sam_score + 0.5 * n_pixels / mask.size + 0.4 * n_pixels / box_area + 0.25 * center_hit - 0.8 * border_touch
-
-
-def choose_mask(masks: NDArray[np.bool_], scores: NDArray[np.float32]) -> int | None:
-    """Index of the best of the candidate masks (C, H, W) with their SAM scores (C,); None when all are empty.
-
-    The lowest index wins a tie.
-    """
-    values = [mask_choice_score(mask, float(score)) for mask, score in zip(masks, scores, strict=True)]
-    best = max(range(len(values)), key=values.__getitem__)
-    return best if values[best] > -math.inf else None
-
-
-def clean_mask(mask: NDArray[np.bool_], open_kernel: int, close_kernel: int) -> NDArray[np.uint8]:
-    """Open and close the mask (H, W) with ellipses, keep its largest component and fill its holes.
-
-    Kernel sizes are diameters in px of the image given. Returns uint8 of 0 and 255, all 0 when opening leaves nothing.
-    """
-    cleaned = mask.astype(np.uint8) * 255
-    for operation, size in ((cv2.MORPH_OPEN, open_kernel), (cv2.MORPH_CLOSE, close_kernel)):
-        ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-        cleaned = cast(NDArray[np.uint8], cv2.morphologyEx(cleaned, operation, ellipse))
-    contours, _ = cv2.findContours(cleaned, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    filled = np.zeros(mask.shape, dtype=np.uint8)
-    if contours:
-        cv2.drawContours(filled, [max(contours, key=cv2.contourArea)], -1, 255, thickness=cv2.FILLED)
-    return filled
 
 
 def _resolve_device(requested: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:

@@ -1,6 +1,6 @@
-"""SAM 2 as the batch runner sees it: loaded once, or a reason why every image has to do without.
+"""SAM 2 for a batch of images: loaded once, or a reason why every image has to do without.
 
-The model itself is roi_sam2.py's business; torch and sam2 are imported only when a batch asks for them.
+torch and sam2 are imported only when a batch asks for them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Sam2Batches:
 
 
 def lacked_sam2(mask_row: Row | None) -> bool:
-    """Say whether a row of the ROI index fell back, or was set aside, because SAM 2 could not be asked."""
+    """Whether an image's ROI fell back, or was quarantined, because SAM 2 was not available."""
     if mask_row is None:
         return False
     reason = f"sam2_prompted: {UNAVAILABLE}"

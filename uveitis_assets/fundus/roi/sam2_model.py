@@ -1,19 +1,14 @@
-"""SAM 2 models: configuration, checkpoint and a report of what the checkpoint gave the model."""
+"""SAM 2 models built from their YAML configurations, which may name classes of sam2 only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from uveitis_assets.fundus.configuration import Sam2Configuration
 from uveitis_assets.storage.files import PathEscapesRootError, resolve_inside
-
-if TYPE_CHECKING:
-    import torch
-
 
 # Classes that a model configuration may build. Hydra would call any name that Python can import, so that a YAML file
 # could run anything; the configurations shipped with sam2 need exactly these.
@@ -44,121 +39,11 @@ STABILITY_ARGUMENTS = {
 }
 
 
-N_KEYS_NAMED = 5
-
-
 INSTALL_HINT = "install torch and then sam2 (`make install`)"
 
 
 class Sam2UnavailableError(RuntimeError):
-    """SAM 2 cannot be used as configured; the message names the file or device, what was found and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShapeMismatch:
-    """A tensor whose shape in the checkpoint is not the model's."""
-
-    key: str
-    expected: tuple[int, ...]
-    found: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointReport:
-    """How a checkpoint's tensors fit the model: key names, sorted.
-
-    ``matched`` keys agree in name and shape; ``missing`` ones the model needs and the file lacks; ``unexpected`` ones
-    the model has no place for.
-    """
-
-    checkpoint: Path
-    model_cfg: str
-    matched: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    mismatched: tuple[ShapeMismatch, ...]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every tensor of the model and of the file found its partner."""
-        return not (self.missing or self.unexpected or self.mismatched)
-
-    def summary(self) -> str:
-        """Counts and the first names of what does not fit, on one line."""
-        mismatches = [f"{item.key} (expected {item.expected}, found {item.found})" for item in self.mismatched]
-        parts = [
-            f"{len(self.matched)} matched",
-            _counted("missing", self.missing),
-            _counted("unexpected", self.unexpected),
-            _counted("of another shape", mismatches),
-        ]
-        return ", ".join(parts)
-
-
-def _counted(what: str, names: Sequence[str]) -> str:
-    if not names:
-        return f"0 {what}"
-    more = ", ..." if len(names) > N_KEYS_NAMED else ""
-    return f"{len(names)} {what} ({', '.join(names[:N_KEYS_NAMED])}{more})"
-
-
-def read_sam2_checkpoint(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """State dict of an official checkpoint, on the CPU."""
-    import torch
-
-    if not checkpoint.is_file():
-        found = "a folder" if checkpoint.is_dir() else "no file"
-        raise Sam2UnavailableError(
-            f"{checkpoint}: expected an official SAM 2 checkpoint, found {found}; download it (for the default "
-            "configuration sam2.1_hiera_base_plus.pt) to this place or set roi.sam2.checkpoint"
-        )
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken or hostile pickle can raise anything
-        raise Sam2UnavailableError(
-            f"{checkpoint}: expected a readable checkpoint of tensors only, found {checkpoint.stat().st_size} bytes "
-            f"that torch refuses ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); the "
-            "file is damaged, not a checkpoint, or holds code: download it again"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise Sam2UnavailableError(_other_form(checkpoint, type(content).__name__))
-    state = content.get("model")
-    if not isinstance(state, Mapping):
-        keys = sorted(map(str, content))
-        named = ", ".join(keys[:N_KEYS_NAMED]) + (", ..." if len(keys) > N_KEYS_NAMED else "")
-        raise Sam2UnavailableError(_other_form(checkpoint, f"root keys [{named}]"))
-    for key, value in state.items():
-        if not (isinstance(key, str) and isinstance(value, torch.Tensor)):
-            raise Sam2UnavailableError(_other_form(checkpoint, f"{type(value).__name__} at model[{key!r}]"))
-    return dict(state)
-
-
-def _other_form(checkpoint: Path, found: str) -> str:
-    return (
-        f"{checkpoint}: expected the official form {{'model': {{name: tensor}}}}, found {found}; take an official "
-        "SAM 2 checkpoint or store the state dict under the root key `model`"
-    )
-
-
-def compare_checkpoint(
-    checkpoint: Path,
-    model_cfg: str,
-    expected: Mapping[str, torch.Tensor],
-    found: Mapping[str, torch.Tensor],
-) -> CheckpointReport:
-    shared = sorted(expected.keys() & found.keys())
-    return CheckpointReport(
-        checkpoint=checkpoint,
-        model_cfg=model_cfg,
-        matched=tuple(key for key in shared if expected[key].shape == found[key].shape),
-        missing=tuple(sorted(expected.keys() - found.keys())),
-        unexpected=tuple(sorted(found.keys() - expected.keys())),
-        mismatched=tuple(
-            ShapeMismatch(key, tuple(expected[key].shape), tuple(found[key].shape))
-            for key in shared
-            if expected[key].shape != found[key].shape
-        ),
-    )
+    """SAM 2 cannot be used as configured; the message says what was found and what to do."""
 
 
 def build_sam2_model(configuration: Sam2Configuration) -> Any:
@@ -175,12 +60,14 @@ def build_sam2_model(configuration: Sam2Configuration) -> Any:
     except ImportError as error:
         raise Sam2UnavailableError(f"expected sam2's requirements, found {error}; {INSTALL_HINT}") from error
 
-    path = _model_cfg_path(configuration.model_cfg, package)
+    path = model_cfg_path(configuration.model_cfg, package)
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except Exception as error:  # YAML and OmegaConf have no common base of their errors
-        raise Sam2UnavailableError(f"{path}: expected a model configuration in YAML, found {error}; mend it") from error
-    model_node = _checked_model_node(path, content)
+        raise Sam2UnavailableError(
+            f"{path}: expected a model configuration in YAML, found {error}; correct it"
+        ) from error
+    model_node = checked_model_node(path, content)
     if configuration.apply_postprocessing:
         arguments = model_node.get("sam_mask_decoder_extra_args") or {}
         model_node["sam_mask_decoder_extra_args"] = {**arguments, **STABILITY_ARGUMENTS}
@@ -189,11 +76,17 @@ def build_sam2_model(configuration: Sam2Configuration) -> Any:
         with torch.random.fork_rng(devices=[]):
             return instantiate(OmegaConf.create(model_node), _recursive_=True)
     except Exception as error:
-        raise Sam2UnavailableError(f"{path}: sam2 cannot build this model: {error}; mend the configuration") from error
+        raise Sam2UnavailableError(
+            f"{path}: sam2 cannot build this model: {error}; correct the configuration"
+        ) from error
 
 
-def _checked_model_node(path: Path, content: Any) -> dict[str, Any]:
-    """The ``model`` part of a configuration, refused when it would do more than build sam2's classes."""
+def checked_model_node(path: Path, content: Any) -> dict[str, Any]:
+    """The ``model`` part of a configuration.
+
+    Raises:
+        Sam2UnavailableError: it has another form, or would do more than build sam2's classes.
+    """
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise Sam2UnavailableError(f"{path}: expected a mapping with the key `model`; take one of sam2's as a pattern")
     if "defaults" in content:
@@ -225,7 +118,12 @@ def _entries(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
-def _model_cfg_path(model_cfg: str, package: Path) -> Path:
+def model_cfg_path(model_cfg: str, package: Path) -> Path:
+    """File of a configuration: ``model_cfg`` is a path inside the sam2 ``package`` or an absolute one.
+
+    Raises:
+        Sam2UnavailableError: it leads out of the package, or there is no such file.
+    """
     path = Path(model_cfg)
     if not path.is_absolute():
         try:
@@ -245,8 +143,8 @@ def _model_cfg_path(model_cfg: str, package: Path) -> Path:
 def _import_sam2() -> Path:
     """Import sam2 without its side effect and return its folder; the caller holds the lock.
 
-    sam2 initialises the process's one global Hydra when it is imported, unless that is done: then every later
-    ``hydra.initialize`` of the process fails. So it finds it done.
+    sam2 initialises the process's one global Hydra when it is imported, unless that is done already, and every later
+    ``hydra.initialize`` of the process would fail.
     """
     try:
         with _hydra_seems_initialised():

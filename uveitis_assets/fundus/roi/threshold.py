@@ -1,6 +1,6 @@
 """Retina mask by saturation and brightness: the classical method for regular fundus photographs.
 
-It knows nothing of lids, lashes or device rims: on ultra-widefield images it marks them as retina.
+On ultra-widefield images it marks lids, lashes and device rims as retina too.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from uveitis_assets.fundus.roi.mask_shapes import largest_component
+
 _KERNEL_PX = 11
 # Below this the saturation of a pixel is the sensor's or the JPEG's noise: without it the black surround of DRIVE and
 # IDRiD counts as retina (IoU with DRIVE's field-of-view masks 0.91 instead of 0.998).
@@ -16,7 +18,7 @@ _DARKEST_VALUE = 21
 
 
 def threshold_retina_mask(image_rgb: NDArray[np.uint8], sat_threshold: int = 18) -> NDArray[np.uint8]:
-    """Mark pixels whose saturation exceeds a threshold or whose grey value exceeds Otsu's; keep the largest blob.
+    """Mark pixels above a saturation or above Otsu's grey value, and keep the largest component.
 
     Then opened, closed, reduced to the largest 8-connected component and closed again (11 px ellipse). As the earlier
     scripts did, but that the saturation of nearly black pixels, which is noise, does not count.
@@ -35,19 +37,7 @@ def threshold_retina_mask(image_rgb: NDArray[np.uint8], sat_threshold: int = 18)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_KERNEL_PX, _KERNEL_PX))
     mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, kernel)
     closed = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel), dtype=np.uint8)
-    largest = _largest_component(closed)
+    largest = largest_component(closed)
     if largest is closed:  # closing again changes nothing
         return closed
     return np.asarray(cv2.morphologyEx(largest, cv2.MORPH_CLOSE, kernel), dtype=np.uint8)
-
-
-def _largest_component(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Keep the largest 8-connected component; of equal ones, the first in reading order."""
-    # Most masks are one component already; their outlines tell twenty times faster than labels. Outlines without a
-    # parent are those of components, also of ones inside another's hole.
-    _, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    if hierarchy is None or np.count_nonzero(hierarchy[0, :, 3] < 0) == 1:
-        return mask
-    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8, ltype=cv2.CV_32S)
-    largest = 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA]))
-    return np.where(labels == largest, np.uint8(255), np.uint8(0))

@@ -60,7 +60,7 @@ def legacy_transformer_state(n_anchors: int = 3) -> dict[str, Tensor]:
     return random_tensors(shapes)
 
 
-def write_earlier(path: Path, state: dict[str, Tensor], config: dict[str, Any] | None = None) -> Path:
+def write_legacy(path: Path, state: dict[str, Tensor], config: dict[str, Any] | None = None) -> Path:
     content = {
         "epoch": 4,
         "model": state,

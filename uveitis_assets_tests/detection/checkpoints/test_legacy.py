@@ -1,4 +1,4 @@
-"""Earlier .pth checkpoints are rebuilt as what they were, or refused; what their YAML leaves open is said."""
+"""Earlier .pth checkpoints are rebuilt as what they were, or refused; what their YAML leaves open is logged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from uveitis_assets_tests.detection.checkpoints.legacy_files import (
     CLASSES,
     HEAD,
     legacy_transformer_state,
-    write_earlier,
+    write_legacy,
 )
 from uveitis_assets_tests.detection.models.tiny_transformer import DEPTH, HEADS, WIDTH, use_tiny_shapes
 
@@ -86,7 +86,7 @@ def earlier_prediction(state: dict[str, Tensor], image: Tensor) -> dict[str, Ten
 
 def test_an_earlier_transformer_checkpoint_is_rebuilt_and_predicts_the_same(tmp_path: Path) -> None:
     state = legacy_transformer_state()
-    model, configuration = load_trained_detector(write_earlier(tmp_path / "best.pth", state))
+    model, configuration = load_trained_detector(write_legacy(tmp_path / "best.pth", state))
     assert not model.training
     assert configuration.neck == "legacy_upsampled"
     assert (configuration.input_size, configuration.n_categories) == (64, 3)
@@ -111,7 +111,7 @@ def test_an_earlier_resnet_checkpoint_is_rebuilt_and_predicts_what_torchvision_d
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
     state = {name: value for name, value in reference.state_dict().items() if not name.endswith("tracked")}
     config = {"data": {"resize": 64}, "box_score_thresh": 0.05}
-    model, configuration = load_trained_detector(write_earlier(tmp_path / "last.pth", state, config))
+    model, configuration = load_trained_detector(write_legacy(tmp_path / "last.pth", state, config))
     assert (configuration.backbone, configuration.norm, configuration.input_size) == (
         "resnet50_fpn",
         "frozen_batch",
@@ -126,7 +126,7 @@ def test_an_earlier_resnet_checkpoint_is_rebuilt_and_predicts_what_torchvision_d
 
 
 def test_nine_anchors_per_place_need_their_sizes(tmp_path: Path) -> None:
-    path = write_earlier(tmp_path / "best.pth", legacy_transformer_state(n_anchors=9))
+    path = write_legacy(tmp_path / "best.pth", legacy_transformer_state(n_anchors=9))
     with pytest.raises(ValueError, match=r"9 anchors per place.*anchor_sizes"):
         load_trained_detector(path)
     sizes = ((4.0, 8.0, 16.0), (16.0, 32.0, 64.0), (64.0, 96.0, 128.0), (128.0, 256.0, 512.0))
@@ -137,14 +137,14 @@ def test_nine_anchors_per_place_need_their_sizes(tmp_path: Path) -> None:
 
 
 def test_empty_anchor_sizes_are_those_of_the_network_itself(tmp_path: Path) -> None:
-    path = write_earlier(tmp_path / "best.pth", legacy_transformer_state())
+    path = write_legacy(tmp_path / "best.pth", legacy_transformer_state())
     image = torch.rand(3, 64, 64)
     (model, _), (expected, _) = load_trained_detector(path, changes={"anchor_sizes": ()}), load_trained_detector(path)
     with torch.no_grad():
         torch.testing.assert_close(model([image])[0]["boxes"], expected([image])[0]["boxes"])
     resnet = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4).state_dict()
-    path = write_earlier(tmp_path / "resnet.pth", resnet)
-    with pytest.raises(ValueError, match=r"3 anchors per place, its configuration says 6"):
+    path = write_legacy(tmp_path / "resnet.pth", resnet)
+    with pytest.raises(ValueError, match=r"3 anchors per place, its configuration gives 6"):
         load_trained_detector(path, changes={"anchor_sizes": ()})
 
 
@@ -152,10 +152,10 @@ def test_an_incomplete_earlier_checkpoint_is_not_rebuilt(tmp_path: Path) -> None
     state = legacy_transformer_state()
     del state["backbone.smooth.p3.bias"]
     with pytest.raises(WeightsMismatchError, match=r"1 missing \(backbone.smooth.p3.bias\)"):
-        load_trained_detector(write_earlier(tmp_path / "best.pth", state))
+        load_trained_detector(write_legacy(tmp_path / "best.pth", state))
     state = legacy_transformer_state() | {"backbone.extra.weight": torch.zeros(2)}
     with pytest.raises(WeightsMismatchError, match=r"1 unexpected \(backbone.extra.weight\)"):
-        load_trained_detector(write_earlier(tmp_path / "best.pth", state))
+        load_trained_detector(write_legacy(tmp_path / "best.pth", state))
 
 
 THRESHOLDS = {
@@ -173,10 +173,10 @@ THRESHOLDS = {
 }
 
 
-def test_what_the_yaml_does_not_name_is_said_with_the_value_taken(
+def test_what_the_yaml_does_not_name_is_logged_with_the_value_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = write_earlier(tmp_path / "best.pth", legacy_transformer_state(), {"model": {"box_score_thresh": 0.2}})
+    path = write_legacy(tmp_path / "best.pth", legacy_transformer_state(), {"model": {"box_score_thresh": 0.2}})
     with caplog.at_level(logging.WARNING):
         _, configuration = load_trained_detector(path, changes={"box_nms_iou": 0.6})
     (message,) = [record.getMessage() for record in caplog.records]
@@ -190,10 +190,10 @@ def test_what_the_yaml_does_not_name_is_said_with_the_value_taken(
     assert (found["box_score_threshold"], found["box_nms_iou"]) == (0.2, 0.6)
 
 
-def test_a_yaml_that_names_everything_is_taken_at_its_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_yaml_that_names_everything_is_taken_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model: dict[str, Any] = {name: value for name, (_, value) in THRESHOLDS.items()}
     model |= {"aspect_ratios": [0.5, 1.0, 2.0], "anchor_sizes": [[8], [16], [32], [64]]}
-    path = write_earlier(tmp_path / "best.pth", legacy_transformer_state(), {"detector": {"model": model}})
+    path = write_legacy(tmp_path / "best.pth", legacy_transformer_state(), {"detector": {"model": model}})
     with caplog.at_level(logging.WARNING):
         _, configuration = load_trained_detector(path)
     assert caplog.records == []

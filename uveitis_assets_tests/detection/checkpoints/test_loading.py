@@ -28,7 +28,7 @@ from uveitis_assets_tests.detection.checkpoints.legacy_files import (
     legacy_transformer_state,
     random_tensors,
     transformer_shapes,
-    write_earlier,
+    write_legacy,
 )
 from uveitis_assets_tests.detection.models.tiny_transformer import DEPTH, WIDTH, tiny_configuration, use_tiny_shapes
 
@@ -41,7 +41,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_checkpoint_starts_a_detector_of_another_pyramid_by_its_backbone_alone(tmp_path: Path) -> None:
     state = legacy_transformer_state()
-    path = write_earlier(tmp_path / "best.pth", state)
+    path = write_legacy(tmp_path / "best.pth", state)
     model = build_detector(tiny_configuration(input_size=128))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     report = load_detector_weights(model, path, mode="backbone_only", min_matched=1.0)
@@ -62,7 +62,7 @@ def test_a_checkpoint_starts_a_detector_of_another_pyramid_by_its_backbone_alone
 
 
 def test_a_full_load_into_another_number_of_categories_tells_what_did_not_fit(tmp_path: Path) -> None:
-    path = write_earlier(tmp_path / "best.pth", legacy_transformer_state())
+    path = write_legacy(tmp_path / "best.pth", legacy_transformer_state())
     model = build_detector(tiny_configuration(neck="legacy_upsampled", n_categories=5))
     report = load_detector_weights(model, path, min_matched=0.9)
     assert report.shape_mismatch == (
@@ -76,7 +76,7 @@ def test_a_full_load_into_another_number_of_categories_tells_what_did_not_fit(tm
 
 
 def test_a_proposal_head_made_for_other_anchors_is_refused_with_its_shapes(tmp_path: Path) -> None:
-    path = write_earlier(tmp_path / "best.pth", legacy_transformer_state(n_anchors=9))
+    path = write_legacy(tmp_path / "best.pth", legacy_transformer_state(n_anchors=9))
     model = build_detector(tiny_configuration(neck="legacy_upsampled"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(
@@ -110,7 +110,7 @@ def test_a_proposal_head_of_an_own_checkpoint_is_held_to_its_anchors_too(tmp_pat
     [({"head_width": 48}, "box head"), ({"pyramid_channels": 24}, "pyramid"), ({"neck": None}, "pyramid")],
 )
 def test_no_part_hides_behind_a_large_encoder(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
-    path = write_earlier(tmp_path / "best.pth", legacy_transformer_state())
+    path = write_legacy(tmp_path / "best.pth", legacy_transformer_state())
     values = {"neck": "legacy_upsampled"} | changes
     values = {name: value for name, value in values.items() if value is not None}
     with pytest.raises(WeightsMismatchError, match=rf"at least 50\.0% of the {part}, found "):
@@ -118,7 +118,7 @@ def test_no_part_hides_behind_a_large_encoder(tmp_path: Path, changes: dict[str,
 
 
 def test_a_refused_file_changes_nothing_and_names_examples(tmp_path: Path) -> None:
-    path = write_earlier(tmp_path / "best.pth", legacy_transformer_state())
+    path = write_legacy(tmp_path / "best.pth", legacy_transformer_state())
     model = build_detector(tiny_configuration())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(
@@ -255,7 +255,7 @@ def test_weights_of_a_diverged_training_are_refused(tmp_path: Path) -> None:
     state = legacy_transformer_state()
     state["backbone.proj.bias"][3] = float("nan")
     with pytest.raises(WeightsMismatchError, match=r"NaN or infinity in backbone\.proj\.bias"):
-        load_trained_detector(write_earlier(tmp_path / "best.pth", state))
+        load_trained_detector(write_legacy(tmp_path / "best.pth", state))
 
 
 @pytest.mark.parametrize("head", ["axis_aligned", "oriented"])

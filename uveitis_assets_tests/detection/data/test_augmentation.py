@@ -96,7 +96,7 @@ factors = st.floats(0.7, 1.4)
 
 
 @given(seed=st.integers(0, 1000), brightness=factors, contrast=factors, saturation=factors, gamma=factors)
-def test_colours_change_as_the_formula_in_double_precision_says_and_black_stays_black(
+def test_colours_change_as_by_the_formula_in_double_precision_and_black_stays_black(
     seed: int, brightness: float, contrast: float, saturation: float, gamma: float
 ) -> None:
     rng = np.random.default_rng(seed)

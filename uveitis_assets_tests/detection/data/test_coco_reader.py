@@ -20,6 +20,7 @@ from uveitis_assets.storage.files import PathEscapesRootError, read_json, write_
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
 from uveitis_assets_tests.detection.tiled_lane import obb_line, small_frames, write_lane, write_tiles
 from uveitis_assets_tests.labels.lane import FakeLane
+from uveitis_assets_tests.patience import patience
 
 TWO = obb_line(4, (0.3, 0.4), (0.1, 0.15)) + obb_line(15, (0.7, 0.6), (0.2, 0.1))
 
@@ -239,19 +240,19 @@ def test_the_fingerprint_follows_labels_and_pixels_and_nothing_else(store: Artef
     assert all(len(split.fingerprint) == 16 for split in seen)
 
 
-def test_a_hundred_thousand_annotations_are_read_in_seconds(store: ArtefactStore) -> None:
+def test_many_annotations_of_one_image_are_read_in_seconds(store: ArtefactStore) -> None:
     write_lane(store, [TWO])
     square = {"bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0, "category_id": 4, "obb": [0.1] * 8, "segmentation": []}
 
     def fill(coco: dict[str, Any]) -> None:
         ids = [image["id"] for image in coco["images"]]
-        coco["annotations"] = [{**square, "id": n, "image_id": ids[n % len(ids)]} for n in range(100_000)]
+        coco["annotations"] = [{**square, "id": n, "image_id": ids[n % len(ids)]} for n in range(30_000)]
 
     edit(store, fill)
     started = time.process_time()
     split = read(store)
-    assert time.process_time() - started < 6
-    assert sum(len(tile.truth) for tile in split.images[0].tiles) == 100_000
+    assert time.process_time() - started < patience(2)
+    assert sum(len(tile.truth) for tile in split.images[0].tiles) == 30_000
 
 
 def test_the_published_labels_give_the_counts_of_their_coco_files(store: ArtefactStore, real_data: Path) -> None:

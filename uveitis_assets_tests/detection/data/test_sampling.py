@@ -87,7 +87,7 @@ def test_without_class_balance_every_tile_with_lesions_comes_once() -> None:
     assert max(counts[item] for item in counts if tiles[item]) == 1
 
 
-def test_a_tile_that_is_drawn_again_says_so() -> None:
+def test_a_tile_that_is_drawn_again_has_its_repeat_number() -> None:
     draws = EpochSampler(random_images(20, empty=0.5), SamplingConfiguration(), 5).epoch_draws(0)
     seen: dict[int, list[int]] = {}
     for draw in draws:

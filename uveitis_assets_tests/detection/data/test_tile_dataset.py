@@ -68,7 +68,7 @@ def test_tiles_of_any_size_are_scaled_and_padded_and_their_boxes_with_them(
     np.testing.assert_allclose(to_input.inverse().apply_boxes(to_input.apply_boxes(box)), box, atol=1e-9)
 
 
-def test_a_rectangle_painted_into_a_tile_is_found_where_its_scaled_box_says() -> None:
+def test_a_rectangle_painted_into_a_tile_is_found_at_its_scaled_box() -> None:
     pixels = np.zeros((60, 90, 3), np.uint8)
     pixels[20:40, 30:60] = 255
     for size in (30, 180, 120):

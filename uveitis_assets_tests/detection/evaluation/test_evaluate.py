@@ -95,14 +95,14 @@ def test_a_class_seen_in_one_patient_only_has_no_interval() -> None:
     [
         ([], [], "at least one labelled image"),
         (labelled([lesions()]), [], "one Detections for each of 1 images, found 0"),
-        (labelled([lesions()]) * 2, [Detections.empty()] * 2, "ds::i00000: stands twice"),
+        (labelled([lesions()]) * 2, [Detections.empty()] * 2, "ds::i00000: is twice"),
         (labelled([lesions((9, (0, 0, 4, 4)))]), [Detections.empty()], r"lesions with labels \[9\]"),
         (labelled([lesions()]), [found((0, (0, 0, 4, 4), 0.5))], r"detections with labels \[0\]"),
         (labelled([lesions()]), [found((1, (0, 0, 4, 4), float("nan")))], "not finite"),
         (labelled([lesions()]), [found((1, (0, 0, float("inf"), 4), 0.5))], "not finite"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(images: list, detections: list, message: str) -> None:
+def test_what_cannot_be_evaluated_is_refused(images: list, detections: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate_detections(images, detections, CATEGORIES, QUICK)
 

@@ -50,10 +50,10 @@ def test_the_same_evaluation_gives_the_same_bytes_and_another_gives_others(draw:
 def test_evaluations_without_lesions_or_detections_are_drawn_too(
     draw: Draw, truth: object, detections: Detections
 ) -> None:
-    judged = evaluate_detections(
+    evaluated = evaluate_detections(
         labelled([truth]), [detections], CATEGORIES, EvaluationConfiguration(bootstrap_samples=5)
     )
-    assert Image.open(io.BytesIO(draw(judged))).width > 100
+    assert Image.open(io.BytesIO(draw(evaluated))).width > 100
 
 
 def test_drawing_leaves_pyplot_alone() -> None:

@@ -152,7 +152,7 @@ def test_a_detector_of_the_labels_rectangles_is_perfect_whatever_the_order_of_th
     ) == pytest.approx([1, 1, 1])
 
 
-def test_axis_aligned_answers_to_oblique_lesions_are_told_apart() -> None:
+def test_axis_aligned_answers_to_oblique_lesions_score_lower() -> None:
     truths, _ = oriented_case(6, spread=0.0)
     oblique = [replace(truth, corners=turned(truth.corners, np.full(len(truth), 0.7))) for truth in truths]
     answers = [perfect(truth) for truth in truths]
@@ -161,7 +161,7 @@ def test_axis_aligned_answers_to_oblique_lesions_are_told_apart() -> None:
     assert strict < 0.5
 
 
-def test_the_published_labels_are_judged_as_their_smallest_rectangles(real_data: Path) -> None:
+def test_the_published_labels_are_compared_as_their_smallest_rectangles(real_data: Path) -> None:
     space = load_class_map().label_space("obb")
     truths = []
     for path in sorted((real_data / "uwf700_labels").rglob("*.txt"))[:12]:
@@ -231,7 +231,7 @@ def test_an_evaluation_and_its_report_hold_oriented_ap_when_both_sides_are_orien
     assert report["per_class"]["2"]["0.5"] == expected.iou_50.per_class[2]
 
 
-def test_the_selection_ap_is_of_the_boxes_that_the_configuration_names_and_the_report_says_which() -> None:
+def test_the_selection_ap_is_of_the_boxes_that_the_configuration_names_and_the_report_names_them() -> None:
     truths, detections = oriented_case(3, spread=1.0)
     categories = {category: f"class {category}" for category in CLASSES}
     by_loop = [by_loops(truths, detections, category, 0.4, 400) for category in CLASSES]

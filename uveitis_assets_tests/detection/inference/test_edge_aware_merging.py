@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.inference.detections import Detections
-from uveitis_assets.detection.inference.merging import merge_image
 from uveitis_assets.imaging.geometry import ImageFrames
+from uveitis_assets_tests.detection.inference.one_image import merged_image
 from uveitis_assets_tests.detection.known_detectors import small_frames
 
 EDGE_AWARE = InferenceConfiguration(merge="edge_aware", score_threshold=0.3)
@@ -67,7 +67,7 @@ def test_a_lesion_cut_by_seams_in_any_way_ends_as_one_box_equal_to_the_whole(
     x, y = place[0] * (width - w), place[1] * (height - h)
     lesion = (x, y, x + w, y + h)
     scores = np.random.default_rng(seed).uniform(0.3, 1.0, (len(frames.tiles), 1)).astype(np.float32)
-    merged = merge_image(frames, seen_in_tiles(frames, [lesion], scores), EDGE_AWARE)
+    merged = merged_image(frames, seen_in_tiles(frames, [lesion], scores), EDGE_AWARE)
     assert len(merged) == 1
     assert np.allclose(merged.boxes[0], in_global(frames, lesion), atol=1e-2)
     meets = [
@@ -102,7 +102,7 @@ def test_a_lesion_that_one_tile_sees_whole_is_that_box_whichever_of_its_pieces_o
         for part, sees_all in zip(seen_in_tiles(frames, [lesion], scores), whole, strict=True)
     ]
     if any(whole):
-        merged = merge_image(frames, found, EDGE_AWARE)
+        merged = merged_image(frames, found, EDGE_AWARE)
         assert len(merged) == 1
         assert np.allclose(merged.boxes[0], lesion, atol=1e-2)
 
@@ -111,8 +111,8 @@ def test_plain_suppression_leaves_the_half_boxes_that_edge_aware_merging_joins()
     frames = small_frames(crop=(112, 64), global_size=112, tile_size=64, frame="native")
     assert [tile.x0 for tile in frames.tiles] == [0, 48]
     cut = seen_in_tiles(frames, [(20, 10, 100, 40)])
-    assert len(merge_image(frames, cut, InferenceConfiguration(merge="nms"))) == 2
-    joined = merge_image(frames, cut, EDGE_AWARE)
+    assert len(merged_image(frames, cut, InferenceConfiguration(merge="nms"))) == 2
+    joined = merged_image(frames, cut, EDGE_AWARE)
     assert joined.boxes.tolist() == [[20, 34, 100, 64]]
 
 
@@ -121,9 +121,9 @@ def test_a_whole_box_wins_over_its_pieces_even_when_they_are_surer() -> None:
     found = seen_in_tiles(frames, [(40, 10, 70, 40)], np.array([[0.95], [0.5]]))
     wobbly = Detections(found[1].boxes + np.float32(0.75), found[1].scores, found[1].labels)
     # The left tile sees x 40..64 of it and is sure; the right one cannot see x 40..48.
-    left_only = merge_image(frames, [found[0], Detections.empty()], EDGE_AWARE)
+    left_only = merged_image(frames, [found[0], Detections.empty()], EDGE_AWARE)
     assert left_only.boxes.tolist() == [[40, 34, 64, 64]]
-    both = merge_image(frames, [found[0], wobbly], EDGE_AWARE)
+    both = merged_image(frames, [found[0], wobbly], EDGE_AWARE)
     assert len(both) == 1
     assert both.boxes[0].tolist() == pytest.approx([40, 34, 70.75, 64.75])
 
@@ -131,7 +131,7 @@ def test_a_whole_box_wins_over_its_pieces_even_when_they_are_surer() -> None:
 def test_neighbouring_lesions_across_one_seam_stay_apart() -> None:
     frames = small_frames(crop=(112, 64), global_size=112, tile_size=64, frame="native")
     lesions = [(30.0, 5.0, 90.0, 20.0), (35.0, 23.0, 80.0, 35.0), (52.0, 40.0, 60.0, 48.0)]
-    merged = merge_image(frames, seen_in_tiles(frames, lesions), EDGE_AWARE)
+    merged = merged_image(frames, seen_in_tiles(frames, lesions), EDGE_AWARE)
     expected = sorted(in_global(frames, lesion).tolist() for lesion in lesions)
     assert np.allclose(sorted(merged.boxes.tolist()), expected, atol=1e-3)
 
@@ -140,7 +140,7 @@ def test_categories_are_never_joined() -> None:
     frames = small_frames(crop=(112, 64), global_size=112, tile_size=64, frame="native")
     left, right = seen_in_tiles(frames, [(20, 10, 100, 40)])
     other = Detections(right.boxes, right.scores, right.labels + 1)
-    assert len(merge_image(frames, [left, other], EDGE_AWARE)) == 2
+    assert len(merged_image(frames, [left, other], EDGE_AWARE)) == 2
 
 
 def test_imprecise_pieces_are_joined_too() -> None:
@@ -155,7 +155,7 @@ def test_imprecise_pieces_are_joined_too() -> None:
             )
             for part in seen_in_tiles(frames, [(20, 10, 100, 40)])
         ]
-        merged = merge_image(frames, found, EDGE_AWARE)
+        merged = merged_image(frames, found, EDGE_AWARE)
         assert len(merged) == 1
         assert merged.boxes[0].tolist() == pytest.approx([20, 34, 100, 64], abs=4)
 
@@ -163,16 +163,16 @@ def test_imprecise_pieces_are_joined_too() -> None:
 def test_a_weak_piece_completes_a_lesion_but_makes_none() -> None:
     frames = small_frames(crop=(112, 64), global_size=112, tile_size=64, frame="native")
     found = seen_in_tiles(frames, [(20, 10, 100, 40)], np.array([[0.8], [0.2]]))
-    merged = merge_image(frames, found, EDGE_AWARE)
+    merged = merged_image(frames, found, EDGE_AWARE)
     assert merged.boxes.tolist() == [[20, 34, 100, 64]]
     assert merged.scores.tolist() == pytest.approx([0.8])
-    assert len(merge_image(frames, [Detections.empty(), found[1]], EDGE_AWARE)) == 0
+    assert len(merged_image(frames, [Detections.empty(), found[1]], EDGE_AWARE)) == 0
 
 
 def test_chance_findings_do_not_stretch_a_sure_one_however_low_the_threshold() -> None:
     frames = small_frames(crop=(112, 64), global_size=112, tile_size=64, frame="native")
     found = seen_in_tiles(frames, [(20, 10, 100, 40)], np.array([[0.9], [0.02]]))
-    merged = merge_image(frames, found, InferenceConfiguration(merge="edge_aware", score_threshold=0.0))
+    merged = merged_image(frames, found, InferenceConfiguration(merge="edge_aware", score_threshold=0.0))
     assert merged.boxes[0].tolist() == [20, 34, 64, 64]
 
 
@@ -182,7 +182,7 @@ def test_a_piece_without_a_partner_goes_when_a_larger_box_holds_it() -> None:
     # Of the lesion at x 50..98 the left tile sees a piece much lower than its neighbour thinks it is.
     piece = np.array([[52, 30, 64, 44]], np.float32)
     one = np.ones(1, np.int64)
-    merged = merge_image(
+    merged = merged_image(
         frames,
         [Detections(piece, np.array([0.9], np.float32), one), Detections(whole, np.array([0.6], np.float32), one)],
         EDGE_AWARE,
@@ -194,8 +194,8 @@ def test_lesions_clear_of_the_seams_are_merged_as_by_suppression() -> None:
     frames = small_frames(crop=(112, 64), global_size=112, tile_size=64, frame="native")
     lesions = [(5.0, 5.0, 40.0, 20.0), (53.0, 30.0, 59.0, 40.0), (80.0, 5.0, 100.0, 60.0)]
     found = seen_in_tiles(frames, lesions)
-    edge_aware = merge_image(frames, found, EDGE_AWARE)
-    plain = merge_image(frames, found, InferenceConfiguration(merge="nms"))
+    edge_aware = merged_image(frames, found, EDGE_AWARE)
+    plain = merged_image(frames, found, InferenceConfiguration(merge="nms"))
     assert len(plain) == 3
     assert np.array_equal(edge_aware.boxes, plain.boxes)
 
@@ -217,11 +217,11 @@ def test_oriented_boxes_that_cross_are_kept_where_their_upright_boxes_would_supp
     frames = small_frames(tile_size=256)
     crossing = oriented([turned_rectangle(100, 100, 80, 8, 45), turned_rectangle(100, 100, 80, 8, -45)], [0.9, 0.8])
     for merge in ("nms", "edge_aware"):
-        merged = merge_image(frames, [crossing], InferenceConfiguration(merge=merge))
+        merged = merged_image(frames, [crossing], InferenceConfiguration(merge=merge))
         assert len(merged) == 2
         assert merged.corners is not None
     alike = oriented([turned_rectangle(100, 100, 80, 8, 45), turned_rectangle(101, 101, 80, 8, 44)], [0.7, 0.8])
-    merged = merge_image(frames, [alike], InferenceConfiguration())
+    merged = merged_image(frames, [alike], InferenceConfiguration())
     assert merged.scores.tolist() == pytest.approx([0.8])
 
 
@@ -237,7 +237,7 @@ def test_oriented_pieces_of_a_cut_lesion_become_one_oriented_box() -> None:
         found.append(
             Detections(box, np.full(1, 0.9, np.float32), np.ones(1, np.int64), corners[None].astype(np.float32))
         )
-    merged = merge_image(frames, found, EDGE_AWARE)
+    merged = merged_image(frames, found, EDGE_AWARE)
     assert len(merged) == 1
     assert merged.corners is not None
     polygon, expected = shapely.Polygon(merged.corners[0]), shapely.Polygon(np.add(whole, (0, 24)))
@@ -249,4 +249,4 @@ def test_oriented_and_upright_detections_are_not_mixed() -> None:
     turned = oriented([turned_rectangle(20, 20, 10, 5, 30)], [0.9])
     upright = Detections(turned.boxes, turned.scores, turned.labels)
     with pytest.raises(ValueError, match="found 1 of 2"):
-        merge_image(frames, [turned, upright], EDGE_AWARE)
+        merged_image(frames, [turned, upright], EDGE_AWARE)

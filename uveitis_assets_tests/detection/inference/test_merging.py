@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 from torchvision.ops import nms
 
 from uveitis_assets.detection.configuration import InferenceConfiguration
-from uveitis_assets.detection.inference.batched_nms import nms_in_groups, overlapping_pairs
+from uveitis_assets.detection.inference.batched_nms import batched_nms, overlapping_pairs
 from uveitis_assets.detection.inference.detections import Detections
-from uveitis_assets.detection.inference.merging import fuse_detectors, merge_image, merge_images
+from uveitis_assets.detection.inference.merging import fuse_detectors, merge_images
 from uveitis_assets.imaging.geometry import ImageFrames
+from uveitis_assets_tests.detection.inference.one_image import merged_image
 from uveitis_assets_tests.detection.known_detectors import detections, small_frames
 
 NMS = InferenceConfiguration(score_threshold=0.3, merge_iou=0.5)
@@ -64,7 +65,7 @@ def rows_of(found: Detections) -> list[tuple[float, ...]]:
 def test_nms_merging_equals_the_earlier_way_with_torchvision(seed: int) -> None:
     frames = small_frames()
     of_tiles = random_tile_detections(frames, seed)
-    merged = merge_image(frames, of_tiles, NMS)
+    merged = merged_image(frames, of_tiles, NMS)
     expected = earlier_way(frames, of_tiles, 0.3, 0.5)
     assert len(merged) == len(expected) > 50
     assert np.allclose(sorted(rows_of(merged)), sorted(expected), atol=1e-4)
@@ -75,14 +76,14 @@ def test_many_images_together_merge_as_each_alone() -> None:
     of_images = [random_tile_detections(one, seed) for seed, one in enumerate(frames)]
     together = merge_images(frames, of_images, NMS)
     for one, of_tiles, merged in zip(frames, of_images, together, strict=True):
-        assert rows_of(merge_image(one, of_tiles, NMS)) == rows_of(merged)
+        assert rows_of(merged_image(one, of_tiles, NMS)) == rows_of(merged)
 
 
 def test_the_order_of_a_tiles_detections_does_not_matter() -> None:
     frames = small_frames()
     of_tiles = random_tile_detections(frames, 5)
     turned = [found.select(np.random.default_rng(1).permutation(len(found))) for found in of_tiles]
-    assert rows_of(merge_image(frames, of_tiles, NMS)) == rows_of(merge_image(frames, turned, NMS))
+    assert rows_of(merged_image(frames, of_tiles, NMS)) == rows_of(merged_image(frames, turned, NMS))
 
 
 def test_detections_come_best_first_and_ties_by_category_and_place() -> None:
@@ -90,7 +91,7 @@ def test_detections_come_best_first_and_ties_by_category_and_place() -> None:
     found = detections(
         [((50, 50, 60, 60), 0.5, 2), ((9, 9, 20, 20), 0.5, 1), ((4, 9, 8, 20), 0.5, 1), ((90, 90, 99, 99), 0.9, 3)]
     )
-    merged = merge_image(frames, [found], NMS)
+    merged = merged_image(frames, [found], NMS)
     assert merged.labels.tolist() == [3, 1, 1, 2]
     assert merged.boxes[:, 0].tolist() == [90, 4, 9, 50]
 
@@ -98,7 +99,7 @@ def test_detections_come_best_first_and_ties_by_category_and_place() -> None:
 def test_a_score_equal_to_the_threshold_is_kept_also_where_float32_lies_below_it() -> None:
     frames = small_frames(tile_size=256)
     for threshold in (0.3, 0.7, 0.1):
-        merged = merge_image(
+        merged = merged_image(
             frames, [detections([((1, 1, 9, 9), threshold, 1)])], InferenceConfiguration(score_threshold=threshold)
         )
         assert len(merged) == 1
@@ -110,13 +111,13 @@ def test_native_tiles_land_in_the_global_image() -> None:
     of_tiles = [Detections.empty()] * len(frames.tiles)
     of_tiles[tile] = detections([((10, 5, 30, 25), 0.8, 4)])
     # Crop 100x50 is padded by 25 above and below, then doubled.
-    assert merge_image(frames, of_tiles, NMS).boxes.tolist() == [[92, 60, 132, 100]]
+    assert merged_image(frames, of_tiles, NMS).boxes.tolist() == [[92, 60, 132, 100]]
 
 
 def test_boxes_are_clipped_to_the_image_and_those_in_the_black_margin_are_left_out() -> None:
     frames = small_frames(crop=(256, 128), tile_size=256)
     found = detections([((-3, 100, 20, 120), 0.9, 1), ((250, 100, 270, 140), 0.9, 2), ((10, 5, 40, 30), 0.9, 3)])
-    merged = merge_image(frames, [found], NMS)
+    merged = merged_image(frames, [found], NMS)
     assert merged.boxes.tolist() == [[0, 100, 20, 120], [250, 100, 256, 140]]
 
 
@@ -134,8 +135,8 @@ def test_images_without_detections_stay_without() -> None:
 
 def test_an_ensemble_keeps_one_of_the_detectors_boxes() -> None:
     frames = small_frames(tile_size=256)
-    one = merge_image(frames, [detections([((10, 10, 30, 30), 0.9, 1), ((60, 60, 70, 70), 0.5, 2)])], NMS)
-    other = merge_image(frames, [detections([((11, 10, 31, 30), 0.8, 1)])], NMS)
+    one = merged_image(frames, [detections([((10, 10, 30, 30), 0.9, 1), ((60, 60, 70, 70), 0.5, 2)])], NMS)
+    other = merged_image(frames, [detections([((11, 10, 31, 30), 0.8, 1)])], NMS)
     fused = fuse_detectors([frames], [[one], [other]], NMS)[0]
     assert fused.boxes.tolist() == [[10, 10, 30, 30], [60, 60, 70, 70]]
 
@@ -150,7 +151,7 @@ boxes_strategy = st.lists(
 def test_suppression_equals_the_greedy_loop(rows: list[tuple[int, ...]], iou: float) -> None:
     boxes = np.array([(x, y, x + w, y + h) for x, y, w, h, _ in rows], np.float64).reshape(-1, 4)
     groups = np.array([row[4] for row in rows], np.int64)
-    kept = nms_in_groups(boxes, groups, iou)
+    kept = batched_nms(boxes, groups, iou)
 
     expected: list[int] = []
     for row in range(len(rows)):
@@ -167,7 +168,7 @@ def independent_iou(one: np.ndarray, other: np.ndarray) -> float:
     return shared / (a.area + b.area - shared)
 
 
-def test_pairs_found_in_small_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_found_in_small_chunks_are_the_same() -> None:
     random = np.random.default_rng(0)
     corner = random.uniform(0, 50, (300, 2))
     boxes = np.hstack([corner, corner + random.uniform(1, 12, (300, 2))])
@@ -177,8 +178,7 @@ def test_pairs_found_in_small_chunks_are_the_same(monkeypatch: pytest.MonkeyPatc
         for a, b in overlapping_pairs(boxes, groups)
         for pair in zip(a.tolist(), b.tolist(), strict=True)
     }
-    monkeypatch.setattr("uveitis_assets.detection.inference.batched_nms._PAIRS_PER_CHUNK", 7)
-    parts = list(overlapping_pairs(boxes, groups))
+    parts = list(overlapping_pairs(boxes, groups, pairs_per_chunk=7))
     assert len(parts) > 50
     assert {tuple(sorted(pair)) for a, b in parts for pair in zip(a.tolist(), b.tolist(), strict=True)} == whole
     brute = {

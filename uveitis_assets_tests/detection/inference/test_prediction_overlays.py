@@ -94,7 +94,7 @@ def test_a_sheet_of_many_large_images_stays_small() -> None:
     assert np.array_equal(picture, before)
 
 
-def test_a_sheet_without_pictures_says_so() -> None:
+def test_a_sheet_without_pictures_shows_a_text() -> None:
     empty = cv2.imdecode(np.frombuffer(prediction_sheet([], NAMES, text_if_empty="no lesions"), np.uint8), 1)
     assert empty is not None
     assert empty.max() > 100

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.inference.detections import Detections
-from uveitis_assets.detection.inference.merging import fuse_detectors, merge_image, merge_images
+from uveitis_assets.detection.inference.merging import fuse_detectors, merge_images
+from uveitis_assets_tests.detection.inference.one_image import merged_image
 from uveitis_assets_tests.detection.known_detectors import detections, small_frames
 
 FUSION = InferenceConfiguration(merge="weighted_box_fusion", score_threshold=0.0, merge_iou=0.5)
@@ -15,7 +16,7 @@ FRAMES = small_frames(tile_size=256)
 
 def test_two_boxes_become_their_mean_weighted_by_score() -> None:
     found = detections([((10, 10, 50, 50), 0.9, 1), ((14, 10, 54, 50), 0.3, 1)])
-    merged = merge_image(FRAMES, [found], FUSION)
+    merged = merged_image(FRAMES, [found], FUSION)
     assert merged.boxes[0].tolist() == pytest.approx([11, 10, 51, 50])
     assert merged.scores.tolist() == pytest.approx([0.6])
 
@@ -42,7 +43,7 @@ def test_oriented_boxes_are_refused() -> None:
     corners = np.array([[[2, 0], [4, 2], [2, 4], [0, 2]]], np.float32)
     found = Detections(np.array([[0, 0, 4, 4]], np.float32), np.ones(1, np.float32), np.ones(1, np.int64), corners)
     with pytest.raises(ValueError, match="merge them by nms or edge_aware"):
-        merge_image(FRAMES, [found], FUSION)
+        merged_image(FRAMES, [found], FUSION)
 
 
 def fused_one_by_one(rows: list[tuple[tuple[int, ...], float, int]], iou: float) -> list[tuple[float, ...]]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from uveitis_assets.detection.models.backbones import Backbone
-from uveitis_assets.detection.models.freezing import freeze_blocks, n_blocks
+from uveitis_assets.detection.models.freezing import freeze_blocks
 from uveitis_assets_tests.detection.models.test_detector import one_target, small_detector
 
 
@@ -26,7 +26,7 @@ def test_networks_of_timm_give_maps_of_every_stride(
         (1, 16, 64 // stride, 64 // stride) for stride in strides
     ]
     assert model.backbone.strides == strides
-    assert n_blocks(model) == n_stages
+    assert len(model.backbone.freezable_parts()) == 1 + n_stages
 
 
 @pytest.mark.parametrize("finest", [4, 8])
@@ -37,7 +37,7 @@ def test_resnet50_gives_maps_of_every_stride(finest: int) -> None:
     assert [level.shape[-1] for level in levels.values()] == [
         64 // stride for stride in (4, 8, 16, 32, 64) if stride >= finest
     ]
-    assert n_blocks(model) == 4
+    assert len(model.backbone.freezable_parts()) == 1 + 4
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050"])
@@ -80,7 +80,7 @@ def test_an_unknown_network_is_named() -> None:
 @pytest.mark.parametrize("name", ["regnetx_002", "mobilenetv3_small_050"])
 def test_freezing_all_stages_leaves_the_pyramid_and_the_heads(name: str) -> None:
     model = small_detector(timm_model=name)
-    freeze_blocks(model, n_blocks(model))
+    freeze_blocks(model, len(model.backbone.freezable_parts()) - 1)
     sum(model([torch.rand(3, 64, 64)], one_target()).values()).backward()
     trained = {key for key, parameter in model.named_parameters() if parameter.grad is not None}
     assert trained

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.models.detector import build_detector
-from uveitis_assets.detection.models.freezing import freeze_blocks, n_blocks, parameter_groups
+from uveitis_assets.detection.models.freezing import freeze_blocks, parameter_groups
 from uveitis_assets.training.configuration import TrainingConfiguration
 from uveitis_assets_tests.detection.models.tiny_transformer import tiny_configuration, use_tiny_shapes
 
@@ -119,8 +119,11 @@ def test_running_statistics_of_frozen_stages_stay_also_after_a_return_to_trainin
 
 
 def test_the_number_of_blocks_is_that_of_the_network() -> None:
-    assert n_blocks(build_detector(tiny_configuration())) == 3
-    assert n_blocks(build_detector(convolutional_configuration())) == 4
+    for configuration, n_blocks in ((tiny_configuration(), 3), (convolutional_configuration(), 4)):
+        model = build_detector(configuration)
+        freeze_blocks(model, n_blocks)
+        with pytest.raises(ValueError, match=f"expected 0 to {n_blocks} for this backbone"):
+            freeze_blocks(model, n_blocks + 1)
 
 
 def test_frozen_blocks_keep_no_activations_for_a_backward_pass() -> None:

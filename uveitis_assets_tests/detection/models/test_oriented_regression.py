@@ -42,7 +42,7 @@ proposal = st.tuples(st.floats(-90, 90), st.floats(-90, 90), st.floats(3, 90), s
 
 @settings(max_examples=300)
 @given(rectangle, proposal)
-def test_every_rectangle_can_be_said_of_every_proposal(wanted: Tensor, box: Tensor) -> None:
+def test_every_rectangle_can_be_encoded_relative_to_every_proposal(wanted: Tensor, box: Tensor) -> None:
     terms, importance = encode_rectangles(wanted, box)
     assert terms.shape == importance.shape == (1, N_TERMS)
     assert overlap(decode_rectangles(terms, box), wanted) == pytest.approx([1], abs=1e-6)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
-from uveitis_assets.detection.models.per_class_nms import ClassWiseRoIHeads, class_wise_nms
+from uveitis_assets.detection.models.per_class_nms import PerClassRoIHeads, per_class_nms
 
 
 def greedy(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> list[int]:
@@ -28,10 +28,10 @@ def test_it_keeps_what_a_greedy_loop_within_each_class_keeps(seed: int, n: int, 
     boxes = torch.cat([corner, corner + 1 + torch.rand(n, 2, generator=random) * 40], 1)
     scores = (torch.rand(n, generator=random) * 20).round() / 20
     labels = torch.randint(1, 4, (n,), generator=random)
-    assert class_wise_nms(boxes, scores, labels, 0.5).tolist() == greedy(boxes, scores, labels, 0.5)
+    assert per_class_nms(boxes, scores, labels, 0.5).tolist() == greedy(boxes, scores, labels, 0.5)
 
 
-def test_torchvisions_offset_loses_a_box_at_the_threshold_and_class_wise_nms_does_not() -> None:
+def test_torchvisions_offset_loses_a_box_at_the_threshold_and_per_class_nms_does_not() -> None:
     """Two boxes of IoU just below 0.5; an offset of 20 x 769 px rounds their edges to 1/1024 px and the IoU to 0.5."""
     n_different = 0
     for seed in range(3):
@@ -44,14 +44,14 @@ def test_torchvisions_offset_loses_a_box_at_the_threshold_and_class_wise_nms_doe
         boxes = torch.stack([edges[:, 0], torch.zeros(600), edges[:, 1], torch.full((600,), 768.0)], 1)
         scores = torch.rand(600, generator=random)
         labels = torch.randint(1, 21, (300,), generator=random).repeat(2)
-        exact = class_wise_nms(boxes, scores, labels, 0.5).tolist()
+        exact = per_class_nms(boxes, scores, labels, 0.5).tolist()
         assert exact == greedy(boxes, scores, labels, 0.5)
         n_different += exact != batched_nms(boxes, scores, labels, 0.5).tolist()
     assert n_different > 0
 
 
 def test_the_box_heads_keep_the_best_boxes_of_every_class_inside_the_image() -> None:
-    heads = ClassWiseRoIHeads(None, None, None, 0.5, 0.5, 512, 0.25, None, 0.1, 0.5, 3)
+    heads = PerClassRoIHeads(None, None, None, 0.5, 0.5, 512, 0.25, None, 0.1, 0.5, 3)
     proposals = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [40, 40, 70, 70], [90, 90, 90, 90]])
     logits = torch.tensor([[0.0, 3, 2.9], [0, 2, -9], [1, 2, -9], [0, 9, 0]])
     boxes, scores, labels = heads.postprocess_detections(logits, torch.zeros(4, 12), [proposals], [(64, 64)])

@@ -155,7 +155,7 @@ def test_transformer_detectors_train_and_detect(neck: str) -> None:
     assert len(found["boxes"]) == len(found["scores"]) == len(found["labels"]) > 0
 
 
-def test_the_earlier_neck_enlarges_and_pools_one_projection() -> None:
+def test_the_legacy_neck_enlarges_and_pools_one_projection() -> None:
     backbone = build_detector(tiny_configuration(neck="legacy_upsampled", input_size=128)).backbone
     for convolution in backbone.smooth.values():
         nn.init.dirac_(convolution.weight)
@@ -174,14 +174,14 @@ def test_the_earlier_neck_enlarges_and_pools_one_projection() -> None:
     torch.testing.assert_close(levels["0"][..., 1:-1:2, 1:-1:2], rows)
 
 
-def test_the_earlier_neck_has_the_earlier_anchors() -> None:
+def test_the_legacy_neck_has_its_own_anchors() -> None:
     anchors: Any = build_detector(tiny_configuration(neck="legacy_upsampled")).rpn.anchor_generator
     assert anchors.sizes == ((16.0,), (32.0,), (64.0,), (128.0,))
     assert anchors.aspect_ratios == ((0.5, 1.0, 2.0),) * 4
     assert anchors.strides == (8, 16, 32, 64)
 
 
-def test_the_earlier_neck_is_refused_on_a_convolutional_backbone() -> None:
+def test_the_legacy_neck_is_refused_on_a_convolutional_backbone() -> None:
     with pytest.raises(ValueError, match="retfound_"):
         ModelConfiguration(backbone="resnet50_fpn", neck="legacy_upsampled")
 

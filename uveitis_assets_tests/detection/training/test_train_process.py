@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from uveitis_assets.detection.data.coco_reader import labelled_fingerprint
+from uveitis_assets.detection.data.labelled_split import labelled_fingerprint
 from uveitis_assets.detection.data.split_file import split_from_plain, split_to_plain
 from uveitis_assets.detection.training.train_process import train_in_processes
 from uveitis_assets_tests.detection.squares import squares_split, store_at, tiny

@@ -39,7 +39,7 @@ def function(result: NDArray[np.uint8] | str) -> RoiFunction:
     return lambda image: result
 
 
-def test_the_first_believed_mask_is_taken_and_earlier_failures_are_kept() -> None:
+def test_the_first_plausible_mask_is_taken_and_failures_before_it_are_kept() -> None:
     methods: dict[RoiMethod, RoiFunction] = {
         "sam2_prompted": function("empty mask"),
         "uwf": function(box_mask(0, 0, 20, 20)),
@@ -56,7 +56,7 @@ def test_the_first_believed_mask_is_taken_and_earlier_failures_are_kept() -> Non
     np.testing.assert_array_equal(result.mask, expected)
 
 
-def test_a_model_that_marks_everything_is_not_believed_but_a_threshold_may() -> None:
+def test_a_model_that_marks_everything_is_implausible_but_a_threshold_may() -> None:
     whole = box_mask(0, 0, 300, 200)
     result = find_roi(RAW, SMALL, {"sam2_prompted": function(whole), "threshold": function(whole)}, RoiConfiguration())
     assert result.method == "threshold"
@@ -64,7 +64,7 @@ def test_a_model_that_marks_everything_is_not_believed_but_a_threshold_may() -> 
     assert result.border_touch_ratio == 1.0
 
 
-def test_a_model_mask_along_the_borders_is_not_believed() -> None:
+def test_a_model_mask_along_the_borders_is_implausible() -> None:
     frame = box_mask(0, 0, 300, 200)
     frame[60:140, 60:240] = 0
     with pytest.raises(QuarantineError, match=r"border, found 1\.000") as caught:
@@ -72,7 +72,7 @@ def test_a_model_mask_along_the_borders_is_not_believed() -> None:
     assert caught.value.reason == "roi_not_found"
 
 
-def test_without_a_believed_mask_the_image_is_quarantined_with_every_reason() -> None:
+def test_without_a_plausible_mask_the_image_is_quarantined_with_every_reason() -> None:
     methods: dict[RoiMethod, RoiFunction] = {
         "uwf": function("no outline"),
         "threshold": function(box_mask(0, 0, 0, 0)),

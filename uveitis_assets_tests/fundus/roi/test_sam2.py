@@ -25,15 +25,10 @@ import torch
 from numpy.typing import NDArray
 
 from uveitis_assets.fundus.configuration import Sam2Configuration
-from uveitis_assets.fundus.roi.choice import sam2 as roi_sam2
-from uveitis_assets.fundus.roi.sam2 import (
-    Sam2Segmenter,
-    choose_mask,
-    clean_mask,
-    load_sam2_segmenter,
-    mask_choice_score,
-)
-from uveitis_assets.fundus.roi.sam2_model import Sam2UnavailableError
+from uveitis_assets.fundus.roi import sam2 as roi_sam2
+from uveitis_assets.fundus.roi.sam2 import Sam2Segmenter, load_sam2_segmenter
+from uveitis_assets.fundus.roi.sam2_mask_choice import choose_mask, clean_mask, mask_choice_score
+from uveitis_assets.fundus.roi.sam2_model import Sam2UnavailableError, checked_model_node, model_cfg_path
 from uveitis_assets_tests.patience import patience
 
 IMAGE_SIDE = 128
@@ -192,7 +187,7 @@ def images() -> list[NDArray[np.uint8]]:
 
 
 def model_of(segmenter: Sam2Segmenter) -> Any:
-    return segmenter._model
+    return segmenter.model
 
 
 def decoder_logits(segmenter: Sam2Segmenter, images: list[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
@@ -395,9 +390,9 @@ def test_shipped_configurations_are_read_as_hydra_composes_them() -> None:
     with initialize_config_module("sam2", version_base="1.2"):
         for name in names:
             composed = OmegaConf.to_container(compose(name), resolve=True)
-            read = OmegaConf.to_container(OmegaConf.load(roi_sam2._model_cfg_path(name, package)), resolve=True)
+            read = OmegaConf.to_container(OmegaConf.load(model_cfg_path(name, package)), resolve=True)
             assert read == composed
-            assert roi_sam2._checked_model_node(Path(name), read) == composed["model"]
+            assert checked_model_node(Path(name), read) == composed["model"]
     GlobalHydra.instance().clear()
 
 
@@ -530,7 +525,7 @@ def test_candidates_are_those_of_the_official_predictor(
     predictor = SAM2ImagePredictor(model_of(segmenter))
     predictor._bb_feat_sizes = FEATURE_SIZES
     labels = np.array([label for *_, label in POINTS])
-    candidates = segmenter._predict(images)
+    candidates = segmenter.candidates(images)
     n_foreground = 0
     for image, candidate in zip(images, candidates, strict=True):
         height, width = image.shape[:2]
@@ -618,7 +613,7 @@ def test_single_mask_output_works(
     configuration: Sam2Configuration, checkpoint: Path, images: list[NDArray[np.uint8]]
 ) -> None:
     segmenter = load_sam2_segmenter(configuration.model_copy(update={"multimask_output": False}), checkpoint)
-    for candidate, image in zip(segmenter._predict(images[:2]), images[:2], strict=True):
+    for candidate, image in zip(segmenter.candidates(images[:2]), images[:2], strict=True):
         assert not isinstance(candidate, str)
         assert candidate[0].shape == (1, *image.shape[:2])
 
@@ -639,7 +634,7 @@ def test_bfloat16_covers_the_image_encoder(
     seen: list[torch.dtype] = []
     layer = model_of(segmenter).image_encoder.trunk.blocks[0].attn.qkv
     layer.register_forward_hook(lambda _module, _args, output: seen.append(output.dtype))
-    for rounded, reference in zip(segmenter._predict(images), exact._predict(images), strict=True):
+    for rounded, reference in zip(segmenter.candidates(images), exact.candidates(images), strict=True):
         assert not isinstance(rounded, str)
         assert not isinstance(reference, str)
         np.testing.assert_allclose(rounded[1], reference[1], atol=0.02)
@@ -662,7 +657,7 @@ def test_a_gpu_gives_the_masks_of_the_cpu(
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for expected, found in zip(masks, exact.segment(images), strict=True):
             assert np.mean(np.asarray(found) != np.asarray(expected)) < 1e-3
-    for expected, found in zip(reference._predict(images), rounded._predict(images), strict=True):
+    for expected, found in zip(reference.candidates(images), rounded.candidates(images), strict=True):
         assert not isinstance(expected, str)
         assert not isinstance(found, str)
         np.testing.assert_allclose(found[1], expected[1], atol=0.02)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from uveitis_assets.fundus.roi.threshold import _largest_component, threshold_retina_mask
+from uveitis_assets.fundus.roi.mask_shapes import largest_component
+from uveitis_assets.fundus.roi.threshold import threshold_retina_mask
 from uveitis_assets_tests.fundus.preprocess_inputs import fundus_picture
 
 
@@ -71,10 +72,10 @@ def test_the_largest_of_many_components_is_kept_also_inside_holes_and_at_borders
             mask = np.where(field > np.quantile(field, generator.uniform(0.2, 0.9)), np.uint8(255), np.uint8(0))
             labels, _ = ndimage.label(mask, np.ones((3, 3)))
             sizes = np.bincount(labels.ravel())[1:]
-            kept = _largest_component(mask) > 0
+            kept = largest_component(mask) > 0
             assert np.count_nonzero(kept) == sizes.max()
             assert len(np.unique(labels[kept])) == 1
     ring = np.zeros((60, 60), dtype=np.uint8)
     cv2.rectangle(ring, (5, 5), (54, 54), 255, 1)
     cv2.rectangle(ring, (15, 15), (44, 44), 255, -1)
-    assert np.count_nonzero(_largest_component(ring)) == 30 * 30
+    assert np.count_nonzero(largest_component(ring)) == 30 * 30

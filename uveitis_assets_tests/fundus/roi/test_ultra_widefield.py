@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from uveitis_assets.fundus.roi.ultra_widefield import _extended_to_black, uwf_retina_mask
+from uveitis_assets.fundus.roi.ultra_widefield import extend_to_black, uwf_retina_mask
 from uveitis_assets.sample import render_ultra_widefield
 
 Image = NDArray[np.uint8]
@@ -250,7 +250,7 @@ def test_generated_images_are_outlined_and_lose_no_retina() -> None:
     """Their lids may be as dull as the fundus and have soft shadows for an edge: some are taken for retina."""
     scores, kept = {}, {}
     for seed in range(200, 216):
-        sample = render_ultra_widefield(seed, 768, 604)
+        sample = render_ultra_widefield(seed, 400, 315)
         mask = uwf_retina_mask(sample.image_rgb)
         scores[seed] = score(mask, (sample.retina_mask > 0).astype(np.uint8), np.zeros_like(mask))
         kept[seed] = (mask[sample.retina_mask > 0] > 0).mean()
@@ -316,7 +316,7 @@ def test_a_narrow_strip_beside_black_is_taken_whole_and_a_wide_one_not_at_all() 
     cv2.circle(outline, (485, 500), 380, 255, -1)
     image = np.repeat(field[..., None] // 2, 3, axis=2)
 
-    extended = _extended_to_black(outline, image)
+    extended = extend_to_black(outline, image)
 
     assert extended[500, 101] == 255
     assert extended[500, 875] == 0
