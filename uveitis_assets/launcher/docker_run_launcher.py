@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
 from dagster_docker import DockerRunLauncher
@@ -36,6 +36,7 @@ from uveitis_assets.launcher.stopped_containers import (
     STOPPED,
     describe_exit,
     log_tail,
+    lost_its_database,
     remove_expired,
     stop_abandoned,
 )
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from dagster_docker.container_context import DockerContainerContext
 
 _MAX_RETRIES_TAG = "dagster/max_retries"
+_RETRY_STRATEGY_TAG = "dagster/retry_strategy"
 _CONTAINER_TAG = "docker/container_id"
 # Its value is the id of the run to stop: re-executions copy the tags, and must not be stopped with their parent.
 _STOP_TAG = "uveitis/stop_requested"
@@ -56,6 +58,7 @@ ABANDONED_AFTER_S = 120.0
 _LIVE = ("created", "running", "paused", "restarting")
 
 _log = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
 
 
 class GpuDockerRunLauncher(DockerRunLauncher):
@@ -244,6 +247,10 @@ class GpuDockerRunLauncher(DockerRunLauncher):
         if health.status.name != "FAILED":
             return health
         reason = self._with_container(run, lambda container: describe_exit(container, self.log_tail_lines))
+        if self._with_container(run, lost_its_database):
+            # Its last steps may have succeeded, and Dagster retries no run without an unfinished step. Repeating
+            # finished steps costs little: all stages skip finished work.
+            self._instance.add_run_tags(run.run_id, {_RETRY_STRATEGY_TAG: "ALL_STEPS"})
         return health._replace(msg=reason or health.msg)
 
     def get_run_worker_debug_info(self, run: dg.DagsterRun, include_container_logs: bool | None = True) -> str | None:
@@ -290,13 +297,13 @@ class GpuDockerRunLauncher(DockerRunLauncher):
             if removed:
                 _log.info("Removed %d stopped run containers: %s", len(removed), ", ".join(removed))
 
-    def _with_container(self, run: dg.DagsterRun, describe: Callable[[Any], str]) -> str | None:
+    def _with_container(self, run: dg.DagsterRun, question: Callable[[Any], _Answer]) -> _Answer | None:
         container_id = run.tags.get(_CONTAINER_TAG)
         if container_id is None:
             return None
         with docker_client() as client:
             try:
-                return describe(client.containers.get(container_id))
+                return question(client.containers.get(container_id))
             except NotFound:
                 return None
 

@@ -15,7 +15,14 @@ RUN_LABEL = "dagster/run_id"
 STOPPED = ("exited", "dead", "created")
 _LOG_TAIL_BYTES = 8192
 _CONFLICT = 409
+# Of a run whose connection to the database broke: ``deployment.retrying_postgres``.
+_LOST_DATABASE = 75
 _SIGNALS = {137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
+
+
+def lost_its_database(container: Any) -> bool:
+    """Whether the run ended because its connection to Dagster's database broke."""
+    return bool(container.attrs["State"].get("ExitCode") == _LOST_DATABASE)
 
 
 def describe_exit(container: Any, log_tail_lines: int) -> str:
@@ -43,6 +50,8 @@ def _exit_cause(attrs: Mapping[str, Any]) -> str:
             f"The run container was ended by {_SIGNALS[code]} (exit code {code}) from outside or by a crash, not by "
             f"its memory limit."
         )
+    if code == _LOST_DATABASE:
+        return f"The run lost its connection to Dagster's database and ended (exit code {code}), to be retried."
     error = f" The engine reports: {state['Error']}" if state.get("Error") else ""
     return f"The run container is {state.get('Status')} with exit code {code} though its run had not ended.{error}"
 

@@ -1,7 +1,7 @@
 """The deployment's launcher on an engine whose containers are processes of this machine, each on a wire of its own.
 
-A run's environment says at which statement its wire breaks (``BREAK_AT=17 after``); each such wire breaks once, so
-that the retry of the run, which copies its tags, keeps its connection.
+A run's environment names the event at which its wire breaks (``BREAK_AT=after STEP_START``: the event is stored, and
+the answer lost). Each such wire breaks once, so that the retry of the run, which copies its tags, keeps its connection.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +81,15 @@ def _run(name: str, command: Sequence[str], environment: dict[str, str]) -> None
     runpy.run_module("dagster", run_name="__main__")
 
 
-def _break_once(at: str, folder: Path) -> Any:
-    mark = folder / f"broke at {at}"
-    if not at or mark.exists():
-        return lambda _statement: None
-    number, moment = at.split()
-    statements = itertools.count(1)
+def _break_once(at: str, folder: Path) -> Callable[[str], Moment | None]:
+    """Break the wire at the first statement that stores such an event, unless that happened before."""
+    mark = folder / f"broke {at}"
+    moment, _, kind = at.partition(" ")
 
     def breaks(statement: str) -> Moment | None:
-        if next(statements) != int(number):
+        if not kind or mark.exists() or not statement.startswith("INSERT INTO event_logs") or kind not in statement:
             return None
-        mark.write_text(statement)
+        mark.touch()
         return Moment(moment)
 
     return breaks

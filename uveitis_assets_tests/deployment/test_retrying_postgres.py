@@ -1,4 +1,4 @@
-"""A database that is away for a moment is waited for; one that refuses is not; a run ends when its connection breaks."""
+"""A database that is away for a moment is waited for, and one that refuses is not."""
 
 import sqlite3
 import time
