@@ -14,7 +14,7 @@ if [ -n "${POSTGRES_PASSWORD_FILE:-}" ]; then
   export POSTGRES_PASSWORD
 fi
 
-# A container by itself keeps its books like a single machine; the deployment mounts settings of its own.
+# A single container has the settings of a single machine; the deployment mounts settings of its own.
 if [ ! -e "$DAGSTER_HOME/dagster.yaml" ]; then
   cp /opt/uveitis/dagster.yaml "$DAGSTER_HOME/dagster.yaml"
 fi

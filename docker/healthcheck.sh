@@ -1,6 +1,6 @@
 #!/bin/sh
 # Health of the container's main process, whichever part of the deployment it is. Runs and shells are healthy while
-# they live: Dagster's run monitoring judges runs.
+# they are there: Dagster's run monitoring checks runs.
 set -eu
 
 case $(tr '\0' ' ' </proc/1/cmdline) in

@@ -1,11 +1,11 @@
-"""The verbs that Dagster lacks: register landed images, run the demo, submit runs to a deployment, check it.
+"""Commands beyond those of Dagster: register landed images, run the demo, submit runs to a deployment, check it.
 
 Everything else is Dagster's own command line (``dagster asset materialize``, ``dagster dev``). Registering and the
 demo need DAGSTER_HOME, because partition keys live in the instance's database.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
-    from uveitis_assets.landing.registration import RegistrationReport
     from uveitis_assets.storage.store import ArtefactStore
 
 app = typer.Typer(
@@ -27,7 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Retinal-imaging data assets on Dagster.",
 )
-_LISTED = 10
 _SETTINGS = Path("docker/.env")
 
 
@@ -40,11 +38,12 @@ def main() -> None:
 def register(
     lanes: Annotated[list[str] | None, typer.Argument(help="Lanes to register; none: all whose folder exists")] = None,
 ) -> None:
-    """Find new images, assign them to batches in the ledger, add the partition keys and say what to run. Idempotent."""
+    """Find new images, assign them to batches in the ledger, add partition keys, print what to run. Idempotent."""
     from uveitis_assets.components.fundus.registration import register_lane
     from uveitis_assets.fundus.reference_color import ReferenceColorError
     from uveitis_assets.landing.ledger_table import LedgerError
     from uveitis_assets.landing.pseudonyms import PatientKeyError
+    from uveitis_assets.registration_output import print_commands, print_registration
     from uveitis_assets.storage.store import ArtefactStore
 
     configured = _load_lanes()
@@ -64,14 +63,14 @@ def register(
                 )
             try:
                 report, added = register_lane(store, configured[name], instance)
-                _print_registration(name, report, added)
-                _print_commands(store, configured[name])
+                print_registration(name, report, added)
+                print_commands(store, configured[name])
             except (LedgerError, PatientKeyError, ReferenceColorError) as error:
                 fail(str(error))
             except OSError as error:
                 fail(
                     f"{error.filename}: {error.strerror}; expected to write below UVEITIS_DATA ({store.root}) and to "
-                    f"read below UVEITIS_RAW ({store.raw}): mend the folder, or set the variable to another one"
+                    f"read below UVEITIS_RAW ({store.raw}): correct the folder, or set the variable to another one"
                 )
 
 
@@ -105,7 +104,7 @@ def submit(
     partition: Annotated[str | None, typer.Option(help="One partition, such as b00001 or 'fold0|train'")] = None,
     partition_range: Annotated[str | None, typer.Option(help="Neighbouring partitions, as first...last")] = None,
     missing: Annotated[bool, typer.Option("--missing", help="Partitions that were never materialized")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="All partitions, whatever exists")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All partitions, also those that exist")] = False,
     tag: Annotated[list[str] | None, typer.Option(help="Tag of each run, as key=value; may be repeated")] = None,
     longest: Annotated[int, typer.Option("--partitions-per-run", help="Most partitions of one run", min=1)] = 16,
     url: Annotated[str, typer.Option(envvar="UVEITIS_URL", help="The deployment's UI")] = "http://127.0.0.1:3000",
@@ -114,9 +113,9 @@ def submit(
 
     The exit status is 1 when a run fails or is deleted, 2 when none was queued.
     """
+    from uveitis_assets.deployment.graphql_client import WebserverError
     from uveitis_assets.deployment.submission_plan import SubmissionError, Wanted
     from uveitis_assets.deployment.submit import submit_and_follow
-    from uveitis_assets.deployment.webserver import WebserverError
 
     wanted = Wanted(partition=partition, partition_range=partition_range, missing=missing, everything=everything)
     tags = dict(_parse_tag(text) for text in tag or ())
@@ -146,7 +145,7 @@ def doctor(
     from uveitis_assets.deployment.doctor import examine
     from uveitis_assets.storage.store import ArtefactStore
 
-    # Whoever names a file means a deployment.
+    # A file that is named explicitly means a deployment.
     if settings != _SETTINGS and not settings.is_file():
         fail(f"{settings}: expected the settings that docker/prepare.sh wrote, found no such file")
     if not examine(settings, ArtefactStore.from_environment().root, console):
@@ -159,7 +158,7 @@ def _landing_folder(store: "ArtefactStore", lane: "LaneConfiguration") -> Path:
     try:
         return store.raw_folder(lane.folder)
     except PathEscapesRootError as error:
-        fail(f"{lane.name}: {error}, or set UVEITIS_RAW to the folder that it lies in")
+        fail(f"{lane.name}: {error}, or set UVEITIS_RAW to its parent folder")
 
 
 def _load_lanes() -> "dict[str, LaneConfiguration]":
@@ -185,75 +184,15 @@ def _instance() -> "Iterator[dg.DagsterInstance]":
         fail(f"DAGSTER_HOME={home}: expected an absolute path; export DAGSTER_HOME={Path(home).resolve()}")
     try:
         Path(home).mkdir(parents=True, exist_ok=True)
-        # Whether it has to be written depends on the dagster.yaml in it: the deployment's database lies elsewhere.
+        # Whether it has to be written depends on the dagster.yaml in it: the deployment's database is on a server.
         opened = dg.DagsterInstance.get()
     except OSError as error:
         fail(
             f"DAGSTER_HOME={home}: expected a folder that can be made and written, found {error.strerror} "
-            f"({error.filename}); mend the folder, or set DAGSTER_HOME to another one"
+            f"({error.filename}); correct the folder, or set DAGSTER_HOME to another one"
         )
     with opened as instance:
         yield instance
-
-
-def _print_registration(lane: str, report: "RegistrationReport", added: int) -> None:
-    console.print(
-        f"[bold]{lane}[/bold]: {report.n_images} images, {len(report.new)} new, {len(report.changed)} changed, "
-        f"{len(report.renamed)} renamed, {len(report.relabelled)} relabelled, {len(report.gone)} gone, "
-        f"{len(report.returned)} returned; {added} partition keys added",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for kind in ("new", "changed", "renamed", "relabelled", "gone", "returned", "duplicates"):
-        _print_list(kind, getattr(report, kind))
-    if report.new_batches:
-        _print_list("new batches", report.new_batches)
-    if report.touched_batches:
-        _print_list("batches to materialize again", report.touched_batches)
-    _print_list("quarantined", [f"{image_id}: {reason}" for image_id, reason in sorted(report.quarantined.items())])
-    _print_list("problems", [f"{problem.path}: {problem.detail}" for problem in report.problems])
-
-
-def _print_commands(store: "ArtefactStore", lane: "LaneConfiguration") -> None:
-    """What to type to bring the lane up to date; the sensors of a running daemon do the same by themselves."""
-    from uveitis_assets.components.fundus.keys import LaneKeys
-    from uveitis_assets.fundus.reference_color import present_reference_digest
-    from uveitis_assets.fundus.stale_preprocessing import stale_preprocessing
-    from uveitis_assets.landing.ledger import registered_batches
-    from uveitis_assets.orchestration.partition_runs import contiguous_ranges
-
-    stale = stale_preprocessing(store, lane.name, reference_color=present_reference_digest(store, lane.normalize))
-    if not stale.batches:
-        return
-    keys = LaneKeys.of(lane)
-    batches = registered_batches(store, lane.name)
-    whole = set(stale.preprocessing)
-    wanted: list[tuple[Sequence[dg.AssetKey], str, str]] = [
-        *((keys.batch_assets, *keys_of) for keys_of in contiguous_ranges(batches, whole, len(batches))),
-        *(
-            ((keys.manifest,), *keys_of)
-            for keys_of in contiguous_ranges(batches, set(stale.manifest) - whole, len(batches))
-        ),
-    ]
-    if lane.labels.format != "none":
-        partitions = keys.fold_splits.get_partition_keys()
-        wanted.append(((keys.coco_labels,), partitions[0], partitions[-1]))
-    console.print("  to do now what the sensors of a running daemon do by themselves:", highlight=False)
-    for assets, first, last in wanted:
-        selection = ",".join(key.to_user_string() for key in assets)
-        chosen = f"--partition {first}" if first == last else f"--partition-range '{first}...{last}'"
-        console.print(
-            f"    dagster asset materialize -m uveitis_assets.definitions --select '{selection}' {chosen}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
-def _print_list(title: str, items: Sequence[str]) -> None:
-    if items:
-        more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
-        console.print(f"  {title}: {', '.join(items[:_LISTED])}{more}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

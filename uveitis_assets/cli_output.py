@@ -1,4 +1,4 @@
-"""What command-line verbs share: where they print, and how they end when something is wrong."""
+"""The console that all commands print to, and the end of a command that cannot go on."""
 
 from typing import NoReturn
 

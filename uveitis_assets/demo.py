@@ -1,6 +1,6 @@
-"""The demo: sample images through two lanes, a small detector on the CPU, predictions; all in this process.
+"""The demo: sample images through two lanes, a small detector on the CPU and its predictions, in one process.
 
-It runs the jobs that the UI and the daemon run, on the same instance, so that everything it made is in the UI.
+It runs the jobs that the UI and the daemon run, on the same instance, so that all results are in the UI.
 """
 
 import threading
@@ -28,7 +28,7 @@ _LANES = ("uwf700", "fgadr")
 _SAMPLE_MARK = ".sample_images"
 _DETECTOR = "overfit_10"
 _DETECTOR_LANE = "uwf700"
-# Small enough for a laptop's processor, random weights: it learns its ten images by heart and no more.
+# Small enough for a laptop's processor, random weights: it overfits its ten images and learns no more.
 _SMALL_DETECTOR: dict[str, Any] = {
     "model": {
         "backbone": "timm_fpn",
@@ -79,11 +79,11 @@ def run_demo(
     seed: int,
     detector: bool,
 ) -> None:
-    """Write the sample, run the lanes and the detector, print what was made and how to look at it.
+    """Write the sample, run the lanes and the detector, print tables of the results and how to open the UI.
 
     Args:
         store: where everything goes.
-        instance: whose database learns of it.
+        instance: Dagster's instance that records it.
         lanes: the configured lanes.
         n_uwf: ultra-widefield sample images.
         n_fgadr: regular sample images.
@@ -144,7 +144,7 @@ def _run_lane(
         (keys.lane_job, registered_batches(store, lane.name)),
         (keys.labels_job, keys.fold_splits.get_partition_keys()),
     ):
-        with _following(job, report.n_images, lambda: sum(1 for _ in folder.glob(f"{lane.name}__*.json"))):
+        with _progress_of(job, report.n_images, lambda: sum(1 for _ in folder.glob(f"{lane.name}__*.json"))):
             evaluations += _run_job(instance, definitions, job, partitions)
     summary = read_json(store.coco_summary_file())
     entries = [entry for name, entry in summary.items() if name.startswith(f"{lane.name}_")]
@@ -156,35 +156,35 @@ def _run_lane(
         str(sum(entry["global"]["num_images"] for entry in entries)),
         str(sum(entry["global"]["num_annotations"] for entry in entries)),
         str(len(report.quarantined)),
-        _verdict(evaluations),
+        _check_summary(evaluations),
     )
 
 
 def _run_detector(
     store: ArtefactStore, lane: LaneConfiguration, instance: dg.DagsterInstance, definitions: dg.Definitions
 ) -> Table:
-    """Train and judge one fold of the detector, predict the lane's batches; returns what is shown of it."""
+    """Train and evaluate one fold of the detector, predict the lane's batches; returns a table of the results."""
     from uveitis_assets.landing.ledger import registered_batches
 
     folder = store.run_folder(_DETECTOR, 0)
     small = {"ops": {f"{_DETECTOR}__checkpoint": {"config": {"device": "cpu", "overrides": _SMALL_DETECTOR}}}}
     n_epochs = _SMALL_DETECTOR["training"]["epochs"]
-    with _following(f"{_DETECTOR}_training", n_epochs, lambda: _n_lines(folder / "metrics.jsonl")):
+    with _progress_of(f"{_DETECTOR}_training", n_epochs, lambda: _n_lines(folder / "metrics.jsonl")):
         evaluations = _run_job(instance, definitions, f"{_DETECTOR}_training", [fold_key(0)], small)
     predictions = store.prediction_file(_DETECTOR, "any").parent
     batches = registered_batches(store, lane.name)
-    with _following(f"{_DETECTOR}_predictions", None, lambda: sum(1 for _ in predictions.glob("*.json"))):
+    with _progress_of(f"{_DETECTOR}_predictions", None, lambda: sum(1 for _ in predictions.glob("*.json"))):
         evaluations += _run_job(instance, definitions, f"{_DETECTOR}_predictions", batches)
     precision = read_json(folder / "val_report.json")["ap"]
     found = [read_json(path)["predictions"] for path in sorted(predictions.glob("*.json"))]
-    table = Table(title="A small detector that learned ten of these images by heart")
+    table = Table(title="A small detector, overfitted to ten of these images")
     row = {
         "detector": _DETECTOR,
         "AP at IoU 0.3": f"{precision['0.3']:.3f}",
         "AP at IoU 0.5": f"{precision['0.5']:.3f}",
         "images": str(len(found)),
         "detections": str(sum(len(detections) for detections in found)),
-        "checks": _verdict(evaluations),
+        "checks": _check_summary(evaluations),
     }
     for column in row:
         table.add_column(column, justify="left" if column == "detector" else "right")
@@ -210,7 +210,7 @@ def _run_job(
     return list(result.get_asset_check_evaluations())
 
 
-def _verdict(evaluations: Sequence[dg.AssetCheckEvaluation]) -> str:
+def _check_summary(evaluations: Sequence[dg.AssetCheckEvaluation]) -> str:
     failed = [evaluation for evaluation in evaluations if not evaluation.passed]
     errors = sum(evaluation.severity.value == "ERROR" for evaluation in failed)
     if errors:
@@ -223,21 +223,21 @@ def _n_lines(path: Path) -> int:
 
 
 @contextmanager
-def _following(title: str, total: int | None, done: Callable[[], int]) -> Iterator[None]:
-    """A bar that follows what is done while the run goes on in this thread."""
+def _progress_of(title: str, total: int | None, done: Callable[[], int]) -> Iterator[None]:
+    """A progress bar of ``done`` while the run goes on in this thread."""
     ended = threading.Event()
 
-    def follow(progress: Progress, task: TaskID) -> None:
+    def watch(progress: Progress, task: TaskID) -> None:
         while not ended.wait(0.3):
             progress.update(task, completed=done())
 
     with Progress(console=console) as progress:
         task = progress.add_task(title, total=total)
-        follower = threading.Thread(target=follow, args=(progress, task), daemon=True)
-        follower.start()
+        watcher = threading.Thread(target=watch, args=(progress, task), daemon=True)
+        watcher.start()
         try:
             yield
         finally:
             ended.set()
-            follower.join()
+            watcher.join()
         progress.update(task, completed=total or done(), total=total or done())

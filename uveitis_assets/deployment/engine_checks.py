@@ -50,7 +50,7 @@ def check_engine(client: DockerClient) -> Finding:
 
 
 def check_gpu_runtime(client: DockerClient, runtime: str) -> Finding:
-    """Whether the engine knows NVIDIA's runtime. Without it runs that prefer a GPU use the CPU."""
+    """Whether NVIDIA's runtime is registered with the engine. Without it runs that prefer a GPU use the CPU."""
     check = "GPU runtime"
     runtimes = sorted(client.info().get("Runtimes") or {})
     if runtime in runtimes:
@@ -106,24 +106,24 @@ def check_run_container(
             return [*findings, _no_container(second)]
     except ContainerError as error:
         return [_no_container(error)]
-    return [*findings, *judge_answer(answer, settings, on_gpu=device != CPU)]
+    return [*findings, *check_answer(answer, settings, on_gpu=device != CPU)]
 
 
-def judge_answer(answer: Mapping[str, Any], settings: ContainerSettings, *, on_gpu: bool) -> list[Finding]:
-    """Findings about what the probe container said of itself.
+def check_answer(answer: Mapping[str, Any], settings: ContainerSettings, *, on_gpu: bool) -> list[Finding]:
+    """Findings about the answer of the probe container.
 
     Args:
         answer: its JSON: python, torch, cuda, devices, sum, user, writable, readable, shared_memory in bytes.
         settings: what it was made with.
         on_gpu: whether it was given GPUs.
     """
-    findings = [_judge_torch(answer, on_gpu=on_gpu)]
+    findings = [_check_torch(answer, on_gpu=on_gpu)]
     if answer["user"] != settings.user:
         findings.append(
             failure("user of runs", f"found {answer['user']}, expected {settings.user}", "build the image again")
         )
     for name, wanted in (("data", True), ("state", True), ("raw images", False)):
-        findings.append(_judge_mount(name, answer, settings, writable=wanted))
+        findings.append(_check_mount(name, answer, settings, writable=wanted))
     shared = float(answer["shared_memory"]) / 1e9
     if shared < _LEAST_SHARED_MEMORY_GB:
         findings.append(
@@ -134,7 +134,7 @@ def judge_answer(answer: Mapping[str, Any], settings: ContainerSettings, *, on_g
     return findings
 
 
-def _judge_torch(answer: Mapping[str, Any], *, on_gpu: bool) -> Finding:
+def _check_torch(answer: Mapping[str, Any], *, on_gpu: bool) -> Finding:
     versions = f"Python {answer['python']}, torch {answer['torch']}"
     if answer["sum"] != 64.0**3:
         return failure("torch in a container", f"{versions}: a product of ones is {answer['sum']}", "test the hardware")
@@ -150,7 +150,7 @@ def _judge_torch(answer: Mapping[str, Any], *, on_gpu: bool) -> Finding:
     return ok("torch in a container", f"{versions} on the CPU")
 
 
-def _judge_mount(name: str, answer: Mapping[str, Any], settings: ContainerSettings, *, writable: bool) -> Finding:
+def _check_mount(name: str, answer: Mapping[str, Any], settings: ContainerSettings, *, writable: bool) -> Finding:
     check = f"mount: {name}"
     if not answer["readable"][name]:
         return failure(check, f"not readable by {settings.user}", f"chown or chmod its folder for {settings.user}")
@@ -186,8 +186,8 @@ def _ask(
 
 def _no_container(error: APIError | ContainerError) -> Finding:
     if isinstance(error, ContainerError):
-        said = (error.stderr or b"").decode(errors="replace").strip().splitlines()
-        detail = f"it ended with exit code {error.exit_status}: {said[-1] if said else 'no output'}"
+        lines = (error.stderr or b"").decode(errors="replace").strip().splitlines()
+        detail = f"it ended with exit code {error.exit_status}: {lines[-1] if lines else 'no output'}"
         remedy = "build the image again with docker/build.sh; if a secret is not readable, correct its owner"
     else:
         detail = f"the engine does not start it: {error.explanation or error}"

@@ -1,9 +1,9 @@
-"""A gate before the engine's socket through which the web server can stop this deployment's runs, and nothing else.
+"""A proxy before the Docker engine's socket through which the web server can stop this deployment's runs only.
 
 Dagster terminates a run from the web server, so the web server has to reach the engine. The engine's own socket would
-hand it the whole host. This gate lets three questions and one order pass: which version, how is this container, and
-stop it, the latter two only for containers that bear the deployment's label. It listens on a socket file, which only
-the web server mounts.
+give it control of the whole host. The proxy passes on four requests: whether the engine answers, its version, the state
+of a container, and stopping a container, the latter two only for containers with the deployment's label. It listens on
+a socket file, which only the web server mounts.
 
 Run with ``python -m uveitis_assets.deployment.engine_proxy ENGINE_SOCKET OWN_SOCKET DEPLOYMENT``.
 """
@@ -22,7 +22,7 @@ from typing import Any
 
 # The label's name is the launcher's; importing it would load Dagster into this small process.
 _LABEL = "uveitis/deployment"
-_HARMLESS = re.compile(r"(/v[0-9.]+)?/(_ping|version)")
+_ALWAYS_ALLOWED = re.compile(r"(/v[0-9.]+)?/(_ping|version)")
 _CONTAINER = re.compile(
     r"(?P<version>(/v[0-9.]+)?)/containers/(?P<id>[0-9a-f]{12,64})/(?P<what>json|stop(\?t=[0-9]+)?)"
 )
@@ -30,12 +30,12 @@ _CONTAINER = re.compile(
 _TIMEOUT_S = 300.0
 
 
-class StopGate(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Server of the gate.
+class EngineProxy(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """Server that passes the allowed requests on.
 
     Args:
         engine: the engine's socket.
-        listen: where to listen; a socket file that a former gate left is replaced.
+        listen: where to listen; a socket file that an earlier proxy left is replaced.
         deployment: label of the containers that may be looked at and stopped.
     """
 
@@ -61,12 +61,12 @@ class _EngineConnection(http.client.HTTPConnection):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: StopGate
+    server: EngineProxy
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         container = _CONTAINER.fullmatch(self.path)
-        if _HARMLESS.fullmatch(self.path) or (container and container["what"] == "json" and self._is_ours(container)):
+        if _ALWAYS_ALLOWED.fullmatch(self.path) or self._may_look_at(container):
             self._pass_on("GET")
         else:
             self._refuse()
@@ -74,15 +74,18 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         container = _CONTAINER.fullmatch(self.path)
-        if container and container["what"] != "json" and self._is_ours(container):
+        if container and container["what"] != "json" and self._is_of_deployment(container):
             self._pass_on("POST")
         else:
             self._refuse()
 
-    def _is_ours(self, container: re.Match[str]) -> bool:
+    def _may_look_at(self, container: re.Match[str] | None) -> bool:
+        return container is not None and container["what"] == "json" and self._is_of_deployment(container)
+
+    def _is_of_deployment(self, container: re.Match[str]) -> bool:
         status, _, body = self._ask("GET", f"{container['version']}/containers/{container['id']}/json")
         if status != http.HTTPStatus.OK:
-            # Not there: passing the engine's own answer on tells no more than that.
+            # It does not exist: the engine's own answer, which is passed on, tells no more than that.
             return status == http.HTTPStatus.NOT_FOUND
         return bool((json.loads(body)["Config"]["Labels"] or {}).get(_LABEL) == self.server.deployment)
 
@@ -103,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
             connection.close()
 
     def _refuse(self) -> None:
-        message = f"{self.command} {self.path}: this gate only stops containers of {self.server.deployment}"
+        message = f"{self.command} {self.path}: this proxy only stops containers of {self.server.deployment}"
         self._answer(http.HTTPStatus.FORBIDDEN, "application/json", json.dumps({"message": message}).encode())
 
     def _answer(self, status: int, content_type: str, body: bytes) -> None:
@@ -116,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def address_string(self) -> str:
-        """A socket file has no address of the caller."""
+        """Name of the caller in the log: a socket file has no address."""
         return "web server"
 
     def log_message(self, format: str, *values: Any) -> None:
@@ -126,8 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
 def main() -> None:
     """Serve until stopped."""
     engine, listen, deployment = sys.argv[1:]
-    with StopGate(Path(engine), Path(listen), deployment) as gate:
-        gate.serve_forever()
+    with EngineProxy(Path(engine), Path(listen), deployment) as proxy:
+        proxy.serve_forever()
 
 
 if __name__ == "__main__":

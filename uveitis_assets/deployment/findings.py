@@ -1,4 +1,4 @@
-"""What a check of the host found, and what to do about it."""
+"""The result of one check of the host, with its remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Finding:
 
     def __post_init__(self) -> None:
         if (self.verdict == "ok") == bool(self.remedy):
-            raise ValueError(f"{self.check}: a remedy belongs to a warning or failure, and to nothing else")
+            raise ValueError(f"{self.check}: expected a remedy for a warning or failure, and none for ok")
 
 
 def ok(check: str, detail: str) -> Finding:

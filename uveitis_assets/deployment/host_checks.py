@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uveitis_assets.deployment.findings import Finding, failure, ok, warning
-from uveitis_assets.deployment.webserver import Webserver, WebserverError
+from uveitis_assets.deployment.graphql_client import WebserverError
+from uveitis_assets.deployment.webserver import Webserver
 
 if TYPE_CHECKING:
     from uveitis_assets.deployment.settings import DeploymentSettings
@@ -33,7 +34,7 @@ def check_folders(settings: DeploymentSettings) -> list[Finding]:
         ("raw images", settings.raw),
         ("state", settings.state / "dagster"),
         ("Postgres", settings.state / "postgres"),
-        ("stop gate", settings.state / "engine"),
+        ("engine proxy", settings.state / "engine"),
         ("secrets", settings.secrets),
     ):
         findings.append(_check_folder(name, folder, settings))
@@ -90,7 +91,7 @@ def _check_secret(name: str, settings: DeploymentSettings) -> Finding:
 
 
 def check_disk_space(folder: Path, what: str) -> Finding:
-    """Free space of the file system that ``folder``, or its nearest parent that exists, lies on."""
+    """Free space of the file system of ``folder``, or of its nearest parent that exists."""
     check = f"disk space: {what}"
     while not folder.exists():
         folder = folder.parent
@@ -140,7 +141,7 @@ def check_sam2_checkpoint(data: Path) -> Finding:
     try:
         configured = load_lanes()
     except LanesError as error:
-        return failure(check, str(error), "mend the lane's defs.yaml")
+        return failure(check, str(error), "correct the lane's defs.yaml")
     for name, lane in configured.items():
         tags = ("", *lane.roi.method_by_dataset)
         if any("sam2_prompted" in lane.roi.methods_for(tag) for tag in tags):
@@ -171,10 +172,12 @@ def check_webserver(url: str) -> list[Finding]:
     except WebserverError as error:
         return [failure("web server", str(error), "docker compose -f docker/compose.yaml logs webserver postgres")]
     findings = [ok("web server", f"{url}, with its database")]
-    sick = sorted(name for name, healthy in daemons.items() if not healthy)
-    if sick:
+    unhealthy = sorted(name for name, healthy in daemons.items() if not healthy)
+    if unhealthy:
         findings.append(
-            failure("daemon", f"not running: {', '.join(sick)}", "docker compose -f docker/compose.yaml logs daemon")
+            failure(
+                "daemon", f"not running: {', '.join(unhealthy)}", "docker compose -f docker/compose.yaml logs daemon"
+            )
         )
     else:
         findings.append(ok("daemon", f"{len(daemons)} running"))

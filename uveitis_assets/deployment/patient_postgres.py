@@ -1,4 +1,4 @@
-"""Former name of ``retrying_postgres``, for a dagster.yaml that names it."""
+"""Former name of ``retrying_postgres``, which a dagster.yaml may still name."""
 
 from uveitis_assets.deployment.retrying_postgres import RetryingPostgresStorage as PatientPostgresStorage
 

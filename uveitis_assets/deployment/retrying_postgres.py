@@ -1,61 +1,48 @@
-"""Dagster's Postgres storage for a database that may restart or crash while runs are at work: connecting waits for it,
-connections that died with it are replaced, and what was going on is repeated (``outliving_storages``).
+"""Dagster's Postgres storage for a database that may restart or crash while runs are at work.
 
-An event that cannot be written fails its run, and by itself Dagster tries to connect for eleven seconds only. Nothing
-else is changed; ``docker/dagster.yaml`` names the class.
+Connecting waits for the database, kept connections that died with it are replaced, and a run whose connection breaks
+in the middle of a statement ends at once. Whether that statement was carried out is unknown, so the run is not
+continued: run monitoring finds its dead container and ``run_retries`` starts the run again, which resumes its stages
+as after any other kill.
+
+By itself Dagster tries to connect for eleven seconds only, and a run whose events cannot be written ends as a failure
+of the asset that was being materialized, which is not retried. ``docker/dagster.yaml`` names the class.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-from dagster_postgres import DagsterPostgresStorage, PostgresScheduleStorage
+from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.utils import pg_url_from_config
 from sqlalchemy import event
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Engine, ExceptionContext
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import Pool
 
-from uveitis_assets.deployment.retrying_storages import RetryingEventLogStorage, RetryingRunStorage
-
-if TYPE_CHECKING:
-    # Private, for annotations only.
-    from dagster._serdes import ConfigurableClassData
-    from dagster_postgres.auth import PgTokenProvider
-
 # Dagster calls six times before it gives up: five minutes.
-PATIENCE_S = 50.0
-_BETWEEN_CALLS_S = 0.5
-# What a server that answers says while it comes or goes. Its other refusals, such as a wrong password, stay refusals.
-_COMING_OR_GOING = ("is starting up", "is shutting down", "is not yet accepting connections", "in recovery mode")
+CONNECT_TIMEOUT_S = 50.0
+CONNECT_INTERVAL_S = 0.5
+# Answers of a server that is starting or stopping. Its other refusals, such as a wrong password, are final.
+_STARTING_OR_STOPPING = ("is starting up", "is shutting down", "is not yet accepting connections", "in recovery mode")
+# Dagster's launchers set it in the containers of runs, and only there.
+RUN_PROCESS_VARIABLE = "DAGSTER_RUN_JOB_NAME"
+# sysexits.h: a temporary failure.
+LOST_CONNECTION_EXIT_CODE = 75
 
 
 class RetryingPostgresStorage(DagsterPostgresStorage):
-    """``DagsterPostgresStorage`` whose process waits up to five minutes for a database that is away or goes away."""
-
-    def __init__(
-        self,
-        postgres_url: str,
-        should_autocreate_tables: bool = True,
-        inst_data: ConfigurableClassData | None = None,
-        token_provider: PgTokenProvider | None = None,
-    ) -> None:
-        # Dagster's own storages stay unused: without tables to make they connect to nothing.
-        super().__init__(postgres_url, False, inst_data, token_provider)
-        self.should_autocreate_tables = should_autocreate_tables
-        self._run_storage = RetryingRunStorage(postgres_url, should_autocreate_tables, None, token_provider)
-        self._event_log_storage = RetryingEventLogStorage(postgres_url, should_autocreate_tables, None, token_provider)
-        # Only daemons and people write schedules.
-        self._schedule_storage = PostgresScheduleStorage(postgres_url, should_autocreate_tables, None, token_provider)
+    """``DagsterPostgresStorage`` whose processes wait up to five minutes for a database that is away."""
 
     @classmethod
-    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]) -> Self:
-        """Have connections wait, and make the storage that ``config_value`` describes."""
-        for target, moment, listener in _LISTENERS:
-            if not event.contains(target, moment, listener):
-                event.listen(target, moment, listener)
+    def from_config_value(cls, inst_data: Any, config_value: Mapping[str, Any]) -> Self:
+        """Register the functions below for this process, and make the storage that ``config_value`` describes."""
+        for target, moment, function in LISTENERS:
+            if not event.contains(target, moment, function):
+                event.listen(target, moment, function)
         return cls(
             postgres_url=pg_url_from_config(config_value),
             should_autocreate_tables=config_value.get("should_autocreate_tables", True),
@@ -63,28 +50,28 @@ class RetryingPostgresStorage(DagsterPostgresStorage):
         )
 
 
-def connect_patiently(dialect: Any, _record: Any, positional: Sequence[Any], named: dict[str, Any]) -> Any:
+def connect_when_available(dialect: Any, _record: Any, positional: Sequence[Any], named: dict[str, Any]) -> Any:
     """Connect as SQLAlchemy does, trying again for a while where no Postgres answers; other databases are left to it.
 
     Raises:
-        psycopg2.OperationalError: the server refused, or there was none for ``PATIENCE_S`` seconds.
+        psycopg2.OperationalError: the server refused, or there was none for ``CONNECT_TIMEOUT_S`` seconds.
     """
     if dialect.name != "postgresql":
         return None
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + CONNECT_TIMEOUT_S
     while True:
         try:
             return dialect.connect(*positional, **named)
         except dialect.loaded_dbapi.OperationalError as error:
-            said = str(error)
-            refused = "FATAL" in said and not any(words in said for words in _COMING_OR_GOING)
+            message = str(error)
+            refused = "FATAL" in message and not any(answer in message for answer in _STARTING_OR_STOPPING)
             if refused or time.monotonic() > deadline:
                 raise
-        time.sleep(_BETWEEN_CALLS_S)
+        time.sleep(CONNECT_INTERVAL_S)
 
 
-def refuse_dead_connection(connection: Any, record: Any, _proxy: Any) -> None:
-    """Ask a kept Postgres connection for a sign of life before it is used again; only the web server keeps any.
+def replace_dead_connection(connection: Any, record: Any, _proxy: Any) -> None:
+    """Test a kept Postgres connection before it is used again; only the web server keeps any.
 
     Raises:
         sqlalchemy.exc.InvalidatePoolError: it died with a server that restarted; SQLAlchemy makes new ones.
@@ -102,7 +89,24 @@ def refuse_dead_connection(connection: Any, record: Any, _proxy: Any) -> None:
         raise InvalidatePoolError from None
 
 
-_LISTENERS: tuple[tuple[type, str, Callable[..., Any]], ...] = (
-    (Engine, "do_connect", connect_patiently),
-    (Pool, "checkout", refuse_dead_connection),
+def end_run_on_lost_connection(context: ExceptionContext) -> None:
+    """End this process with code 75 if it is a run whose Postgres connection broke in the middle of a statement.
+
+    Other processes (daemon, web server, commands) see the error: they try again by themselves, or show it.
+    """
+    if RUN_PROCESS_VARIABLE not in os.environ or not context.is_disconnect or context.connection is None:
+        return
+    if context.dialect.name != "postgresql":
+        return
+    reason = str(context.original_exception).partition("\n")[0]
+    message = f"The connection to Dagster's database was lost: {reason}. This run ends here and is retried.\n"
+    os.write(2, message.encode())
+    # Without cleaning up: an orderly end would write further events, which no longer follow from those in the database.
+    os._exit(LOST_CONNECTION_EXIT_CODE)
+
+
+LISTENERS: tuple[tuple[type, str, Callable[..., Any]], ...] = (
+    (Engine, "do_connect", connect_when_available),
+    (Pool, "checkout", replace_dead_connection),
+    (Engine, "handle_error", end_run_on_lost_connection),
 )

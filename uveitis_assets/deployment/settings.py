@@ -1,4 +1,4 @@
-"""The settings that ``docker/prepare.sh`` wrote for compose, read again by whoever checks the deployment."""
+"""The settings that ``docker/prepare.sh`` wrote for compose, read by the checks of the deployment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OURS = "UVEITIS_"
 
 
 class SettingsError(ValueError):
-    """The settings file is not one that docker/prepare.sh wrote; the message says what it lacks."""
+    """The settings file is not one that docker/prepare.sh wrote; the message names what is missing."""
 
 
 @dataclass(frozen=True, slots=True)

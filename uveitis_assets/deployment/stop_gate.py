@@ -1,4 +1,4 @@
-"""Former name of ``engine_proxy``, for a compose file that runs it."""
+"""Former name of ``engine_proxy``, which a compose file may still run."""
 
 from uveitis_assets.deployment.engine_proxy import main
 

@@ -1,6 +1,6 @@
 """Which runs a submission turns into: assets of one lane and one partitioning together, upstream runs first.
 
-Plain decisions on names. Asking the deployment what it has, and launching, is the caller's part.
+Plain functions on names; ``submit`` asks the deployment for its assets and launches the runs.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _RANGE_END_TAG = "dagster/asset_partition_range_end"
 
 
 class SubmissionError(ValueError):
-    """The submission names what the deployment does not have; the message lists what it has."""
+    """The submission names an asset or partition that the deployment does not have; the message lists what exists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the user asked for; of the four at most one is set."""
+    """Partitions that the user asked for; at most one of the four is set."""
 
     partition: str | None = None
     partition_range: str | None = None
@@ -58,7 +58,7 @@ class PlannedRun:
 
 
 def select_assets(assets: Sequence[DeployedAsset], names: Sequence[str]) -> list[DeployedAsset]:
-    """Assets of these names; a lane's name stands for all of its assets. Sorted by key, each once.
+    """Assets of these names; a lane's name means all of its assets. Sorted by key, each once.
 
     Raises:
         SubmissionError: a name is neither an asset nor a lane.

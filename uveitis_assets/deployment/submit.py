@@ -1,7 +1,7 @@
 """Queue runs on the deployment and follow them until they end.
 
-What is queued here runs in the deployment's containers, with its queue, its limits and its retries. When the web
-server goes away for a while, following waits for it; the runs do not notice.
+Runs execute in the deployment's containers, with its queue, its limits and its retries. When the web server is away
+for a while, following waits for it; the runs go on.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from uveitis_assets.deployment.graphql_client import WebserverUnreachableError
 from uveitis_assets.deployment.submission_plan import PlannedRun, Wanted, plan_stages, select_assets
-from uveitis_assets.deployment.webserver import RunState, Webserver, WebserverUnreachableError
+from uveitis_assets.deployment.webserver import RunState, Webserver
 
 _Answer = TypeVar("_Answer")
 
 _POLL_S = 1.0
-_PATIENCE_S = 300.0
-_RETRY_PATIENCE_S = 120.0
+# How long the web server may be away, and how long the daemon may take to retry a run.
+_WEBSERVER_TIMEOUT_S = 300.0
+_RETRY_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedRun:
-    """What became of one planned run, retries included."""
+    """The end of one planned run, retries included."""
 
     planned: PlannedRun
     run_id: str
@@ -41,7 +43,7 @@ class FinishedRun:
 def submit_and_follow(
     url: str, names: Sequence[str], wanted: Wanted, *, tags: Mapping[str, str], longest: int, console: Console
 ) -> bool:
-    """Queue what ``names`` and ``wanted`` ask for, stage by stage, and print what becomes of it.
+    """Queue what ``names`` and ``wanted`` ask for, stage by stage, and print the status of each run.
 
     Args:
         url: the deployment's UI.
@@ -130,7 +132,9 @@ def follow(
     ended: dict[str, RunState] = {}
     waiting_since: dict[str, float] = {}
     while len(ended) < len(launched):
-        states = _patiently(lambda: webserver.runs([of_origin[origin] for origin in launched if origin not in ended]))
+        states = _wait_for_webserver(
+            lambda: webserver.runs([of_origin[origin] for origin in launched if origin not in ended])
+        )
         for origin in launched:
             if origin in ended:
                 continue
@@ -145,7 +149,7 @@ def follow(
                 waiting_since.pop(origin, None)
             elif state.status == "FAILURE" and state.will_retry:
                 since = waiting_since.setdefault(origin, time.monotonic())
-                if time.monotonic() - since > _RETRY_PATIENCE_S:
+                if time.monotonic() - since > _RETRY_TIMEOUT_S:
                     ended[origin] = state
             else:
                 ended[origin] = state
@@ -157,12 +161,12 @@ def follow(
 def _finished(webserver: Webserver, planned: PlannedRun, state: RunState) -> FinishedRun:
     failures: Sequence[str] = ()
     if state.status != "SUCCESS":
-        failures = _patiently(lambda: webserver.failures(state.run_id))
+        failures = _wait_for_webserver(lambda: webserver.failures(state.run_id))
     return FinishedRun(planned=planned, run_id=state.run_id, status=state.status, failures=tuple(failures))
 
 
-def _patiently(call: Callable[[], _Answer]) -> _Answer:
-    deadline = time.monotonic() + _PATIENCE_S
+def _wait_for_webserver(call: Callable[[], _Answer]) -> _Answer:
+    deadline = time.monotonic() + _WEBSERVER_TIMEOUT_S
     while True:
         try:
             return call()

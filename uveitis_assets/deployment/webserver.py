@@ -1,23 +1,19 @@
-"""The deployment's web server as typed calls: its assets, launching a run, and what became of runs.
+"""The deployment's web server as typed calls: its assets, launching a run, and states of runs.
 
-Only GraphQL over HTTP, with the standard library. What to run is decided in ``submission_plan``.
+What to run is decided in ``submission_plan``.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
-_TIMEOUT_S = 60.0
+from uveitis_assets.deployment.graphql_client import GraphqlClient, WebserverError
+
 _WILL_RETRY_TAG = "dagster/will_retry"
 _RETRY_RUN_TAG = "dagster/auto_retry_run_id"
-# A run that somebody deleted has no status in Dagster's words.
+# A deleted run has no status in Dagster.
 DELETED = "DELETED"
 _FINISHED = frozenset({"SUCCESS", "FAILURE", "CANCELED", DELETED})
 
@@ -61,14 +57,6 @@ query ($run: ID!, $after: String) { logsForRun(runId: $run, afterCursor: $after)
 """
 
 
-class WebserverError(Exception):
-    """The web server refused a call or answered something else; the message says what to do."""
-
-
-class WebserverUnreachableError(WebserverError):
-    """Nothing answered; the same call may succeed later."""
-
-
 @dataclass(frozen=True, slots=True)
 class DeployedAsset:
     """One asset of the deployment; ``partitions`` is empty for an asset without partitions."""
@@ -91,7 +79,7 @@ class DeployedAsset:
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """A run's status in Dagster's words, or ``DELETED``, and the run that retries it, if any does."""
+    """A run's status as Dagster names it, or ``DELETED``, and the run that retries it, if there is one."""
 
     run_id: str
     status: str
@@ -115,9 +103,8 @@ class Webserver:
     """
 
     def __init__(self, url: str) -> None:
-        if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).netloc:
-            raise WebserverError(f"{url}: expected the address of the web server, such as http://127.0.0.1:3000")
-        self.url = url.rstrip("/")
+        self._client = GraphqlClient(url)
+        self.url = self._client.url
 
     def assets(self) -> list[DeployedAsset]:
         """Assets that a run can materialize, sorted by key.
@@ -125,7 +112,7 @@ class Webserver:
         Raises:
             WebserverError: the call failed, or no code location answers.
         """
-        nodes = self._call(_ASSETS, {})["assetNodes"]
+        nodes = self._client.call(_ASSETS, {})["assetNodes"]
         assets = [_parse_asset(node) for node in nodes if node["isMaterializable"] and node["isExecutable"]]
         if not assets:
             raise WebserverError(
@@ -136,13 +123,13 @@ class Webserver:
 
     def daemons(self) -> dict[str, bool]:
         """Whether each daemon that the deployment needs is alive, by its name."""
-        statuses = self._call(_DAEMONS, {})["instance"]["daemonHealth"]["allDaemonStatuses"]
+        statuses = self._client.call(_DAEMONS, {})["instance"]["daemonHealth"]["allDaemonStatuses"]
         return {status["daemonType"]: bool(status["healthy"]) for status in statuses if status["required"]}
 
     def materialized(self, asset: DeployedAsset) -> set[str]:
         """Partitions of the asset that were materialized at least once; ``{""}`` for one without partitions."""
         partitions = list(asset.partitions) if asset.is_partitioned else None
-        answer = self._call(_MATERIALIZED, {"keys": [{"path": asset.key.split("/")}], "partitions": partitions})
+        answer = self._client.call(_MATERIALIZED, {"keys": [{"path": asset.key.split("/")}], "partitions": partitions})
         events = answer["assetNodes"][0]["latestMaterializationByPartition"]
         return {event["partition"] or "" for event in events if event is not None}
 
@@ -160,7 +147,7 @@ class Webserver:
         }
         listed = [{"key": key, "value": value} for key, value in sorted(tags.items())]
         params = {"selector": selector, "runConfigData": {}, "executionMetadata": {"tags": listed}}
-        answer = self._call(_LAUNCH, {"params": params})["launchRun"]
+        answer = self._client.call(_LAUNCH, {"params": params})["launchRun"]
         if answer["__typename"] != "LaunchRunSuccess":
             messages = [error["message"] for error in answer.get("errors", [])] or [answer.get("message", "")]
             raise WebserverError(f"{', '.join(assets)}: {answer['__typename']}: {' '.join(messages).strip()}")
@@ -168,9 +155,9 @@ class Webserver:
 
     def runs(self, run_ids: Sequence[str]) -> dict[str, RunState]:
         """States of the runs by id; those of runs that were deleted are ``DELETED``."""
-        answer = self._call(_RUNS, {"ids": list(run_ids)})["runsOrError"]
+        answer = self._client.call(_RUNS, {"ids": list(run_ids)})["runsOrError"]
         if answer["__typename"] != "Runs":
-            raise WebserverError(f"{self.url}: {answer.get('message', answer['__typename'])}")
+            raise self._client.failed(answer.get("message", answer["__typename"]))
         existing = {result["runId"]: _parse_run(result) for result in answer["results"]}
         return {run_id: existing.get(run_id, _deleted_run(run_id)) for run_id in run_ids}
 
@@ -180,11 +167,11 @@ class Webserver:
         of_run: list[str] = []
         after: str | None = None
         while True:
-            page = self._call(_EVENTS, {"run": run_id, "after": after})["logsForRun"]
+            page = self._client.call(_EVENTS, {"run": run_id, "after": after})["logsForRun"]
             if page["__typename"] == "RunNotFoundError":
-                return ["Somebody deleted the run, so nobody knows how it ends. Call the same again to have it made."]
+                return ["The run was deleted, so its result is unknown. Submit the same again to have it made."]
             if page["__typename"] != "EventConnection":
-                raise WebserverError(f"{self.url}: {page.get('message', page['__typename'])}")
+                raise self._client.failed(page.get("message", page["__typename"]))
             for event in page["events"]:
                 if event["__typename"] == "ExecutionStepFailureEvent":
                     steps.append(f"{event['stepKey']}: {_error_text(event['error'])}")
@@ -193,38 +180,6 @@ class Webserver:
             after = page["cursor"]
             if not page["hasMore"]:
                 return steps or of_run
-
-    def _call(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
-        request = urllib.request.Request(  # noqa: S310 - the scheme was checked
-            f"{self.url}/graphql",
-            data=json.dumps({"query": query, "variables": variables}).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
-                answer = json.load(response)
-        except urllib.error.HTTPError as error:
-            if error.code >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
-                # Its database restarts, or a proxy stands before a web server that does.
-                raise WebserverUnreachableError(
-                    f"{self.url}: HTTP {error.code} {error.reason}. See `docker compose -f docker/compose.yaml logs "
-                    "webserver postgres`"
-                ) from None
-            raise WebserverError(
-                f"{self.url}: HTTP {error.code} {error.reason}; expected Dagster's web server. Give its address with "
-                "--url or UVEITIS_URL"
-            ) from None
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            raise WebserverUnreachableError(
-                f"{self.url}: no web server answers ({reason}). Start the deployment with `docker compose -f "
-                "docker/compose.yaml up -d`, or give its address with --url or UVEITIS_URL"
-            ) from None
-        except ValueError:
-            raise WebserverError(f"{self.url}: the answer is not JSON; expected Dagster's web server") from None
-        if answer.get("errors"):
-            raise WebserverError(f"{self.url}: {answer['errors'][0]['message']}")
-        return dict(answer["data"])
 
 
 def _parse_asset(node: Mapping[str, Any]) -> DeployedAsset:

@@ -23,7 +23,7 @@ from uveitis_assets.launcher.refusal import LaunchRefusedError
 DEPLOYMENT_LABEL = "uveitis/deployment"
 # The user of the image, in place of the launcher's own.
 IMAGE_USER = "image"
-# Data loaders hand batches over through /dev/shm; the engine's own default of 64 MB kills them. Only used pages count.
+# Data loaders pass batches through /dev/shm; the engine's own default of 64 MB kills them. Only used pages count.
 _DEFAULT_SHM_SIZE = "8g"
 
 _SET_BY_THE_LAUNCHER = {
@@ -52,7 +52,7 @@ _SECRET_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 @dataclass(frozen=True, slots=True)
 class ContainerSettings:
-    """What the launcher's configuration says about every container; the fields are those of ``dagster.yaml``."""
+    """Settings of every container; the fields are those of ``dagster.yaml``."""
 
     deployment: str
     user: str
@@ -68,7 +68,7 @@ class ContainerSettings:
 
 
 def own_user() -> str:
-    """``uid:gid`` of this process, so that what a run writes belongs to whoever runs the daemon."""
+    """``uid:gid`` of this process, so that the files of runs belong to the user of the daemon."""
     return f"{os.getuid()}:{os.getgid()}"
 
 

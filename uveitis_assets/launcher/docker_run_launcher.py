@@ -1,6 +1,6 @@
 """The run launcher of the deployment: one container per run, on a GPU, on the CPU instead, or not at all.
 
-It adds decisions to dagster-docker's launcher and leaves creating, stopping and watching containers to it. The
+It decides about the GPU; dagster-docker's launcher creates, stops and watches containers. The
 decision is written on the run (tag ``uveitis/device``) before the container is made, so that every later question
 about the run gives the same answer.
 """
@@ -10,16 +10,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
-import docker
 from dagster_docker import DockerRunLauncher
-from docker.errors import APIError, DockerException, NotFound
+from docker.errors import APIError, NotFound
 
+from uveitis_assets.launcher.configuration_fields import CONFIGURATION_FIELDS
 from uveitis_assets.launcher.container_options import (
     ContainerSettings,
     build_environment,
@@ -27,6 +26,7 @@ from uveitis_assets.launcher.container_options import (
     check_deployment_options,
     own_user,
 )
+from uveitis_assets.launcher.engine_client import ENGINE_ERRORS, docker_client, reaches_engine
 from uveitis_assets.launcher.gpu import CPU, DEVICE_TAG, NO_DEVICE, choose_gpu, how_to_get_a_gpu, is_gpu_start_failure
 from uveitis_assets.launcher.gpu_need import GpuNeed, resolve_need
 from uveitis_assets.launcher.overrides import parse_overrides
@@ -34,9 +34,10 @@ from uveitis_assets.launcher.refusal import LaunchRefusedError
 from uveitis_assets.launcher.stopped_containers import (
     RUN_LABEL,
     STOPPED,
-    describe_death,
+    describe_exit,
     log_tail,
-    reap,
+    lost_its_database,
+    remove_expired,
     stop_abandoned,
 )
 
@@ -47,17 +48,17 @@ if TYPE_CHECKING:
     from dagster_docker.container_context import DockerContainerContext
 
 _MAX_RETRIES_TAG = "dagster/max_retries"
+_RETRY_STRATEGY_TAG = "dagster/retry_strategy"
 _CONTAINER_TAG = "docker/container_id"
-# Holds the id of the run to stop, not a yes: re-executions copy the tags, and must not be stopped for their parent.
+# Its value is the id of the run to stop: re-executions copy the tags, and must not be stopped with their parent.
 _STOP_TAG = "uveitis/stop_requested"
-_REAP_EVERY_S = 600.0
-# A container outlives its run by the seconds that its program takes to end.
-_ABANDONED_AFTER_S = 120.0
-# docker-py lets lost connections through as those of its HTTP library, which are OSErrors.
-_ENGINE_TROUBLES = (DockerException, OSError)
+_CLEAN_UP_EVERY_S = 600.0
+# After its run has ended, a container goes on for the seconds that its program takes to end.
+ABANDONED_AFTER_S = 120.0
 _LIVE = ("created", "running", "paused", "restarting")
 
 _log = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
 
 
 class GpuDockerRunLauncher(DockerRunLauncher):
@@ -99,57 +100,18 @@ class GpuDockerRunLauncher(DockerRunLauncher):
         self.retention = timedelta(hours=retention_hours)
         # The daemon may launch from several threads; two of them must not count the same GPU as free.
         self._assigning = threading.Lock()
-        self._reap_due_at = 0.0
+        self._clean_up_due_at = 0.0
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
         """Fields of ``run_launcher.config`` in ``dagster.yaml``."""
         inherited: Mapping[str, Any] = super().config_type()  # type: ignore[no-untyped-call]
-        return {
-            **inherited,
-            "volumes": _optional(
-                dg.Array(dg.StringSource),
-                "Mounts of every run container as source:/target or source:/target:ro. The source is a folder of the "
-                "engine's host, which has to exist, or the name of a volume.",
-            ),
-            "read_only_volumes": _optional(
-                dg.Array(dg.StringSource),
-                "Mounts that no run may write to, whatever else is said: the raw images.",
-            ),
-            "secrets": _optional(
-                [str],
-                "Names of files in secrets_folder. Each is mounted read-only at /run/secrets/<name> and <NAME>_FILE "
-                "holds that path, so that the value appears neither in `docker inspect` nor in Dagster.",
-            ),
-            "secrets_folder": _optional(dg.StringSource, "Folder of the engine's host that holds the secrets."),
-            "user": _optional(
-                dg.StringSource,
-                "uid:gid of the run containers; `image` keeps the image's user. Default: the uid:gid of the daemon, "
-                "so that what a run writes belongs to whoever runs the deployment.",
-            ),
-            "gpu_runtime": _optional(dg.StringSource, "Name of the engine's GPU runtime.", default_value="nvidia"),
-            "gpu_devices": _optional(
-                dg.Array(dg.StringSource),
-                "GPUs of the host (index, UUID or MIG id). Each GPU run gets the one that the fewest live run "
-                "containers hold. Without it a run sees all GPUs.",
-            ),
-            "deployment": _optional(
-                dg.StringSource,
-                "Label of this deployment's containers; deployments that share an engine need two names.",
-                default_value="uveitis",
-            ),
-            "log_tail_lines": _optional(
-                int, "Lines of a dead container's log in the failure of its run.", default_value=40
-            ),
-            "retention_hours": _optional(
-                float, "Hours after which stopped run containers of this deployment are removed.", default_value=24.0
-            ),
-        }
+        return {**inherited, **CONFIGURATION_FIELDS}
 
     # Launching ------------------------------------------------------------------------------------------------
 
     def launch_run(self, context: LaunchRunContext) -> None:
-        """Launch the run on the device that its tags and the engine allow; fail it for good where they do not."""
+        """Launch the run on the device that its tags and the engine allow, else fail it without a retry."""
         self._launch(context, super().launch_run)
 
     def resume_run(self, context: ResumeRunContext) -> None:
@@ -177,8 +139,8 @@ class GpuDockerRunLauncher(DockerRunLauncher):
                 with self._assigning:
                     self._launch_with_gpu(need, context, start)
         except LaunchRefusedError as refused:
-            self._fail_for_good(run, str(refused))
-        self._reap_when_due()
+            self._fail_without_retry(run, str(refused))
+        self._clean_up_when_due()
 
     def _launch_with_gpu(self, need: GpuNeed, context: Any, start: Callable[[Any], None]) -> None:
         problem = self._missing_runtime()
@@ -212,14 +174,14 @@ class GpuDockerRunLauncher(DockerRunLauncher):
             raise
 
     def _missing_runtime(self) -> str | None:
-        with _docker_client() as client:
+        with docker_client() as client:
             runtimes = sorted(client.info().get("Runtimes") or {})
         if self.settings.gpu_runtime in runtimes:
             return None
         return f"the Docker engine has no runtime {self.settings.gpu_runtime!r} (it lists {', '.join(runtimes)})"
 
     def _devices_in_use(self) -> list[str]:
-        with _docker_client() as client:
+        with docker_client() as client:
             live = client.containers.list(
                 all=True,
                 ignore_removed=True,
@@ -229,15 +191,15 @@ class GpuDockerRunLauncher(DockerRunLauncher):
             return [container.labels[DEVICE_TAG] for container in live]
 
     def _remove_unstarted(self, run_id: str) -> None:
-        with _docker_client() as client:
+        with docker_client() as client:
             for container in client.containers.list(
                 all=True, ignore_removed=True, filters={"label": f"{RUN_LABEL}={run_id}", "status": "created"}
             ):
                 container.remove(v=True)
 
-    def _fail_for_good(self, run: dg.DagsterRun, message: str) -> None:
-        # Returning after the run has failed, in place of raising, leaves one failure with this message; whoever
-        # called would add a second one. The number of retries is put back, because re-executions copy the tags.
+    def _fail_without_retry(self, run: dg.DagsterRun, message: str) -> None:
+        # Returning after the run has failed, in place of raising, leaves one failure with this message; the
+        # caller would add a second one. The number of retries is put back, because re-executions copy the tags.
         retries = run.tags.get(_MAX_RETRIES_TAG, str(self._instance.run_retries_max_retries))
         self._instance.add_run_tags(run.run_id, {_MAX_RETRIES_TAG: "0", DEVICE_TAG: NO_DEVICE})
         self._report(run, message)
@@ -252,10 +214,10 @@ class GpuDockerRunLauncher(DockerRunLauncher):
     def terminate(self, run_id: str) -> bool:
         """Stop the run's container, or have the daemon stop it where this process cannot reach the engine.
 
-        The engine's socket is the key to the host, so a deployment may give it to the daemon alone. The web server,
-        which is asked to stop runs, then leaves a tag, and monitoring finds it.
+        The engine's socket gives control of the host, so a deployment may mount it in the daemon alone. The web
+        server, where users stop runs, then writes a tag, and run monitoring in the daemon stops the container.
         """
-        if _reaches_engine():
+        if reaches_engine():
             return bool(super().terminate(run_id))  # type: ignore[no-untyped-call]
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
@@ -264,28 +226,32 @@ class GpuDockerRunLauncher(DockerRunLauncher):
             self._report(
                 run,
                 "The run was not stopped: this process cannot reach the Docker engine, and without run "
-                "monitoring nobody else will. Stop its container, or set run_monitoring.enabled.",
+                "monitoring no other process stops it. Stop its container, or set run_monitoring.enabled.",
             )
             return False
         self._instance.add_run_tags(run_id, {_STOP_TAG: run_id})
-        self._report(run, "This process cannot reach the Docker engine: the daemon stops the run at its next look.")
+        self._report(run, "This process cannot reach the Docker engine: the daemon stops the run at its next check.")
         return True
 
     # Stopped containers ---------------------------------------------------------------------------------------
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
-        """Whether the run's container lives; if not, the message names the cause and the end of its log.
+        """Whether the run's container is running; if not, the message holds the cause and the end of its log.
 
-        Monitoring calls this every few seconds, so it is also where requests to stop a run are honoured.
+        Monitoring calls this every few seconds, so requests to stop a run are carried out here, too.
         """
-        self._reap_when_due()
+        self._clean_up_when_due()
         if run.tags.get(_STOP_TAG) == run.run_id:
             super().terminate(run.run_id)  # type: ignore[no-untyped-call]
         health: CheckRunHealthResult = super().check_run_worker_health(run)
         if health.status.name != "FAILED":
             return health
-        death = self._with_container(run, lambda container: describe_death(container, self.log_tail_lines))
-        return health._replace(msg=death or health.msg)
+        reason = self._with_container(run, lambda container: describe_exit(container, self.log_tail_lines))
+        if self._with_container(run, lost_its_database):
+            # Its last steps may have succeeded, and Dagster retries no run without an unfinished step. Repeating
+            # finished steps costs little: all stages skip finished work.
+            self._instance.add_run_tags(run.run_id, {_RETRY_STRATEGY_TAG: "ALL_STEPS"})
+        return health._replace(msg=reason or health.msg)
 
     def get_run_worker_debug_info(self, run: dg.DagsterRun, include_container_logs: bool | None = True) -> str | None:
         """State and log tail of a run that monitoring gives up on because it never started or never stopped."""
@@ -294,73 +260,52 @@ class GpuDockerRunLauncher(DockerRunLauncher):
 
         def _describe(container: Any) -> str:
             if container.status in STOPPED:
-                return describe_death(container, self.log_tail_lines)
+                return describe_exit(container, self.log_tail_lines)
             return f"Its container {container.name} is {container.status}.\n{log_tail(container, self.log_tail_lines)}"
 
         return self._with_container(run, _describe)
 
-    def reap_stopped_containers(self) -> list[str]:
+    def remove_stopped_containers(self) -> list[str]:
         """Remove this deployment's stopped containers past retention and return their names.
 
         Containers that still run though their run was ended from outside are stopped: they would hold their GPU.
         """
-        with _docker_client() as client:
+        with docker_client() as client:
             for container in stop_abandoned(client, self.settings.deployment, self._ended_long_ago):
                 _log.warning("Stopped the container %s: its run had been ended without it", container)
-            return reap(client, self.settings.deployment, self.retention, datetime.now(UTC), self._is_active)
+            return remove_expired(client, self.settings.deployment, self.retention, datetime.now(UTC), self._is_active)
 
     def _ended_long_ago(self, run_id: str) -> bool:
         record = self._instance.get_run_record_by_id(run_id)
         ended = record.end_time if record and record.dagster_run.is_finished else None
-        return ended is not None and time.time() - ended > _ABANDONED_AFTER_S
+        return ended is not None and time.time() - ended > ABANDONED_AFTER_S
 
     def _is_active(self, run_id: str) -> bool:
         run = self._instance.get_run_by_id(run_id)
         return run is not None and not run.is_finished
 
-    def _reap_when_due(self) -> None:
-        if time.monotonic() < self._reap_due_at:
+    def _clean_up_when_due(self) -> None:
+        if time.monotonic() < self._clean_up_due_at:
             return
-        self._reap_due_at = time.monotonic() + _REAP_EVERY_S
+        self._clean_up_due_at = time.monotonic() + _CLEAN_UP_EVERY_S
         try:
-            removed = self.reap_stopped_containers()
-        except _ENGINE_TROUBLES:
-            # The run that was just launched must not fail for yesterday's containers; the next look tries again.
+            removed = self.remove_stopped_containers()
+        except ENGINE_ERRORS:
+            # The run that was just launched must not fail because of old containers; the next check tries again.
             _log.warning("Stopped run containers could not be removed", exc_info=True)
         else:
             if removed:
                 _log.info("Removed %d stopped run containers: %s", len(removed), ", ".join(removed))
 
-    def _with_container(self, run: dg.DagsterRun, describe: Callable[[Any], str]) -> str | None:
+    def _with_container(self, run: dg.DagsterRun, question: Callable[[Any], _Answer]) -> _Answer | None:
         container_id = run.tags.get(_CONTAINER_TAG)
         if container_id is None:
             return None
-        with _docker_client() as client:
+        with docker_client() as client:
             try:
-                return describe(client.containers.get(container_id))
+                return question(client.containers.get(container_id))
             except NotFound:
                 return None
-
-
-def _optional(kind: Any, description: str, **default: Any) -> dg.Field:
-    return dg.Field(kind, is_required=False, description=description, **default)
-
-
-@contextmanager
-def _docker_client() -> Iterator[Any]:
-    client = docker.from_env()
-    try:
-        yield client
-    finally:
-        client.close()
-
-
-def _reaches_engine() -> bool:
-    try:
-        with _docker_client() as client:
-            return bool(client.ping())
-    except _ENGINE_TROUBLES:
-        return False
 
 
 def _asset_tags(context: Any) -> dict[str, Mapping[str, str]]:

@@ -1,6 +1,6 @@
 """Which processor a run gets: its need from tags, the GPU it is assigned, and the container options for that.
 
-Plain decisions on tags and names. Asking the engine what it has, and starting containers, is the launcher's part.
+Plain functions on tags and names; ``docker_run_launcher`` asks the engine and starts containers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NO_DEVICE = "none"
 ALL_GPUS = "gpu"
 _ONE_GPU = "gpu:"
 
-# How engines and their NVIDIA runtime word that a GPU could not be attached: no GPU driver plugin, a runtime that is
+# How engines and their NVIDIA runtime report that a GPU could not be attached: no GPU driver plugin, a runtime that is
 # not registered, a runtime whose driver does not answer.
 _GPU_START_FAILURES = (
     "could not select device driver",
@@ -45,7 +45,7 @@ def choose_gpu(gpu_devices: Sequence[str], devices_in_use: Iterable[str]) -> str
 
 
 def is_gpu_start_failure(message: str) -> bool:
-    """Whether the engine's error says that a GPU, and not something else, kept the container from starting."""
+    """Whether the engine could not start the container because of its GPU, by the engine's error message."""
     return any(fragment in message for fragment in _GPU_START_FAILURES)
 
 
@@ -67,7 +67,7 @@ def device_environment(device: str) -> list[str]:
 
 
 def how_to_install_the_runtime(gpu_runtime: str) -> str:
-    """What the operator of the host has to do for containers to have its GPUs."""
+    """How to install the NVIDIA runtime on the host, for error messages."""
     return (
         f"Install the NVIDIA driver and the NVIDIA Container Toolkit on the engine's host, register the runtime with "
         f"`nvidia-ctk runtime configure --runtime=docker`, restart the engine and see that `docker info` lists "
@@ -76,7 +76,7 @@ def how_to_install_the_runtime(gpu_runtime: str) -> str:
 
 
 def how_to_get_a_gpu(gpu_runtime: str) -> str:
-    """What to do about a refused run, for its message."""
+    """What to do about a run that was refused for lack of a GPU, for its error message."""
     return (
         f"{how_to_install_the_runtime(gpu_runtime)}; then re-execute the run. To let it use the CPU, give it the tag "
         f"{NEED_TAG}={GpuNeed.PREFERRED}. It is not retried by itself."

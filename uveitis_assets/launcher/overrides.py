@@ -1,7 +1,7 @@
 """Container options of a single run, from its JSON tag ``docker/container_kwargs``.
 
-Whoever may launch a run may size its container; whoever runs the deployment decides what it can reach. So the tag
-takes a short list of options, and nothing that mounts, elevates or renames.
+A user who may launch a run may set the size of its container; the operator of the deployment decides what it can
+reach. So the tag takes a short list of options, and none that mounts, elevates or renames.
 """
 
 from __future__ import annotations

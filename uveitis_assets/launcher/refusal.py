@@ -1,4 +1,4 @@
-"""The one error of a launch that trying again cannot mend."""
+"""The error of a launch that would fail again in the same way."""
 
 
 class LaunchRefusedError(Exception):

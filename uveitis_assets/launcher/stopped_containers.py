@@ -1,4 +1,4 @@
-"""What a stopped run container tells, and the end of those that nobody needs any more."""
+"""Why a run container stopped, and the removal of stopped containers after a while."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ RUN_LABEL = "dagster/run_id"
 STOPPED = ("exited", "dead", "created")
 _LOG_TAIL_BYTES = 8192
 _CONFLICT = 409
+# Of a run whose connection to the database broke: ``deployment.retrying_postgres``.
+_LOST_DATABASE = 75
 _SIGNALS = {137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
 
 
-def describe_death(container: Any, log_tail_lines: int) -> str:
-    """Why the container stopped, in words, and the last lines of its log."""
-    return f"{_cause_of_death(container.attrs)}\n{log_tail(container, log_tail_lines)}"
+def lost_its_database(container: Any) -> bool:
+    """Whether the run ended because its connection to Dagster's database broke."""
+    return bool(container.attrs["State"].get("ExitCode") == _LOST_DATABASE)
 
 
-def _cause_of_death(attrs: Mapping[str, Any]) -> str:
+def describe_exit(container: Any, log_tail_lines: int) -> str:
+    """Why the container stopped, as text, and the last lines of its log."""
+    return f"{_exit_cause(container.attrs)}\n{log_tail(container, log_tail_lines)}"
+
+
+def _exit_cause(attrs: Mapping[str, Any]) -> str:
     state = attrs["State"]
     limit = attrs.get("HostConfig", {}).get("Memory") or 0
     code = state.get("ExitCode")
@@ -43,7 +50,9 @@ def _cause_of_death(attrs: Mapping[str, Any]) -> str:
             f"The run container was ended by {_SIGNALS[code]} (exit code {code}) from outside or by a crash, not by "
             f"its memory limit."
         )
-    error = f" The engine says: {state['Error']}" if state.get("Error") else ""
+    if code == _LOST_DATABASE:
+        return f"The run lost its connection to Dagster's database and ended (exit code {code}), to be retried."
+    error = f" The engine reports: {state['Error']}" if state.get("Error") else ""
     return f"The run container is {state.get('Status')} with exit code {code} though its run had not ended.{error}"
 
 
@@ -57,7 +66,7 @@ def log_tail(container: Any, lines: int) -> str:
     return f"Last lines of its log:\n{text}" if text else "Its log is empty."
 
 
-def reap(
+def remove_expired(
     client: Any, deployment: str, retention: timedelta, now: datetime, is_active: Callable[[str], bool]
 ) -> list[str]:
     """Remove this deployment's stopped containers that ended longer than ``retention`` ago; return their names.
@@ -82,7 +91,7 @@ def reap(
         except NotFound:
             continue
         except APIError as error:
-            if error.status_code == _CONFLICT:  # somebody else is removing it
+            if error.status_code == _CONFLICT:  # another process is removing it
                 continue
             raise
         removed.append(str(container.name))
@@ -92,7 +101,7 @@ def reap(
 def stop_abandoned(client: Any, deployment: str, ended_long_ago: Callable[[str], bool]) -> list[str]:
     """Stop this deployment's live run containers whose run ended long ago; return their names.
 
-    That is what a run leaves that was marked as cancelled, or failed by a time-out, while its container went on.
+    Such a container remains when its run was marked as cancelled, or failed by a time-out, while it went on.
     """
     live = client.containers.list(
         ignore_removed=True, filters={"label": f"{DEPLOYMENT_LABEL}={deployment}", "status": "running"}

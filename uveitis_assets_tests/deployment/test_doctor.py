@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from uveitis_assets.cli import app
 from uveitis_assets.deployment.doctor import diagnose_engine, examine
-from uveitis_assets.deployment.engine_checks import judge_answer
+from uveitis_assets.deployment.engine_checks import check_answer
 from uveitis_assets.deployment.findings import Finding, ok
 from uveitis_assets.deployment.host_checks import (
     check_dagster_home,
@@ -284,7 +284,7 @@ def test_a_gpu_that_cannot_be_attached_fails_and_the_rest_is_checked_on_the_cpu(
 
 def test_a_torch_that_sees_no_gpu_though_one_was_given_is_a_failure(answer: dict[str, Any]) -> None:
     settings = SimpleNamespace(user=answer["user"])
-    bad = _bad(judge_answer(answer | {"cuda": False, "devices": []}, settings, on_gpu=True))  # type: ignore[arg-type]
+    bad = _bad(check_answer(answer | {"cuda": False, "devices": []}, settings, on_gpu=True))  # type: ignore[arg-type]
     assert [finding.check for finding in bad] == ["CUDA in a container"]
     assert "nvidia-smi" in bad[0].remedy
 
@@ -304,7 +304,7 @@ def test_a_run_container_that_is_not_as_it_should_be_is_a_failure(
     answer: dict[str, Any], change: dict[str, Any], check: str
 ) -> None:
     settings = SimpleNamespace(user=answer["user"])
-    bad = _bad(judge_answer(answer | change, settings, on_gpu=True))  # type: ignore[arg-type]
+    bad = _bad(check_answer(answer | change, settings, on_gpu=True))  # type: ignore[arg-type]
     assert [finding.check for finding in bad] == [check]
 
 

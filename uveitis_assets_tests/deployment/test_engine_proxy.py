@@ -1,4 +1,4 @@
-"""What passes the gate before the engine's socket, with docker's own client on one side and a made-up engine behind."""
+"""What the engine proxy passes on, with docker's own client on one side and a fake engine on the other."""
 
 import json
 import socketserver
@@ -12,7 +12,8 @@ import docker
 import pytest
 from docker.errors import APIError, NotFound
 
-from uveitis_assets.deployment.engine_proxy import StopGate
+from uveitis_assets.deployment.engine_proxy import EngineProxy
+from uveitis_assets_tests.patience import patience
 
 OURS, THEIRS = "a" * 64, "b" * 64
 LABELS = {OURS: {"uveitis/deployment": "clinic"}, THEIRS: {"com.docker.compose.project": "other"}}
@@ -67,22 +68,22 @@ class _Answers(BaseHTTPRequestHandler):
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     with Engine(tmp_path / "engine.sock") as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 
 
 @pytest.fixture
 def client(engine: Engine, tmp_path: Path) -> Iterator[docker.DockerClient]:
-    # A file that a former gate left is no hindrance.
-    (tmp_path / "gate.sock").touch()
-    with StopGate(tmp_path / "engine.sock", tmp_path / "gate.sock", "clinic") as gate:
-        threading.Thread(target=gate.serve_forever, daemon=True).start()
-        through = docker.DockerClient(base_url=f"unix://{tmp_path / 'gate.sock'}", timeout=10)
+    # A file that an earlier proxy left is replaced.
+    (tmp_path / "proxy.sock").touch()
+    with EngineProxy(tmp_path / "engine.sock", tmp_path / "proxy.sock", "clinic") as proxy:
+        threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
+        through = docker.DockerClient(base_url=f"unix://{tmp_path / 'proxy.sock'}", timeout=patience(10))
         engine.asked.clear()
         yield through
         through.close()
-        gate.shutdown()
+        proxy.shutdown()
 
 
 def test_the_launcher_finds_the_engine_reachable(client: docker.DockerClient, engine: Engine) -> None:
@@ -111,7 +112,7 @@ def test_other_containers_are_neither_shown_nor_stopped(client: docker.DockerCli
 
 
 @pytest.mark.parametrize(
-    "order",
+    "request_to",
     [
         lambda client: client.containers.list(),
         lambda client: client.images.list(),
@@ -124,9 +125,9 @@ def test_other_containers_are_neither_shown_nor_stopped(client: docker.DockerCli
         lambda client: client.api.inspect_container(f"{OURS}/json?x=/../../images"),
     ],
 )
-def test_nothing_else_passes(client: docker.DockerClient, engine: Engine, order: Any) -> None:
+def test_nothing_else_passes(client: docker.DockerClient, engine: Engine, request_to: Any) -> None:
     with pytest.raises(APIError):
-        order(client)
+        request_to(client)
     assert [asked for asked in engine.asked if "/json" not in asked or "images" in asked] == []
 
 

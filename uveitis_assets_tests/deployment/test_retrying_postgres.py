@@ -1,4 +1,4 @@
-"""A database that is away for a moment is waited for; one that refuses is not."""
+"""A database that is away for a moment is waited for, and one that refuses is not."""
 
 import sqlite3
 import time
@@ -12,42 +12,36 @@ import dagster as dg
 import psycopg2
 import pytest
 import sqlalchemy
+from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage
 from sqlalchemy import event
-from sqlalchemy.engine import Engine
-from sqlalchemy.pool import Pool, QueuePool
+from sqlalchemy.pool import QueuePool
 
-from uveitis_assets.deployment import retrying_postgres as patient_postgres
-from uveitis_assets.deployment.retrying_postgres import connect_patiently, refuse_dead_connection
-from uveitis_assets.deployment.retrying_storages import RetryingEventLogStorage, RetryingRunStorage
+from uveitis_assets.deployment import retrying_postgres
+from uveitis_assets.deployment.retrying_postgres import LISTENERS, RetryingPostgresStorage
 
 URL = "postgresql+psycopg2://dagster:secret@127.0.0.1:1/dagster"
 AWAY = 'connection to server at "postgres", port 5432 failed: Connection refused'
 STARTING = f"{AWAY.rpartition(':')[0]}: FATAL:  the database system is starting up"
 WRONG_PASSWORD = f'{AWAY.rpartition(":")[0]}: FATAL:  password authentication failed for user "dagster"'
-LISTENERS: tuple[tuple[type, str, Any], ...] = (
-    (Engine, "do_connect", connect_patiently),
-    (Pool, "checkout", refuse_dead_connection),
-)
 
 
 @pytest.fixture(autouse=True)
-def patience() -> Iterator[None]:
-    """Patience in this process while a test lasts, as opening the storage gives it, and no real waiting."""
-    with pytest.MonkeyPatch.context() as patch:
-        _take_listeners_away()
-        patch.setattr(patient_postgres, "_BETWEEN_CALLS_S", 0.0)
-        patch.setattr(patient_postgres, "PATIENCE_S", 0.2)
-        for target, moment, listener in LISTENERS:
-            event.listen(target, moment, listener)
-        yield
-        _take_listeners_away()
+def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The functions registered in this process while a test lasts, as opening the storage does, and short waits."""
+    _stop_listening()
+    monkeypatch.setattr(retrying_postgres, "CONNECT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(retrying_postgres, "CONNECT_TIMEOUT_S", 0.2)
+    for target, moment, function in LISTENERS:
+        event.listen(target, moment, function)
+    yield
+    _stop_listening()
 
 
-def _take_listeners_away() -> None:
-    """Whoever registered them: this test, or an earlier one of the process that opened the storage."""
-    for target, moment, listener in LISTENERS:
-        if event.contains(target, moment, listener):
-            event.remove(target, moment, listener)
+def _stop_listening() -> None:
+    """Whether this test registered them, or an earlier one of the process that opened the storage."""
+    for target, moment, function in LISTENERS:
+        if event.contains(target, moment, function):
+            event.remove(target, moment, function)
 
 
 def _server(monkeypatch: pytest.MonkeyPatch, answers: list[str]) -> list[str]:
@@ -76,18 +70,18 @@ def test_a_refusal_is_passed_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert left == [AWAY]
 
 
-def test_patience_ends() -> None:
+def test_waiting_for_a_database_ends() -> None:
     with pytest.raises(sqlalchemy.exc.OperationalError, match="Connection refused"):
         sqlalchemy.create_engine(URL).connect()
 
 
-def test_other_databases_are_none_of_its_business() -> None:
+def test_other_databases_are_connected_to_as_before() -> None:
     with sqlalchemy.create_engine("sqlite://").connect() as connection:
         assert connection.scalar(sqlalchemy.text("SELECT 1")) == 1
 
 
 class _Connection:
-    """A connection of psycopg2 to a server that may end; each knows how often it was asked."""
+    """A connection of psycopg2 to a server that may end; each counts how often it was tested."""
 
     __module__ = "psycopg2.extensions"
     OperationalError, InterfaceError = psycopg2.OperationalError, psycopg2.InterfaceError
@@ -126,7 +120,7 @@ def test_kept_connections_that_died_with_their_server_are_replaced_before_they_a
     pool = QueuePool(connect, pool_size=2)
     both = pool.connect(), pool.connect()
     assert [one.dbapi_connection for one in both] == made
-    assert [one.asked for one in made] == [[], []], "new connections are not asked"
+    assert [one.asked for one in made] == [[], []], "new connections are not tested"
     for one in both:
         one.close()
     pool.connect().close()
@@ -140,10 +134,10 @@ def test_kept_connections_that_died_with_their_server_are_replaced_before_they_a
     fresh = pool.connect(), pool.connect()
     assert [one.dbapi_connection for one in fresh] == made[2:]
     assert len(made) == 4
-    assert sum(len(one.asked) for one in made) == 2, "one sign of death is enough for all"
+    assert sum(len(one.asked) for one in made) == 2, "one dead connection is enough for all"
 
 
-def test_another_databases_kept_connection_is_not_asked() -> None:
+def test_kept_connections_of_other_databases_are_not_tested() -> None:
     pool = QueuePool(lambda: sqlite3.connect(":memory:"), pool_size=1)
     kept = pool.connect()
     first = kept.dbapi_connection
@@ -153,7 +147,7 @@ def test_another_databases_kept_connection_is_not_asked() -> None:
 
 
 def test_the_deployments_settings_open_this_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _take_listeners_away()
+    _stop_listening()
     monkeypatch.setenv("POSTGRES_PASSWORD", "secret")
     # Without tables to make, opening connects to nothing.
     (tmp_path / "dagster.yaml").write_text(
@@ -175,5 +169,11 @@ def test_the_deployments_settings_open_this_storage(tmp_path: Path, monkeypatch:
     )
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert all(event.contains(*listener) for listener in LISTENERS)
-        assert isinstance(instance.run_storage, RetryingRunStorage)
-        assert isinstance(instance.event_log_storage, RetryingEventLogStorage)
+        assert isinstance(instance.run_storage, PostgresRunStorage)
+        assert isinstance(instance.event_log_storage, PostgresEventLogStorage)
+
+
+def test_the_former_name_of_the_storage_still_opens_it() -> None:
+    from uveitis_assets.deployment.patient_postgres import PatientPostgresStorage
+
+    assert PatientPostgresStorage is RetryingPostgresStorage

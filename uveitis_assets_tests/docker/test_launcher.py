@@ -142,10 +142,10 @@ def test_stopped_containers_are_removed_after_retention_and_running_and_foreign_
     working = deployment.submit("waiting")
     busy = deployment.container(working)
     try:
-        assert deployment.instance.run_launcher.reap_stopped_containers() == [], "retention is 24 hours by default"
+        assert deployment.instance.run_launcher.remove_stopped_containers() == [], "retention is 24 hours by default"
         impatient = GpuDockerRunLauncher(deployment=DEPLOYMENT, retention_hours=0.0)
         impatient.register_instance(deployment.instance)
-        assert container.name in impatient.reap_stopped_containers()
+        assert container.name in impatient.remove_stopped_containers()
         left = {one.id for one in deployment.client.containers.list(all=True)}
         assert container.id not in left
         assert {foreign.id, busy.id} <= left
@@ -163,7 +163,7 @@ def test_a_container_whose_run_was_ended_from_outside_is_stopped(
     container = deployment.container(run_id)
     deployment.wait("the asset", lambda: b"waiting for the test" in container.logs())
     deployment.instance.report_run_canceled(deployment.run(run_id))
-    monkeypatch.setattr(docker_run_launcher, "_ABANDONED_AFTER_S", 0.0)
-    deployment.instance.run_launcher.reap_stopped_containers()
+    monkeypatch.setattr(docker_run_launcher, "ABANDONED_AFTER_S", 0.0)
+    deployment.instance.run_launcher.remove_stopped_containers()
     container.reload()
     assert container.status == "exited"

@@ -211,9 +211,11 @@ def test_launching_removes_old_containers_of_finished_runs(instance, engine):
     container = launches.container(finished)
     container.status = "exited"
     container.attrs["State"] = {"FinishedAt": "2020-01-01T00:00:00Z"}
-    assert launches.launcher.reap_stopped_containers() == [], "its run is still active: monitoring reads the log first"
+    assert launches.launcher.remove_stopped_containers() == [], (
+        "its run is still active: monitoring reads the log first"
+    )
     instance.report_run_failed(finished)
-    assert launches.launcher.reap_stopped_containers() == [container.name]
+    assert launches.launcher.remove_stopped_containers() == [container.name]
 
 
 def test_a_process_without_the_engine_leaves_stopping_to_the_daemon(instance, engine, monkeypatch):
@@ -254,11 +256,11 @@ def test_the_container_of_a_run_that_was_ended_without_it_is_stopped_after_a_whi
     launches = Launches(instance)
     run = launches.launch()
     instance.report_run_canceled(run)
-    launches.launcher.reap_stopped_containers()
+    launches.launcher.remove_stopped_containers()
     assert launches.container(run).status == "running", "its program may be about to end"
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 600)
-    launches.launcher.reap_stopped_containers()
+    launches.launcher.remove_stopped_containers()
     assert launches.container(run).status == "exited"
 
 

@@ -16,9 +16,9 @@ from uveitis_assets.storage.store import ArtefactStore
 
 if TYPE_CHECKING:
     from uveitis_assets.components.fundus.split_labels import SplitLabels
-    from uveitis_assets.fundus.preprocess import BatchOutcome, StageOutcome
     from uveitis_assets.landing.manifest import ManifestSummary
     from uveitis_assets.landing.samples import RegisteredImage
+    from uveitis_assets.stages.batch_outcome import BatchOutcome, StageOutcome
 
 BAD_LABELS_METADATA = "bad_labels"
 MISSING_MASKS_METADATA = "missing_masks"
@@ -49,7 +49,7 @@ def stage_metadata(
     lane: LaneConfiguration,
     stage: PreprocessStage,
     batch: str,
-    outcome: "BatchOutcome",
+    outcome: "BatchOutcome[PreprocessStage]",
     *,
     previewed: "list[RegisteredImage] | None",
 ) -> dict[str, MetadataEntry]:

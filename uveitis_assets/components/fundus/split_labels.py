@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
 from uveitis_assets.labels.class_map import ClassMap
-from uveitis_assets.labels.coco import CocoSplitSummary, build_coco_split, write_coco_summary
+from uveitis_assets.labels.coco import build_coco_split
+from uveitis_assets.labels.coco_summary import CocoSplitSummary, write_coco_summary
 from uveitis_assets.labels.overlays import label_contact_sheet, write_label_overlays
 from uveitis_assets.landing.manifest_table import read_manifest, require_one_split_assignment
 from uveitis_assets.landing.samples import Split
