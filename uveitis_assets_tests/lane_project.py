@@ -63,4 +63,4 @@ def load_project(folder: Path, name: str, lanes: Mapping[str, str], monkeypatch:
 def fundus_lanes(package: Path) -> dict[str, LaneConfiguration]:
     """The fundus lanes of a written project, by their names."""
     found = dg.ComponentTree.for_project(package).get_all_components(of_type=FundusDataset)
-    return {component.lane.name: component.lane for component in found}
+    return {component.lane_name: component.configuration for component in found}

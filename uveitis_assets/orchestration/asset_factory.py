@@ -1,7 +1,7 @@
-"""Makes the assets of a lane: what all of them have in common is decided here, once.
+"""Makes the assets of a lane, with what all assets of the platform have in common.
 
 A run over several partition keys is one step (``single_run``), in which each key succeeds or fails by itself
-(partition_runs.py). What uses a GPU waits for its place in the pool, and bears the tag that a launcher reads.
+(partition_runs.py). An asset that uses a GPU waits for a slot of the pool and has the tag that launchers read.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,7 +43,7 @@ class AssetFactory:
             description: Markdown for the UI.
             deps: assets that it reads.
             partitions: its keys; None makes it an asset without partitions.
-            uses_gpu: it waits for a place in the pool of GPU runs.
+            uses_gpu: its runs wait for a slot of the GPU pool.
             configuration: what the UI shows beside the asset.
         """
         return dg.asset(

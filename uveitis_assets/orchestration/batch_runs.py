@@ -45,7 +45,7 @@ def keys_in_progress(
 
 
 def partitions_of(run: dg.DagsterRun, ordered: Sequence[str]) -> set[str]:
-    """Which of the keys, given in their order, a run is about; all of them where it does not tell."""
+    """Keys, of all those in order, that a run covers by its tags; all of them where it has no such tags."""
     first = run.tags.get(RANGE_START_TAG) or run.tags.get(_PARTITION_TAG)
     last = run.tags.get(RANGE_END_TAG) or first
     if first is None or last is None:

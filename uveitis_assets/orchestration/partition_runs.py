@@ -28,8 +28,8 @@ def materialize_keys(
         context: of the running asset.
         asset_keys: assets that the step materializes, upstream first.
         work: makes one partition key's artefacts and returns the metadata of each asset.
-        finish: called once all keys were tried and before any is reported, so that who sees a materialization finds
-            what is made over all keys up to date.
+        finish: called once all keys were tried and before any is reported, so that what is made over all keys is up to
+            date when a materialization appears.
 
     Raises:
         dagster.Failure: some keys or the finish failed; the good keys are recorded as materialized.
@@ -76,7 +76,7 @@ def materialize_asset(
     work: Callable[[str], Metadata],
     finish: Callable[[], None] | None = None,
 ) -> Iterator[dg.MaterializeResult[None]]:
-    """``materialize_keys`` for a step of one asset; each key's metadata also say how long its work took."""
+    """``materialize_keys`` for a step of one asset; each key's metadata also hold the duration of its work."""
 
     def timed(key: str) -> Mapping[dg.AssetKey, Metadata]:
         started = time.perf_counter()

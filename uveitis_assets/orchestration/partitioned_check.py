@@ -1,7 +1,7 @@
 """Asset checks with a result of their own for every partition, also in a run over a range of partitions.
 
 An ``AssetCheckResult`` returned from a range run belongs to no partition: Dagster then keeps the partitions' results as
-planned for ever and the UI calls the check skipped. Hence each partition's result is logged as an evaluation.
+planned for ever and the UI shows the check as skipped. Hence each partition's result is logged as an evaluation.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,8 +9,8 @@ from typing import cast
 
 import dagster as dg
 
-# Not public, and the only way to say which materialization an evaluation is about: without it a check's page calls the
-# partition missing. Tested in the real UI.
+# Not public, and the only way to name the materialization that an evaluation is about: without it a check's page shows
+# the partition as missing. Tested in the real UI.
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 
 Evaluate = Callable[[dg.DagsterInstance, str], dg.AssetCheckResult]
@@ -44,7 +44,7 @@ def partitioned_check(
                 target_materialization_data=_newest_materialization(context.instance, asset, partition),
                 partition=partition,
             )
-            # log_event takes evaluations, its annotation does not say so.
+            # log_event takes evaluations, against its annotation.
             context.op_execution_context.log_event(cast("dg.AssetObservation", evaluation))
         yield from ()
 

@@ -1,4 +1,4 @@
-"""Names of the concurrency pools, and of the tag that tells launchers of the need for a GPU."""
+"""Names of the GPU pool, and of the tag by which launchers know that a run needs a GPU."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Decides which runs a sensor or a schedule requests: ranges of wanted keys, less those in progress or given up.
 
-Which keys need a run is told by the artefacts' indexes or by the newest materializations, never by who noticed it: a
-crash between noticing and running loses nothing. A run carries the state of each of its keys as a tag, so that attempts
-are counted per key and state, whoever requested them.
+Which keys need a run follows from the artefacts' indexes or from the newest materializations, not from a list of what
+was noticed: a crash between noticing and running loses nothing. A run carries the state of each of its keys as a tag,
+so that attempts are counted per key and state, be they of a sensor or of a schedule.
 """
 
 import json

@@ -1,5 +1,6 @@
 """One small sample, one load of the definitions and one finished run, shared by the component tests."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,7 @@ def platform(definitions: dg.Definitions, store: ArtefactStore, monkeypatch: pyt
 def finished_once(
     definitions: dg.Definitions, sample: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Platform]:
-    """Both lanes from manifest to labels, uwf700 in three batches; for reading only."""
+    """Both lanes from manifest to labels, uwf700 in three batches, made once per session; for reading only."""
     root = tmp_path_factory.mktemp("finished")
     store = ArtefactStore(root=root, raw=root / "raw")
     with pytest.MonkeyPatch.context() as patch:
@@ -55,19 +56,31 @@ def finished_once(
         platform.register("fgadr")
         for result in (
             platform.run("uwf700", "b00001", "b00003"),
-            platform.run_labels("uwf700", overlays=True),
+            platform.run_labels("uwf700"),
+            platform.run_labels("uwf700", "fold0|train", "fold0|test", overlays=True),
             platform.run("fgadr", "b00001"),
-            platform.run_labels("fgadr", overlays=True),
+            platform.run_labels("fgadr"),
         ):
             assert result.success
+        pixels = [path for path in root.rglob("*.png") if path.is_relative_to(root / "preproc")]
+        before = [path.stat().st_mtime_ns for path in pixels]
         yield platform
+        assert [path.stat().st_mtime_ns for path in pixels] == before, "a test wrote into pixels that others share"
+
+
+def _link_pixels(source: str, target: str) -> None:
+    """Link images of the stages, 100 MB that are replaced or removed but never written to, and copy all else."""
+    if source.endswith(".png") and {"preproc", "labels_debug"} & set(Path(source).parts):
+        os.link(source, target)
+    else:
+        shutil.copy2(source, target)
 
 
 @pytest.fixture
 def finished(finished_once: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Platform:
     """A copy of the finished artefacts that a test may damage, with an instance that knows the batches and no run."""
     root = tmp_path / "finished"
-    shutil.copytree(finished_once.store.root, root, copy_function=shutil.copy2)
+    shutil.copytree(finished_once.store.root, root, copy_function=_link_pixels)
     store = ArtefactStore(root=root, raw=root / "raw")
     use(store, monkeypatch)
     platform = Platform(finished_once.definitions, finished_once.lanes, store)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import dagster as dg
 
@@ -77,6 +78,11 @@ class Platform:
         """Run label partitions; a range of two dimensions is the product of the ranges of folds and of splits."""
         configuration = {"ops": {f"{lane}__coco_labels": {"config": {"overlays": overlays}}}}
         return self.run(lane, first, last, job=self.keys(lane).labels_job, configuration=configuration)
+
+    def report(self, lane: str, batch: str, assets: Sequence[str]) -> None:
+        """Record materializations of finished artefacts of a batch without a run."""
+        for name in assets:
+            self.instance.report_runless_asset_event(dg.AssetMaterialization([lane, name], partition=batch))
 
     def check(self, asset: str, name: str, partition: str) -> dg.AssetCheckEvaluation:
         """Evaluate one check of one partition without its asset."""
@@ -152,9 +158,12 @@ class Platform:
             self.instance.add_run(run.with_status(status))
 
     def tick_schedule(self, schedule: str) -> list[dg.RunRequest] | dg.SkipReason:
+        """Evaluate a schedule once, as the daemon would, without launching what it requests."""
         (definition,) = (one for one in self.definitions.schedules or [] if one.name == schedule)
         assert isinstance(definition, dg.ScheduleDefinition)
-        result: Any = definition(dg.build_schedule_context(instance=self.instance))
+        # Dagster builds contexts of schedules for instances on disk only, where each event costs a transaction.
+        with patch.object(dg.ScheduleEvaluationContext, "instance", self.instance):
+            result: Any = definition(dg.build_schedule_context())
         return result
 
 

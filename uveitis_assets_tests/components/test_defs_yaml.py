@@ -292,7 +292,7 @@ CONFLICTS = {
     "one name twice": (
         {"one": lane_text("same"), "two": lane_text("same")},
         ["one/defs.yaml:3", "two/defs.yaml:3"],
-        "found the name of `name` of lane same",
+        "expected a name of its own, found that of fundus lane same at",
     ),
     "a pinned file that is overwritten": (
         {"one": lane_text("one", more="  splits:\n    name: old\n    pinned: splits/stage0_{fold}.json\n"),

@@ -8,7 +8,8 @@ import pytest
 
 from uveitis_assets.definitions import defs
 from uveitis_assets.deployment.gpu_pool import make_gpu_pool_known
-from uveitis_assets.orchestration.pools import GPU_POOL
+from uveitis_assets.launcher.gpu_need import NEED_TAG
+from uveitis_assets.orchestration.pools import GPU_POOL, GPU_TAG
 
 
 @pytest.fixture
@@ -39,6 +40,10 @@ def test_the_assets_that_may_use_a_gpu_belong_to_it_and_there_is_no_other_pool()
     pools = {False: set[str | None](), True: set[str | None]()}
     for assets in defs().assets or []:
         assert isinstance(assets, dg.AssetsDefinition)
-        wishes = {tags.get("uveitis/gpu", "none") for tags in assets.tags_by_key.values()}
-        pools[wishes != {"none"}].add(assets.op.pool)
+        needs = {tags.get(GPU_TAG, "none") for tags in assets.tags_by_key.values()}
+        pools[needs != {"none"}].add(assets.op.pool)
     assert pools == {False: {None}, True: {GPU_POOL}}
+
+
+def test_assets_carry_the_tag_that_launchers_read() -> None:
+    assert GPU_TAG == NEED_TAG

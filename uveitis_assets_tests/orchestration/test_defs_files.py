@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 import uveitis_assets
 from uveitis_assets.cli import app
 from uveitis_assets.components.fundus import lanes
-from uveitis_assets.orchestration.defs_files import DefsFileError, check_defs_files
+from uveitis_assets.orchestration.defs_files import PACKAGE, DefsFileError, check_defs_files
+from uveitis_assets_tests.lane_project import write_project
 
 FUNDUS_DATASET = "uveitis_assets.components.fundus_dataset.FundusDataset"
 
@@ -124,15 +126,15 @@ def test_the_same_key_elsewhere_and_what_anchors_bring_along_are_no_repetition(t
 
 
 @pytest.mark.parametrize("mistake", ["a tab", "a type that is no component", "no attributes", "a key twice"])
-def test_registering_with_a_broken_file_says_so_in_one_message(
+def test_registering_with_a_broken_file_fails_with_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str
 ) -> None:
     text, line, expectation = MISTAKES[mistake]
-    file = lane_file(tmp_path, text)
-    monkeypatch.setattr(lanes, "check_defs_files", lambda folder: check_defs_files(tmp_path))
+    package = write_project(tmp_path, "broken_project", {"clinic": text})
+    monkeypatch.setattr(lanes, "load_lanes", partial(lanes.load_lanes, package))
     result = CliRunner().invoke(app, ["register"])
     assert result.exit_code == 2
-    assert result.output.startswith(f"error: {file}:{line}: ")
+    assert result.output.startswith(f"error: {package}/defs/clinic/defs.yaml:{line}: ")
     assert expectation in result.output
     assert "Traceback" not in result.output
 
@@ -145,7 +147,9 @@ def test_a_component_whose_own_imports_fail_is_left_to_dagster(tmp_path: Path, m
 
 
 def test_the_shipped_lanes_pass_and_the_definitions_look_at_them() -> None:
-    check_defs_files(Path(uveitis_assets.__file__).parent / "defs")
+    assert Path(uveitis_assets.__file__).parent == PACKAGE
+    check_defs_files(PACKAGE / "defs")
+    assert sorted(lanes.load_lanes()) == ["deepdrid", "eyepacs", "fgadr", "uwf700"]
     looked_at = (
         "import uveitis_assets.definitions as definitions\n"
         "def refuse(folder): raise ValueError(f'looked at {folder}')\n"

@@ -88,7 +88,7 @@ def test_a_failing_finish_leaves_the_good_keys_materialized_and_fails_the_run(on
     } == {(key, key) for key in good}
     (failure,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     assert failure.user_failure_data is not None
-    said = str(failure.user_failure_data.description)
-    assert f"{int(one_key_fails)} of 3 partitions failed, the others are done" in said
-    assert "what is made over all partitions: ValueError: other/manifest: expected 5 folds" in said
-    assert ("[b00002] OSError: the disk is full" in said) == one_key_fails
+    message = str(failure.user_failure_data.description)
+    assert f"{int(one_key_fails)} of 3 partitions failed, the others are done" in message
+    assert "what is made over all partitions: ValueError: other/manifest: expected 5 folds" in message
+    assert ("[b00002] OSError: the disk is full" in message) == one_key_fails

@@ -1,6 +1,6 @@
 """What a detector lane does by itself while a daemon is up: predict batches whose tiles are new.
 
-The metadata of predictions tell which materialization of the tiles they read: tiles that were made again while their
+The metadata of predictions hold the event id of the tiles that they read: tiles that were made again while their
 batch was being predicted are older than the predictions, and unread all the same. Training never starts by itself. A
 fold that is trained again predicts by its finished checkpoint until then. A new checkpoint leaves the predictions as
 they are; materialize them again to have them by the new one.
@@ -61,7 +61,7 @@ def predictions_sensor(detector: DetectorLaneConfiguration, keys: DetectorKeys) 
         if absent:
             return dg.SkipReason(f"{keys.checkpoint.to_user_string()} lacks {enumeration(sorted(absent), _SHOWN)}")
         ordered = sorted(instance.get_dynamic_partitions(keys.predicted.batches_name))
-        # Asked for before the events: a run that ends in between is in progress here, or its predictions are seen.
+        # Read before the events: a run that ends in between is in progress here, or its predictions are seen.
         busy = keys_in_progress(instance, [keys.predictions_job], [keys.predictions], ordered)
         tiles = newest_events(instance, keys.predicted.stage("tiles"))
         predicted = newest_events(instance, keys.predictions)
@@ -90,7 +90,7 @@ def _tiles_read(
     newest: Mapping[str, int],
     known: Mapping[str, list[int]],
 ) -> dict[str, list[int]]:
-    """Storage ids of each batch's newest predictions and of the tiles that they read; 0 where they do not say.
+    """Storage ids of each batch's newest predictions and of the tiles that they read; 0 where they lack it.
 
     ``known`` are those of the last look: events are large, because they hold a picture, and are fetched once.
     """

@@ -1,4 +1,4 @@
-"""Asset checks of a detector lane: the checkpoint is what its sidecar says, AP is high enough, predictions are whole.
+"""Asset checks of a detector lane: the checkpoint agrees with its sidecar, AP is high enough, predictions are complete.
 
 They read the files that the assets wrote. Every partition has a result of its own.
 """

@@ -128,7 +128,7 @@ def _register_at_rest(
     from uveitis_assets.landing.registration import register
 
     seen = landing_fingerprint(store, lane, cursor.tick)
-    # A lost ledger shows in no folder: registering tells what to do about it.
+    # A lost ledger shows in no folder: registering raises with what to do about it.
     if seen == cursor.registered and store.ledger_file(lane.name).exists():
         cursor.seen, cursor.restless, cursor.tick = seen, 0, cursor.tick + 1
         return True

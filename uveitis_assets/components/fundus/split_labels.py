@@ -35,7 +35,7 @@ def make_split_labels(
     Call it under ``store.labels_lock``: two runs at once would mix one's images with the other's tiles.
 
     Raises:
-        ValueError: the manifest, or the tiles of its images, have to be materialized first; says which.
+        ValueError: the manifest, or the tiles of its images, have to be materialized first; the message names them.
     """
     manifest = read_manifest(store, lane.name)
     require_one_split_assignment(lane.name, manifest)

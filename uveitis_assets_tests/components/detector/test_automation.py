@@ -1,4 +1,4 @@
-"""The sensor of a detector lane asks for what is missing, once, and stops asking for what does not help."""
+"""The sensor of a detector lane requests what is missing, once, and gives up what does not help."""
 
 import uuid
 from collections.abc import Iterator, Sequence
@@ -97,7 +97,7 @@ def answer(definitions: dg.Definitions, instance: dg.DagsterInstance, status: dg
         add_run(instance, status, dict(request.tags))
 
 
-def test_all_batches_with_newer_tiles_are_asked_for_in_ranges(
+def test_all_batches_with_newer_tiles_are_requested_in_ranges(
     definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> None:
     assert asked(definitions, instance) == [("b00001", "b00003"), ("b00004", "b00005")]
@@ -109,7 +109,7 @@ def test_all_batches_with_newer_tiles_are_asked_for_in_ranges(
     assert asked(definitions, instance) == [("b00002", "b00002")]
 
 
-def test_tiles_that_were_made_again_while_they_were_predicted_are_asked_for_again(
+def test_tiles_that_were_made_again_while_they_were_predicted_are_requested_again(
     definitions: dg.Definitions, tmp_path: Path
 ) -> None:
     # On disk, where events lie in other tables than in memory.
@@ -123,7 +123,7 @@ def test_tiles_that_were_made_again_while_they_were_predicted_are_asked_for_agai
     assert asked(definitions, instance) == []
 
 
-def test_predictions_that_do_not_say_what_they_read_are_made_again(
+def test_predictions_whose_metadata_lack_the_tiles_they_read_are_made_again(
     definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> None:
     predict(instance, "b00001", "b00003", "b00004", "b00005")
@@ -131,9 +131,7 @@ def test_predictions_that_do_not_say_what_they_read_are_made_again(
     assert asked(definitions, instance) == [("b00002", "b00002")]
 
 
-def test_an_event_that_the_cursor_tells_of_is_not_fetched_again(
-    definitions: dg.Definitions, instance: dg.DagsterInstance
-) -> None:
+def test_an_event_in_the_cursor_is_not_fetched_again(definitions: dg.Definitions, instance: dg.DagsterInstance) -> None:
     predict(instance, *(f"b0000{number}" for number in range(1, 6)))
     context = dg.build_sensor_context(instance=instance, definitions=definitions)
     assert isinstance(tick(definitions, instance, context), dg.SkipReason)
@@ -149,7 +147,7 @@ def test_an_event_that_the_cursor_tells_of_is_not_fetched_again(
         assert fetched.call_count == 1
 
 
-def test_batches_that_a_run_is_at_work_on_are_not_asked_for_again_and_the_others_do_not_wait(
+def test_batches_in_progress_are_not_requested_again_and_the_others_do_not_wait(
     definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> None:
     add_run(instance, dg.DagsterRunStatus.STARTED, range_tags("b00001", "b00002"))
@@ -159,13 +157,13 @@ def test_batches_that_a_run_is_at_work_on_are_not_asked_for_again_and_the_others
     assert asked(definitions, instance) == [("b00003", "b00004")]
 
 
-def test_a_run_that_was_killed_without_a_word_blocks_for_a_day_at_most(
+def test_a_run_whose_process_died_blocks_for_a_day_at_most(
     definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> None:
     add_run(instance, dg.DagsterRunStatus.STARTED, range_tags("b00001", "b00005"))
     assert asked(definitions, instance) == []
     tomorrow = (datetime.now(UTC) + timedelta(hours=25)).timestamp()
-    with patch("uveitis_assets.orchestration.batch_runs.time.time", return_value=tomorrow):
+    with patch("time.time", return_value=tomorrow):
         assert asked(definitions, instance) == [("b00001", "b00003"), ("b00004", "b00005")]
 
 
@@ -188,14 +186,14 @@ def test_nothing_is_predicted_while_a_chosen_fold_is_trained_for_the_first_time(
 
 
 @pytest.mark.parametrize("end", [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS])
-def test_runs_that_do_not_help_are_asked_for_three_times_until_the_tiles_change(
+def test_runs_that_do_not_help_are_requested_three_times_until_the_tiles_change(
     definitions: dg.Definitions, instance: dg.DagsterInstance, end: dg.DagsterRunStatus
 ) -> None:
     for _ in range(3):
         answer(definitions, instance, end)
     reason = tick(definitions, instance)
     assert isinstance(reason, dg.SkipReason)
-    assert "b00001, b00002, b00003, b00004, b00005 were cancelled or failed 3 times" in str(reason.skip_message)
+    assert "b00001, b00002, b00003, b00004, b00005 were cancelled or did not help 3 times" in str(reason.skip_message)
     materialize(instance, TILES, "b00004")
     assert asked(definitions, instance) == [("b00004", "b00004")]
 
@@ -210,8 +208,8 @@ def test_attempts_are_counted_per_batch_when_others_of_its_range_succeeded(
     assert asked(definitions, instance) == []
 
 
-def test_a_cancelled_run_is_left_alone_and_says_so(definitions: dg.Definitions, instance: dg.DagsterInstance) -> None:
+def test_a_cancelled_run_is_not_requested_again(definitions: dg.Definitions, instance: dg.DagsterInstance) -> None:
     answer(definitions, instance, dg.DagsterRunStatus.CANCELED)
     reason = tick(definitions, instance)
     assert isinstance(reason, dg.SkipReason)
-    assert "were cancelled or failed" in str(reason.skip_message)
+    assert "were cancelled or did not help" in str(reason.skip_message)

@@ -1,4 +1,4 @@
-"""A detector lane through its own assets: learn, judge, predict; what lands later is predicted and nothing else."""
+"""A detector lane through its own assets: train, evaluate, predict; what lands later is predicted and nothing else."""
 
 import json
 import re
@@ -88,17 +88,21 @@ def failures(result: dg.ExecuteInProcessResult) -> str:
     return "\n".join(str(event.event_specific_data) for event in result.all_events if event.is_failure)
 
 
-def run(platform: Platform, job: str, first: str, last: str | None = None, **ops: Any) -> dg.ExecuteInProcessResult:
+def run(
+    platform: Platform, job: str, first: str, last: str | None = None, only: str | None = None, **ops: Any
+) -> dg.ExecuteInProcessResult:
+    """Run a job for some keys, with all of its assets or ``only`` one, such as ``child/checkpoint``."""
     return platform.definitions.resolve_job_def(job).execute_in_process(
         instance=platform.instance,
         run_config={**QUIET, "ops": {name: {"config": config} for name, config in ops.items()}},
+        asset_selection=None if only is None else [dg.AssetKey(only.split("/"))],
         partition_key=first if last is None else None,
         tags={} if last is None else range_tags(first, last),
         raise_on_error=False,
     )
 
 
-def test_training_leaves_the_earlier_files_and_says_what_it_did(trained: Platform) -> None:
+def test_training_writes_the_files_of_the_earlier_scripts_and_reports_what_it_did(trained: Platform) -> None:
     folder = trained.store.run_folder("parent", 0)
     for name in ("config.yaml", "metrics.jsonl", "checkpoints/best.safetensors", "checkpoints/best.json"):
         assert (folder / name).is_file(), name
@@ -139,39 +143,33 @@ def test_training_again_recognises_the_finished_run(trained: Platform) -> None:
     assert weights.stat().st_mtime_ns == before
 
 
-def test_a_child_starts_from_its_parents_weights_of_the_same_fold_or_says_what_is_missing(trained: Platform) -> None:
+def test_a_child_starts_from_its_parents_weights_of_the_same_fold_or_names_what_is_missing(trained: Platform) -> None:
     result = run(trained, "child_training", "fold1")
     assert not result.success
     (failure,) = [event for event in result.all_events if event.is_step_failure and "checkpoint" in str(event.step_key)]
     assert "materialize parent/checkpoint of fold1 first" in str(failure.event_specific_data)
-    assert run(trained, "child_training", "fold0").success
+    assert run(trained, "child_training", "fold0", only="child/checkpoint").success
     assert trained.metadata("child/checkpoint", "fold0")["initialised_from"].startswith("best.safetensors (")
 
 
-def test_a_checkpoint_is_not_judged_by_images_that_it_learned(trained: Platform) -> None:
+def test_a_checkpoint_is_not_evaluated_on_images_that_it_learned(trained: Platform) -> None:
     path = trained.store.run_folder("parent", 0) / "checkpoints" / "best.safetensors"
     weights = read_weights_file(path)
     report = (path.parents[1] / "val_report.json").read_bytes()
     labels = read_json(trained.store.coco_file("uwf700", "val", 0, tiles=False))
-    judged = [image["image_id"] for image in labels["images"]]
+    evaluated = [image["image_id"] for image in labels["images"]]
     changed = path, path.with_suffix(".json"), path.parents[1] / "run.json"
     before = [file.read_bytes() for file in changed]
     try:
-        # As after a new dealing of the splits, which moves images from train to val.
-        save_weights(path, weights.tensors, {**weights.details, "learned_images": judged[:1]})
+        # As after a new assignment of the splits, which moves images from train to val.
+        save_weights(path, weights.tensors, {**weights.details, "learned_images": evaluated[:1]})
         write_json(changed[2], read_json(changed[2]) | {"best_weights": file_digest(path)})
-        result = trained.definitions.resolve_job_def("parent_training").execute_in_process(
-            instance=trained.instance,
-            run_config=QUIET,
-            partition_key="fold0",
-            asset_selection=[dg.AssetKey(["parent", "evaluation"])],
-            raise_on_error=False,
-        )
+        result = run(trained, "parent_training", "fold0", only="parent/evaluation")
     finally:
         for file, content in zip(changed, before, strict=True):
             file.write_bytes(content)
     assert not result.success
-    assert f"1 of {len(judged)} images of val of fold0 were learned" in failures(result)
+    assert f"1 of {len(evaluated)} images of val of fold0 were learned" in failures(result)
     assert (path.parents[1] / "val_report.json").read_bytes() == report
 
 
@@ -264,7 +262,7 @@ attributes:
     [
         (
             {"uwf700": LANE, "one": DETECTOR.format(name="uwf700", more="")},
-            ["detector uwf700 at {}/one/defs.yaml:3", "fundus lane uwf700 at {}/uwf700/defs.yaml:3"],
+            ["fundus lane uwf700 at {}/uwf700/defs.yaml:3", "detector uwf700 at {}/one/defs.yaml:3"],
         ),
         (
             {"uwf700": LANE, "a": DETECTOR.format(name="one", more=""), "b": DETECTOR.format(name="one", more="")},
@@ -276,7 +274,7 @@ attributes:
         ),
         (
             {"uwf700": LANE, "b": ENCODER.replace("name: one", "name: uwf700")},
-            ["encoder uwf700 at {}/b/defs.yaml:3", "fundus lane uwf700 at {}/uwf700/defs.yaml:3"],
+            ["fundus lane uwf700 at {}/uwf700/defs.yaml:3", "encoder uwf700 at {}/b/defs.yaml:3"],
         ),
     ],
 )

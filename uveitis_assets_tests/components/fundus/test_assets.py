@@ -9,9 +9,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from uveitis_assets.components.fundus import split_labels
 from uveitis_assets.fundus import preprocess
-from uveitis_assets.labels import coco, overlays
-from uveitis_assets.landing import manifest
 from uveitis_assets.orchestration.workers import worker_count
 from uveitis_assets_tests.components.running_platform import ALL_FOLD_SPLITS, Platform, artefacts
 
@@ -198,7 +197,7 @@ def test_one_failing_key_leaves_the_others_materialized(finished: Platform, monk
     assert "[b00002] OSError: [Errno 28] No space left on device" in str(failure.user_failure_data.description)
 
 
-def test_two_runs_of_one_label_partition_take_turns_from_reading_the_manifest_to_the_overlays(
+def test_two_runs_of_one_label_partition_take_turns_and_those_of_others_do_not(
     finished: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def others_wait(partition: str) -> bool:
@@ -209,27 +208,19 @@ def test_two_runs_of_one_label_partition_take_turns_from_reading_the_manifest_to
                 return True
             return False
 
-    seen: list[tuple[str, bool, bool]] = []
+    seen: list[tuple[bool, bool]] = []
 
-    def watch(module: Any, name: str) -> None:
-        original = getattr(module, name)
+    make = split_labels.make_split_labels
 
-        def watched(*arguments: Any, **options: Any) -> Any:
-            seen.append((name, others_wait("fold2.val"), others_wait("fold2.test")))
-            return original(*arguments, **options)
+    def watched(*arguments: Any, **options: Any) -> Any:
+        seen.append((others_wait("fold2.val"), others_wait("fold2.test")))
+        return make(*arguments, **options)
 
-        monkeypatch.setattr(module, name, watched)
-
+    monkeypatch.setattr(split_labels, "make_split_labels", watched)
     with finished.store.lock("uwf700.labels.fold2.val"), finished.store.lock("uwf700.labels.fold2.test"):
         assert others_wait("fold2.val"), "the lock's file is where the test looks"
-    watch(manifest, "read_manifest")
-    watch(coco, "build_coco_split")
-    watch(coco, "write_coco_summary")
-    watch(overlays, "write_label_overlays")
     assert finished.run_labels("uwf700", "fold2|val", None, overlays=True).success
-    of_asset = dict.fromkeys(seen)
-    names = ("read_manifest", "build_coco_split", "write_coco_summary", "write_label_overlays")
-    assert list(of_asset)[:4] == [(name, True, False) for name in names]
+    assert seen == [(True, False)]
 
 
 def failure_text(result: dg.ExecuteInProcessResult) -> str:

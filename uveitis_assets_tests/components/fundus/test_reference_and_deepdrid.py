@@ -46,13 +46,7 @@ def test_a_reinhard_lane_waits_for_the_reference_colours_and_follows_them(
     definitions = load_project(tmp_path, "reinhard_lanes", lanes, monkeypatch)
     tree = dg.ComponentTree.for_project(tmp_path / "reinhard_lanes")
     assert len(tree.get_all_components(of_type=ReferenceColor)) == 1
-    (tmp_path / "home").mkdir()
-    two = Platform(
-        definitions,
-        fundus_lanes(tmp_path / "reinhard_lanes"),
-        platform.store,
-        dg.DagsterInstance.local_temp(str(tmp_path / "home")),
-    )
+    two = Platform(definitions, fundus_lanes(tmp_path / "reinhard_lanes"), platform.store)
     for path in sorted(sample.glob("uwf-700/Images/Uveitis/*.jpg"))[:2]:
         two.land(sample, [path.relative_to(sample / "uwf-700").as_posix()])
     shutil.copytree(sample / "fgadr", two.store.raw / "fgadr")
