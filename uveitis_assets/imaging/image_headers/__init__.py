@@ -1,4 +1,4 @@
-"""What a JPEG, PNG, BMP or TIFF file says about itself: size, colour, orientation, and whether its data is all there.
+"""Size, colour and orientation of JPEG, PNG, BMP and TIFF files, and whether their data is all there.
 
 Read from the bytes, because Pillow hides 16-bit RGB, warns or raises about large images from within ``open`` and keeps
 process-wide state, and OpenCV reports nothing before decoding. No pixel is decoded here; which images are accepted is

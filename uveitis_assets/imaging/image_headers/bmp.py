@@ -8,7 +8,12 @@ from uveitis_assets.imaging.image_headers.structure import ColorModel, ImageStru
 
 
 def read_bmp(data: bytes) -> ImageStructure:
-    """Read the header; how many rows the file holds bounds its pixels exactly. Raises MalformedError, struct.error."""
+    """Read the header; the rows that the file holds bound its pixels exactly.
+
+    Raises:
+        MalformedError: the header makes no sense.
+        struct.error: it is cut off.
+    """
     data_start, header_size = struct.unpack_from("<II", data, 10)
     compression, alpha_mask = 0, 0
     if header_size == 12:

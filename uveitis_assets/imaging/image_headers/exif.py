@@ -1,4 +1,4 @@
-"""The orientation in an EXIF block."""
+"""Reads the orientation from an EXIF block."""
 
 from __future__ import annotations
 

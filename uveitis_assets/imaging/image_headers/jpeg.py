@@ -9,7 +9,13 @@ from uveitis_assets.imaging.image_headers.structure import ColorModel, ImageStru
 
 
 def read_jpeg(data: bytes) -> ImageStructure:
-    """Walk the markers up to the first scan; raises IncompleteError, MalformedError, or struct.error at the end."""
+    """Walk the markers up to the first scan.
+
+    Raises:
+        IncompleteError: there is no scan.
+        MalformedError: the headers make no sense.
+        struct.error: they are cut off.
+    """
     position = 2
     orientation: int | None = None
     frame: tuple[int, int, int, int] | None = None

@@ -32,7 +32,12 @@ def png_chunks(data: bytes) -> list[tuple[bytes, int, int]]:
 
 
 def read_png(data: bytes) -> ImageStructure:
-    """Read the header chunk and walk the others; raises MalformedError, or struct.error at the end."""
+    """Read the header chunk and walk the others.
+
+    Raises:
+        MalformedError: the header makes no sense.
+        struct.error: it is cut off.
+    """
     if data[12:16] != b"IHDR":
         raise MalformedError(f"the first PNG chunk is {data[12:16]!r}, expected IHDR")
     width, height, bits, color_type = struct.unpack_from(">IIBB", data, 16)
@@ -41,7 +46,7 @@ def read_png(data: bytes) -> ImageStructure:
         raise MalformedError(f"the PNG header says {width}x{height} pixels, colour type {color_type}")
     orientation, n_frames, has_transparency, data_start = 1, 1, False, len(data)
     position = len(PNG_SIGNATURE)
-    # A chunk cut off ends the walk: check_complete reports it after the size has been judged.
+    # A chunk cut off ends the walk: check_complete reports it after the size was checked.
     while position + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, position)
         kind = data[position + 4 : position + 8]

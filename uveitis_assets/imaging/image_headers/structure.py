@@ -1,4 +1,4 @@
-"""What the headers of an image file of any format say, and the errors of files that are cut off or senseless."""
+"""What the headers of image files tell, and the errors of files that are cut off or senseless."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def _field_widths(data: bytes) -> _FieldWidths:
 
 
 def _directory(data: bytes, widths: _FieldWidths, offset: int) -> tuple[dict[int, tuple[int, int, int]], int]:
-    """Entries of one directory as tag -> (type, count, offset of the values), and the next directory's offset."""
+    """Entries of a directory, tag -> (type, count, offset of the values), and the next one's offset."""
     if offset + struct.calcsize(widths.count) > len(data):
         raise IncompleteError("a TIFF directory lies beyond the end of the file")
     (n_entries,) = struct.unpack_from(widths.order + widths.count, data, offset)
@@ -67,7 +67,13 @@ def _values(data: bytes, widths: _FieldWidths, entries: dict[int, tuple[int, int
 
 
 def read_tiff(data: bytes) -> ImageStructure:
-    """Read the first directory and count the pages; raises IncompleteError, MalformedError, struct.error."""
+    """Read the first directory and count the pages.
+
+    Raises:
+        IncompleteError: a directory or its values are cut off.
+        MalformedError: they make no sense.
+        struct.error: the file ends before the first directory.
+    """
     widths = _field_widths(data)
     entries, following = _directory(data, widths, widths.first_directory)
 
