@@ -2,7 +2,7 @@
 
 Prints ratios measured in one run: the landing sensor's unchanged look (`landing_fingerprint`, `records_stamp`) over a
 bare recursive ``os.scandir`` (names only), file opens per newly registered file, and the seconds of register (first,
-unchanged), of all manifest parts, of the export, and of the comparison of all books with the ledger.
+unchanged), of all manifest parts, of the export, and of the comparison of all indexes with the ledger.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import polars as pl
 from uveitis_assets.fundus.configuration import STAGES
 from uveitis_assets.fundus.stage_schemas import STAGE_SCHEMAS
 from uveitis_assets.fundus.stale_preprocessing import stale_preprocessing
-from uveitis_assets.landing import image_file
 from uveitis_assets.landing.change_detection import landing_fingerprint
 from uveitis_assets.landing.configuration import DatasetConfiguration, SplitConfiguration
 from uveitis_assets.landing.ledger import registered_batches
@@ -79,16 +78,16 @@ def main() -> None:
             opens += str(args[0]).endswith(".jpg")
             return real_open(*args, **kwargs)  # type: ignore[arg-type]
 
-        image_file.os.open = counting_open  # type: ignore[attr-defined]
+        os.open = counting_open  # type: ignore[assignment]
         first = seconds(lambda: register(store, dataset))
-        image_file.os.open = real_open  # type: ignore[attr-defined]
+        os.open = real_open
         unchanged = seconds(lambda: register(store, dataset))
 
-        bare, look, books, ticks = [], [], [], []
+        bare, look, records, ticks = [], [], [], []
         for tick in range(15):  # interleaved, so that both meet the same machine
             bare.append(seconds(lambda: bare_walk(str(folder))))
             look.append(seconds(lambda tick=tick: landing_fingerprint(store, dataset, tick)))
-            books.append(seconds(lambda: records_stamp(store, "many", STAGES)))
+            records.append(seconds(lambda: records_stamp(store, "many", STAGES)))
             ticks.append(landing_fingerprint(store, dataset, tick))
         assert len(set(ticks)) == 1, "the fingerprint of an unchanged folder changed"
 
@@ -103,8 +102,8 @@ def main() -> None:
     print(f"files                                {arguments.files}")
     print(f"bare scandir                         {1e3 * float(np.median(bare)):.1f} ms")
     print(f"landing_fingerprint                  {1e3 * float(np.median(look)):.1f} ms")
-    print(f"records_stamp                          {1e3 * float(np.median(books)):.2f} ms")
-    unchanged_look = float(np.median(look)) + float(np.median(books))
+    print(f"records_stamp                        {1e3 * float(np.median(records)):.2f} ms")
+    unchanged_look = float(np.median(look)) + float(np.median(records))
     print(f"both / bare scandir                  {unchanged_look / float(np.median(bare)):.2f} (limit 3)")
     print(f"register, all new                    {first:.1f} s")
     print(f"opens per new file                   {opens / arguments.files:.3f}")
@@ -112,7 +111,7 @@ def main() -> None:
     print(f"manifest parts ({len(batches)} batches)          {parts:.1f} s")
     print(f"manifest export                      {export:.1f} s")
     print(f"splits files                         {splits:.1f} s")
-    print(f"all books compared with the ledger   {compare:.1f} s")
+    print(f"all indexes compared with the ledger {compare:.1f} s")
 
 
 if __name__ == "__main__":

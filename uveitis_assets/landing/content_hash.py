@@ -14,9 +14,10 @@ def content_hash(data: bytes) -> str:
 
 
 def sample_content_hash(file_hashes: Sequence[str], roles: Sequence[str] = ()) -> str:
-    """BLAKE3 hex digest of a sample of several files: of the sorted lines ``hash``, or ``hash role`` where there are.
+    """BLAKE3 hex digest of a sample of several files, from those of its files.
 
-    Names do not enter: a renamed folder, or renamed files in it, are the same sample, as a renamed file is.
+    Hashed are the sorted lines ``hash``, or ``hash role`` where there are roles, joined by line breaks. Names do not
+    enter: a renamed folder, or renamed files in it, are the same sample, as a renamed file is.
 
     Args:
         file_hashes: content hash of each file.

@@ -1,4 +1,4 @@
-"""Size and times of files: a cheap look that tells whether a file may hold other bytes than were read once.
+"""Size and times of files, to see cheaply that a file may hold other bytes than were read once.
 
 Written into the ledger as text, ``size:mtime:ctime:hash``, where one row holds those of several files.
 """
@@ -11,7 +11,7 @@ Stamp = tuple[int, int, int]
 
 
 def file_stamp(path: str) -> Stamp | None:
-    """Size in bytes, times of the last write and of the last change in ns; None where the file cannot be found."""
+    """Size in bytes, times of last write and last change in ns; None where there is no file."""
     try:
         state = os.stat(path)  # noqa: PTH116  a Path object costs as much as the call
     except OSError:

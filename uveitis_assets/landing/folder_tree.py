@@ -1,7 +1,4 @@
-"""Listing of a landing folder: which files are there, and what in it cannot be followed.
-
-Knows symlinks, loops, hidden files and names; knows no dataset and opens no file.
-"""
+"""Lists a landing folder: which files are there, and which links, names and folders cannot be followed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which landed image files can be used: 8-bit RGB JPEG, PNG, BMP or TIFF with one picture of a sensible size.
+"""Accepts landed image files: 8-bit RGB JPEG, PNG, BMP or TIFF with one picture of a sensible size.
 
 Decided from the headers and from whether the data is all there; no pixel is decoded. Everything else raises
 `QuarantineError` with a reason.

@@ -1,4 +1,4 @@
-"""Reads landed files safely: links stay below the raw root, pipes and devices are refused, sizes are bounded."""
+"""Reads landed files: links stay below the raw root, pipes are refused, sizes are bounded."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read_landed_file_and_stat(root: Path, relative_path: str, name: str | None =
 
 
 def _place_of(handle: int, path: Path) -> PurePath:
-    """Where the opened file really lies; asked from the kernel, or resolved again where it cannot be asked."""
+    """Real place of the opened file, from the kernel, or resolved again where it cannot be asked."""
     try:
         return Path(f"/proc/self/fd/{handle}").readlink()
     except OSError:

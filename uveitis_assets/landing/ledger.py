@@ -84,7 +84,7 @@ _LISTS = tuple(name for name, kind in (LEDGER_SCHEMA | FILES_SCHEMA).items() if 
 
 
 def refuse_lost_ledger(store: ArtefactStore, lane: str) -> None:
-    """Refuse to begin a ledger, or go on without one, where one was: its batches and ids stand nowhere else.
+    """Refuse to begin a ledger, or go on without one, where one was: nothing else holds its ids.
 
     Raises:
         LedgerError: there is no ledger although the lane has manifest parts.

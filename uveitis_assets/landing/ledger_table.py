@@ -65,7 +65,7 @@ def read_ledger_table(path: Path, columns: Sequence[str] | None = None) -> pl.Da
 
 
 def scan_ledger(path: Path, columns: Sequence[str] | None = None) -> pl.LazyFrame:
-    """The ledger's table as it is now: what is read from it later does not change when images are registered.
+    """The ledger's table as it is now: registering images does not change what is read from it later.
 
     For readers that need few of its rows; they collect them under ``ledger_read_errors``.
 

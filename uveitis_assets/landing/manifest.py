@@ -52,9 +52,10 @@ _ASSIGNED_COLUMNS = ("split", "split_name", "fold_splits", "split_fingerprint")
 
 @dataclass(frozen=True, slots=True)
 class ManifestSummary:
-    """Counts over the rows of one part or lane. Splits (fold 0), label formats and eyes count usable images only.
+    """Counts over the rows of one part or lane.
 
-    ``reassigned_batches`` are other batches whose splits had to be changed.
+    Splits (fold 0), label formats and eyes count usable images only. ``reassigned_batches`` are other batches whose
+    splits had to be changed.
     """
 
     n_images: int
@@ -160,7 +161,7 @@ def _manifest_row(
 
 
 def export_manifest(store: ArtefactStore, dataset: DatasetConfiguration, splits: SplitConfiguration) -> ManifestSummary:
-    """Assign all parts of the lane to splits, then write ``manifests/<lane>.jsonl``, ``.csv`` and ``.parquet``.
+    """Assign all parts of the lane to splits and write ``manifests/<lane>.jsonl``, ``.csv``, ``.parquet``.
 
     Parts made under another split configuration, or before images landed that changed a patient's split, get the splits
     that configuration and ledger give now; parts that have them already are left alone. Columns are the earlier ones
@@ -232,7 +233,8 @@ def _with_splits(parts: pl.DataFrame, assigned: pl.DataFrame, split_name: str, f
 
 
 def _is_assigned(store: ArtefactStore, lane: str, splits: SplitConfiguration, *, without: str) -> bool:
-    """Say whether the lane's other parts have the present splits: they are assigned in order, the last one tells."""
+    """Say whether the lane's parts without one batch's have the present splits."""
+    # They are assigned in order: the last one tells.
     fingerprint = read_split_assignment(store.root, splits).fingerprint
     for path in reversed(store.manifest_parts(lane)):
         part = pl.DataFrame() if path.stem == without else read_part(path)

@@ -87,7 +87,7 @@ def read_manifest(store: ArtefactStore, lane: str) -> pl.DataFrame:
 
 
 def require_parts(store: ArtefactStore, lane: str, stages: Collection[str], made_before: Collection[str] = ()) -> None:
-    """Refuse a lane whose manifest was never made or lost parts: results made from it would lose their images.
+    """Refuse a lane whose manifest was never made or lost parts: results would lose their images.
 
     A batch that has only landed has no part yet and is not missed: its images follow when it was run.
 
@@ -121,7 +121,7 @@ def batches_assigned_otherwise(manifest: pl.DataFrame, fingerprint: str) -> list
 
 
 def require_one_split_assignment(lane: str, manifest: pl.DataFrame) -> None:
-    """Refuse a manifest whose rows were assigned by several split configurations: patients may be in two splits.
+    """Refuse rows assigned by several split configurations: patients may be in two splits.
 
     Raises:
         ValueError: says what to materialize.
@@ -172,7 +172,7 @@ def split_names_of_part(part: Path) -> set[str]:
 
 
 def read_parts(store: ArtefactStore, lane: str, *, without: str | None = None) -> pl.DataFrame:
-    """Rows of all parts, or of all but one batch's, in the order of their batches; null where a part lacks a column."""
+    """Rows of all parts, or all but one, in the order of batches; null where a part lacks a column."""
     parts = [read_part(part) for part in store.manifest_parts(lane) if part.stem != without]
     return pl.concat([pl.DataFrame(schema=MANIFEST_SCHEMA), *parts], how="diagonal")
 

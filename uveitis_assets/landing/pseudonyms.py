@@ -1,7 +1,7 @@
-"""Pseudonyms of patients: a keyed hash that cannot be turned back without the installation's secret key.
+"""Pseudonyms of patients: a keyed hash that only the installation's secret key can confirm.
 
-The key stands beside the ledger, readable by its owner only, and is made on first use. A lost key is not replaced by
-itself: another one changes every pseudonym, but no split.
+The key is beside the ledger, readable by its owner only, and is made on first use. A lost key is not replaced: another
+one changes every pseudonym, but no split.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class PatientKeyError(ValueError):
 
 
 def patient_key(store: ArtefactStore) -> bytes:
-    """Read the secret key, making it first where no pseudonym exists; processes racing for it agree on one.
+    """Read the secret key, or make it where no pseudonym exists; racing processes agree on one.
 
     Raises:
         PatientKeyError: the key file does not hold 64 hex digits, or is gone although manifests hold pseudonyms.

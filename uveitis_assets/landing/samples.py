@@ -1,4 +1,4 @@
-"""What travels from the landing folder to the manifest: one landed sample and one problem met on the way.
+"""A landed sample, what is registered of it, and a problem met in the landing folder.
 
 Layouts make these from a dataset's folder; the ledger adds identity and batch. No pixels, no file access.
 """
@@ -25,7 +25,7 @@ class LandedSample:
     the sample (``image``, ``mask``, a slice number) where two files that exchange their content make another sample;
     empty where the files alone are the sample, whatever their names.
 
-    ``patient`` is the raw patient id: it stays in the ledger. ``patient_from_name`` says that it merely repeats the
+    ``patient`` is the raw patient id: it stays in the ledger. ``patient_from_name`` says that it only repeats the
     file's name, so that a renamed file keeps the patient it had. ``identifier`` replaces the file's stem in the image
     id where the dataset names its images itself.
     """

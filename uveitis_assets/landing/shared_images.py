@@ -1,4 +1,4 @@
-"""Finds images of two lanes that share their content and a split name, but are assigned to different splits.
+"""Finds images of equal content in two lanes of one split name that are in different splits.
 
 Patients are assigned per dataset tag, so that two lanes over one folder, or over copies of the same files, assign them
 independently: a detector trained on the one would be tested on the other's copies.

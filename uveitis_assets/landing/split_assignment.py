@@ -80,7 +80,7 @@ def assign_splits(
 
 
 def _official_claims(members: pl.DataFrame) -> dict[Patient, set[Split]]:
-    """Patients of the entries with their official splits; the ledger has settled them alike on all entries."""
+    """Patients of the entries with their official splits, which the ledger holds alike on all entries."""
     claims: dict[Patient, set[Split]] = {}
     for dataset, patient, official in members.select(*_OWNER, "patient_official_split").unique().iter_rows():
         claims.setdefault((dataset, patient), set()).update([official] if official else [])
@@ -90,7 +90,7 @@ def _official_claims(members: pl.DataFrame) -> dict[Patient, set[Split]]:
 def _pinned_splits(
     entries: pl.LazyFrame, pinned: list[dict[str, Split]], members: pl.DataFrame
 ) -> tuple[dict[Patient, list[Split | None]], tuple[str, ...]]:
-    """Per patient of the members the pinned split in each fold, from all of the patient's images that are pinned.
+    """Per patient of the members the pinned split in each fold, from all pinned images of the patient.
 
     Images that are gone or superseded count too: a pinned patient stays in its split when the photograph that was
     pinned is removed or replaced.

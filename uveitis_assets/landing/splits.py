@@ -54,7 +54,7 @@ def patient_splits(
 
 
 def strictest(splits: Collection[Split]) -> Split | None:
-    """Of contradictory splits the one that keeps the patient furthest from training: test, then val, then train."""
+    """Of contradictory splits the one furthest from training: test, then val, then train."""
     return max(splits, key=SPLITS.index, default=None)
 
 

@@ -29,10 +29,10 @@ def write_splits_files(store: ArtefactStore, split_name: str, folds: int) -> lis
 def remove_lane_from_splits_files(
     store: ArtefactStore, former_names: Collection[str], splits: SplitConfiguration
 ) -> None:
-    """Remove a lane from the splits files of its former names; files of names that no lane has any more are deleted.
+    """Remove a lane from the splits files of its former names.
 
-    Called without the manifest's lock, which is taken inside that of the splits files. Files that the lane has pinned
-    stay: they decide its splits.
+    Files of names that no lane has any more are deleted. Called without the manifest's lock, which is taken inside that
+    of the splits files. Files that the lane has pinned stay: they decide its splits.
     """
     pinned = [] if splits.pinned is None else [splits.pinned.replace("{fold}", str(k)) for k in range(splits.folds)]
     for name in sorted(former_names):

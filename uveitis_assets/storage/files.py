@@ -37,7 +37,7 @@ def resolve_inside(root: Path, name: str | Path) -> Path:
 
 
 def write_bytes(path: Path, data: bytes | bytearray | memoryview, *, mode: int = 0o644) -> None:
-    """Write a file atomically with the given permissions, making its folder; a reader never sees part of it."""
+    """Write a file atomically with the given permissions and make its folder; readers see all or nothing."""
     temporary = _temporary(path)
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -56,7 +56,7 @@ def write_bytes(path: Path, data: bytes | bytearray | memoryview, *, mode: int =
 
 
 def write_if_absent(path: Path, data: bytes, *, mode: int = 0o644) -> bool:
-    """Write a file atomically where none is; says whether it did. A file of another process is never replaced."""
+    """Write a file atomically where none is, never over another process's; returns whether it did."""
     temporary = _temporary(path)
     write_bytes(temporary, data, mode=mode)
     try:
@@ -77,7 +77,7 @@ def _temporary(path: Path) -> Path:
 
 @functools.cache
 def _process_table() -> str:
-    """Names the table in which this process's id counts: containers and machines have their own."""
+    """Digest of the process table in which this process has its id: containers and machines have their own."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
         table = os.readlink("/proc/self/ns/pid")  # noqa: PTH115  not a path
@@ -93,7 +93,7 @@ def remove_half_files(folder: Path) -> None:
 
 
 def is_abandoned(temporary: Path) -> bool:
-    """Say whether nobody writes a temporary file any more."""
+    """Say whether no process writes a temporary file any more."""
     try:
         age_s = time.time() - temporary.stat().st_mtime
     except FileNotFoundError:
@@ -131,9 +131,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: expected JSON, found {error.msg}; delete or mend the file") from error
+        raise ValueError(
+            f"{path}:{error.lineno}: expected JSON, found {error.msg}; delete or repair the file"
+        ) from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected JSON, found bytes that are no text; delete or mend the file") from error
+        raise ValueError(f"{path}: expected JSON, found bytes that are no text; delete or repair the file") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}; delete or mend the file")
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}; delete or repair the file")
     return value

@@ -1,4 +1,4 @@
-"""Locks between processes, as locked files: a killed process lets go of them.
+"""Locks between processes, as locked files: they end with their process.
 
 They are ``flock`` locks. A lock on a shared file system holds between machines where the file system's locks do.
 """
@@ -23,7 +23,7 @@ def hold_lock(path: Path) -> Iterator[None]:
 
 
 def make_locked_file(path: Path) -> BinaryIO:
-    """Make a file that is locked from the moment it has its name; the lock lasts until the handle is closed."""
+    """Make a file that is locked as soon as it has its name; the lock lasts until the handle is closed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unnamed = path.with_name(f".{path.stem}.{os.getpid()}")
     handle = unnamed.open("ab")
@@ -34,7 +34,7 @@ def make_locked_file(path: Path) -> BinaryIO:
 
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Take the lock of an existing file without waiting; gives False where there is no file or somebody holds it."""
+    """Take the lock of an existing file without waiting; False where there is no file or it is held."""
     try:
         # For writing: network file systems grant no exclusive lock otherwise.
         handle = path.open("r+b")

@@ -1,4 +1,4 @@
-"""A damaged ledger is named, with what to do, by everything that reads it; a lost one is not replaced by itself."""
+"""A damaged ledger is named, with what to do, by everything that reads it; a lost one is not replaced."""
 
 import io
 import re
@@ -15,6 +15,7 @@ from uveitis_assets.landing.ledger_table import LedgerError, ledger_read_errors,
 from uveitis_assets.landing.manifest import build_manifest_part, export_manifest
 from uveitis_assets.landing.registration import register
 from uveitis_assets.stages.batch_ownership import batch_ownership, ids_owned_by_other_batches
+from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.landing.landing_samples import jpeg, land
 
 LANE = DatasetConfiguration(name="lane", layout="image_folder", folder="ds", batch_size=2)
@@ -56,13 +57,22 @@ DAMAGES = {
 }
 
 
-@pytest.fixture
-def registered(store):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("finished")
+    store = ArtefactStore(root=root, raw=root / "raw")
     for number in range(40):
         land(store, f"{number}.jpg", jpeg(number))
     register(store, LANE)
     build_manifest_part(store, LANE, SplitConfiguration(), "b00001")
     return store
+
+
+@pytest.fixture
+def registered(finished, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(finished.root, root)
+    return ArtefactStore(root=root, raw=root / "raw")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

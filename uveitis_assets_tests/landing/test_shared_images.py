@@ -10,7 +10,7 @@ from uveitis_assets.landing.ledger import registered_batches
 from uveitis_assets.landing.manifest import build_manifest_part
 from uveitis_assets.landing.manifest_table import read_manifest
 from uveitis_assets.landing.registration import register
-from uveitis_assets.landing.shared_images import photographs_on_two_sides
+from uveitis_assets.landing.shared_images import images_in_two_splits
 from uveitis_assets_tests.landing.landing_samples import jpeg, land
 
 
@@ -29,7 +29,7 @@ def photographs(store):
 
 
 @pytest.mark.parametrize("copies", ["same folder", "renamed copies"])
-def test_every_photograph_that_two_lanes_deal_apart_is_counted(photographs, copies):
+def test_every_photograph_that_two_lanes_assign_to_different_splits_is_counted(photographs, copies):
     store = photographs
     folder = "ds"
     if copies == "renamed copies":
@@ -39,32 +39,32 @@ def test_every_photograph_that_two_lanes_deal_apart_is_counted(photographs, copi
             shutil.copy(store.raw / "ds" / f"{number:02d}.jpg", store.raw / folder / f"z{number:02d}.jpg")
         land(store, "own.jpg", jpeg(99), folder=folder)
     build(store, "one", "ds")
-    assert photographs_on_two_sides(store, "one", "stage0") == []
+    assert images_in_two_splits(store, "one", "stage0") == []
     build(store, "two", folder)
     ours, theirs = (
         {row["content_hash"]: row["fold_splits"] for row in read_manifest(store, name).iter_rows(named=True)}
         for name in ("one", "two")
     )
-    apart = [digest for digest, sides in ours.items() if sides != theirs[digest]]
+    apart = [digest for digest, splits in ours.items() if splits != theirs[digest]]
     assert 0 < len(apart) <= 20
-    (message,) = photographs_on_two_sides(store, "one", "stage0")
-    assert message.startswith(f"{len(apart)} photographs stand on two sides of the splits stage0, their copies are in")
+    (message,) = images_in_two_splits(store, "one", "stage0")
+    assert message.startswith(f"{len(apart)} images are in two of the splits stage0, their copies are in")
     assert message.count(" in fold ") == 5
     assert f"and {len(apart) - 5} more" in message
     assert "another `splits.name`" in message
-    (mirrored,) = photographs_on_two_sides(store, "two", "stage0")
-    assert mirrored.startswith(f"{len(apart)} photographs")
+    (mirrored,) = images_in_two_splits(store, "two", "stage0")
+    assert mirrored.startswith(f"{len(apart)} images")
 
 
-def test_lanes_with_other_split_names_and_sides_that_agree_are_silent(photographs):
+def test_lanes_with_other_split_names_and_splits_that_agree_are_silent(photographs):
     build(photographs, "one", "ds")
     build(photographs, "two", "ds", name="other")
-    assert photographs_on_two_sides(photographs, "one", "stage0") == []
+    assert images_in_two_splits(photographs, "one", "stage0") == []
     pinned = {"train": [], "val": [], "test": [f"{lane}::{n:02d}" for lane in ("one", "two") for n in range(20)]}
     (photographs.root / "pinned.json").write_text(json.dumps(pinned))
     for name in ("one", "two"):
         build(photographs, name, "ds", pinned="pinned.json")
-    assert photographs_on_two_sides(photographs, "one", "stage0") == []
+    assert images_in_two_splits(photographs, "one", "stage0") == []
 
 
 def test_quarantined_copies_do_not_count(store):
@@ -72,4 +72,4 @@ def test_quarantined_copies_do_not_count(store):
         land(store, f"{number}.jpg", jpeg(number)[:-99])
     build(store, "one", "ds")
     build(store, "two", "ds")
-    assert photographs_on_two_sides(store, "one", "stage0") == []
+    assert images_in_two_splits(store, "one", "stage0") == []

@@ -35,5 +35,5 @@ def test_a_file_without_room_is_named_and_leaves_what_was_there_and_no_half(tmp_
 def test_a_file_that_is_no_json_object_is_named_with_what_to_do(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "meta.json"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"meta\.json(:1)?: expected .*; delete or mend the file$"):
+    with pytest.raises(ValueError, match=r"meta\.json(:1)?: expected .*; delete or repair the file$"):
         read_json(path)

@@ -1,4 +1,4 @@
-"""CSV files that come with a dataset, read tolerantly: encodings, delimiters, column names, ragged rows.
+"""Reads CSV files of datasets tolerantly: encodings, delimiters, column names, ragged rows.
 
 What cannot be used becomes a `LandingProblem` that names file and line. Cell values stay out of the messages: they
 may be patient ids.

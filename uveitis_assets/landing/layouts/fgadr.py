@@ -1,6 +1,6 @@
 """FGADR: ``Original_Images/<name>`` with one mask folder per lesion class, ``<Lesion>_Masks/<name>``.
 
-A mask bears the image's name or, where no other image could be meant, its stem with another image extension. An image
+A mask has the image's name or, where no other image could be meant, its stem with another image extension. An image
 without any mask is unlabelled: a missing label is not a negative.
 """
 

@@ -1,4 +1,4 @@
-"""Grades in the CSV files of several layouts: reading a cell, and naming rows whose image has not landed."""
+"""Reads grades from cells of CSV files, and reports rows whose image has not landed."""
 
 from __future__ import annotations
 

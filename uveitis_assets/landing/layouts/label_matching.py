@@ -1,8 +1,8 @@
-"""Which label file belongs to which image, told by their names below the layout's folders.
+"""Matches label files to images by their names below the layout's folders.
 
-One label goes to one image: the image that bears its very name first, then one that differs in Unicode form or
-extension, if no other image could be meant. A label that could be of several images is given to none of them, because
-lesions of another photograph do more harm than a label that is not used. It opens no file.
+One label goes to one image: the image of exactly its name first, then one that differs in Unicode form or extension, if
+no other image could be meant. A label that could be of several images is given to none of them, because lesions of
+another photograph do more harm than a label that is not used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class LabelMatch:
 
 
 class LabelMatcher:
-    """Matches label files to the images of a layout; paths are ``<folder>/<name>``, and names are compared.
+    """Matches label files to the images of a layout by the names in their paths ``<folder>/<name>``.
 
     Args:
         images: all images of the layout.
@@ -66,7 +66,7 @@ class LabelMatcher:
     def _without_own_label(
         self, label_by_image: dict[str, str], doubtful_images: Iterable[str]
     ) -> list[LandingProblem]:
-        """Images without a label beside one of the same look that has one: nobody sees on a screen whose it is."""
+        """Report images without a label whose name looks like that of an image which has one."""
         problems = []
         for name, images in self._look_alikes.items():
             owners = [

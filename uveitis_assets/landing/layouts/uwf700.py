@@ -1,6 +1,6 @@
 """UWF-700: ``Images/<Disease>/<stem>.jpg`` with box labels ``Labels/<Disease>/<stem>.txt``.
 
-A label belongs to the image of the same disease folder, if only one there bears its stem. A missing label file means
+A label belongs to the image of the same disease folder, if only one there has its stem. A missing label file means
 unlabelled, an empty one means that the image was looked at and holds no lesion.
 """
 

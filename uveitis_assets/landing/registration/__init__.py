@@ -1,8 +1,8 @@
-"""Registration of a landing folder: compares it with the ledger and gives ids and batches to what is new.
+"""Registers a landing folder: compares it with the ledger, gives ids and batches to what is new.
 
 In this order: `reading` reads what is new or may have changed, `matching` finds what was replaced, renamed, returned or
 is gone, `descriptions` brings labels and patients up to date, `identity` gives ids and batches, `relations` marks
-copies and settles whose split an image follows, `report` says what was found.
+copies and decides whose split an image follows, `report` lists what was found.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def register(
     time_budget_s: float | None = None,
     files_per_time_check: int = 256,
 ) -> RegistrationReport:
-    """Compare the landing folder with the ledger, read what is new or may have changed, and write the ledger.
+    """Compare the landing folder with the ledger, read what is new or changed, and write the ledger.
 
     Idempotent, atomic and serialized between processes. New entries, sorted by path, fill new batches of at most
     ``dataset.batch_size``; existing batches keep their members. Every new file is opened once.

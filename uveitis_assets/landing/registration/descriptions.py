@@ -1,4 +1,4 @@
-"""Brings labels, eye, patient, notes and official split of all entries up to what the layout describes now."""
+"""Brings labels, eye, patient, notes and official split of entries up to the layout's description."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def describe_samples(
     described: Sequence[int],
     pending: Sequence[LedgerEntry],
 ) -> list[LedgerEntry]:
-    """Describe registered and new entries as the layout does, and note which images are labelled otherwise now.
+    """Describe registered and new entries as the layout does, and find images labelled otherwise now.
 
     Args:
         update: gets the described entries.

@@ -84,7 +84,7 @@ def append_new_entries(
 
 
 def _taken_ids(update: LedgerUpdate, naming: ImageNaming) -> dict[str, int]:
-    """Live entries by their artefacts' name; a returned image whose id was given away meanwhile takes another one."""
+    """Live entries by their artefacts' name; a returned image whose id is taken now gets another one."""
     live = [index for index, entry in enumerate(update.entries) if entry.state == "live"]
     taken = {artefact_identity(update.entries[index].image_id): index for index in live}
     for index in live:

@@ -1,4 +1,4 @@
-"""Compares what landed with what is registered: replaced, incomplete, renamed, returned, gone and new samples."""
+"""Finds registered samples that were replaced, renamed, lost a file, returned or are gone, and new ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def match_known_paths(
 def _compare(
     update: LedgerUpdate, index: int, sample: LandedSample, content: SampleContent, *, hides_names: bool
 ) -> LedgerEntry | None:
-    """Bring one entry up to what was read; returns the entry that takes its place if the content was replaced."""
+    """Bring an entry up to what was read; returns its successor if the content was replaced."""
     entry = update.entries[index]
     lost = _lost_file(entry, content)
     if not content.content_hash or lost is not None:
@@ -76,7 +76,7 @@ def _compare(
 
 
 def _lost_file(entry: LedgerEntry, content: SampleContent) -> str | None:
-    """The first registered file of a sample that is not there, where nothing else about the sample changed.
+    """The first registered file that is not there, where nothing else about the sample changed.
 
     A sample is incomplete rather than another one as long as all its present files are registered ones: a disk that is
     not mounted or a copy under way replaces nothing.
@@ -148,8 +148,7 @@ def _by_content(update: LedgerUpdate, indices: Iterable[int]) -> dict[_Content, 
 
 
 def _is_out_of_sight(path: str, folder: str, update: LedgerUpdate) -> bool:
-    """Say whether a file's folder could not be listed, or the whole landing folder is empty: a disk that is not
-    mounted takes no image away."""
+    """Say whether a file cannot be seen rather than gone: a disk that is not mounted takes no image away."""
     return any(_hides(problem, path, folder) for problem in update.problems)
 
 

@@ -1,4 +1,4 @@
-"""Reads the samples that are new, may have changed, or could not be read the last time: each file once."""
+"""Reads samples that are new, may have changed, or could not be read before: each file once."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ READ_THREADS = 8
 
 @dataclass(frozen=True, slots=True)
 class SampleContent:
-    """The ledger's columns of what a sample's files hold, read once; an empty hash where a file cannot be read.
+    """The ledger's columns of what a sample's files hold.
 
-    Size is that of all files, times are those of the file changed last. ``files`` and ``file_stamps`` are empty for
-    samples of one file.
+    The hash is empty where a file cannot be read. Size is that of all files, times are those of the file changed last.
+    ``files`` and ``file_stamps`` are empty for samples of one file.
     """
 
     content_hash: str

@@ -1,4 +1,4 @@
-"""Marks copies, and settles whose split every image follows."""
+"""Marks copies, and decides whose split every image follows."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def mark_duplicates(update: LedgerUpdate) -> None:
 
 
 def assign_split_patients(update: LedgerUpdate, *, hides_names: bool) -> None:
-    """Settle whose split every image follows; report patients that copies or official splits pull apart.
+    """Decide whose split every image follows; report patients that copies or official splits pull apart.
 
-    What gone and superseded entries say about their patients stays true: a patient does not leave the test set because
+    What gone and superseded entries tell about their patients stays true: a patient does not leave the test set because
     the photograph that put it there was removed.
     """
     first: dict[str, LedgerEntry] = {}
@@ -54,7 +54,7 @@ def assign_split_patients(update: LedgerUpdate, *, hides_names: bool) -> None:
         if entry.state != "live":
             continue
         path = entry.image_id if hides_names else entry.relative_path
-        # A quarantined copy stands in no split; its reason is reported.
+        # A quarantined copy is in no split; its reason is reported.
         if owner != _patient(entry) and entry.quarantine_reason is None:
             detail = _other_patient_detail(entry, first[entry.content_hash])
             update.problems.append(LandingProblem(path, "duplicate_of_other_patient", detail))

@@ -25,7 +25,7 @@ def lane(name="lane", layout="image_folder", **options):
 def test_a_lane_s_tags_are_those_that_its_layout_gives(store, layout):
     for name in FILES[layout]:
         land(store, name, jpeg(1))
-    found = {image.dataset for image in scan_landing_folder(lane(layout=layout), store).images}
+    found = {image.dataset for image in scan_landing_folder(lane(layout=layout), store).samples}
     assert found == set(lane(layout=layout).dataset_tags)
 
 

@@ -1,9 +1,9 @@
 """CSV files as people send them."""
 
 import pytest
-from uveitis_assets.landing.csv_tables import read_landing_csv
 
 from uveitis_assets.landing.folder_tree import list_landing_tree
+from uveitis_assets.landing.layouts.csv_tables import read_landing_csv
 
 
 def read(tmp_path, data, required=("image", "level"), optional=()):

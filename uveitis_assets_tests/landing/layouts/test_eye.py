@@ -1,7 +1,8 @@
 """The eye is read from whole tokens."""
 
 import pytest
-from uveitis_assets.landing.eye import eye_from_name
+
+from uveitis_assets.landing.layouts.eye import eye_from_name
 
 
 @pytest.mark.parametrize(

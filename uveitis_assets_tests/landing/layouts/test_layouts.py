@@ -25,7 +25,7 @@ def table(store, name, text):
 
 
 def by_path(result):
-    return {image.relative_path: image for image in result.images}
+    return {image.relative_path: image for image in result.samples}
 
 
 def reasons(result):
@@ -34,7 +34,7 @@ def reasons(result):
 
 @pytest.mark.parametrize("layout", ["uwf700", "fgadr", "deepdrid", "eyepacs", "image_folder"])
 def test_missing_and_empty_folders_are_problems_not_errors(store, layout):
-    assert scan(store, layout).images == ()
+    assert scan(store, layout).samples == ()
     assert "missing_folder" in reasons(scan(store, layout))
     (store.raw / "ds").mkdir()
     assert "no_images" in reasons(scan(store, layout))
@@ -60,14 +60,14 @@ def test_uwf700_labels_belong_to_the_image_of_the_same_disease_folder(store):
     result = scan(store, "uwf700")
     images = by_path(result)
     assert list(images) == ["Images/DR/001_left.jpg", "Images/Normal/001_left.jpg", "Images/Uveitis/001_left.jpg"]
-    assert [image.label_paths for image in result.images] == [
+    assert [image.label_paths for image in result.samples] == [
         ("Labels/DR/001_left.txt",),
         (),
         ("Labels/Uveitis/001_left.txt",),
     ]
-    assert [image.label_format for image in result.images] == ["obb", "none", "obb"]
-    assert [image.notes for image in result.images] == ["disease=DR", "disease=Normal", "disease=Uveitis"]
-    assert {(image.dataset, image.patient, image.eye) for image in result.images} == {("lane", "001_left", "L")}
+    assert [image.label_format for image in result.samples] == ["obb", "none", "obb"]
+    assert [image.notes for image in result.samples] == ["disease=DR", "disease=Normal", "disease=Uveitis"]
+    assert {(image.dataset, image.patient, image.eye) for image in result.samples} == {("lane", "001_left", "L")}
     assert result.problems == ()
 
 
@@ -76,7 +76,7 @@ def test_uwf700_an_empty_label_file_is_a_label_and_an_orphan_is_reported(store):
     place(store, "Labels/Uveitis/a.txt", data=b"")
     place(store, "Labels/Uveitis/lost.txt", "Labels/DR/a.txt")
     result = scan(store, "uwf700")
-    assert result.images[0].label_format == "obb"
+    assert result.samples[0].label_format == "obb"
     assert reasons(result) == ["label_without_image"]
     assert "2 label files" in result.problems[0].detail
 
@@ -84,14 +84,14 @@ def test_uwf700_an_empty_label_file_is_a_label_and_an_orphan_is_reported(store):
 def test_uwf700_names_match_across_unicode_forms(store):
     place(store, normalize("NFD", "Images/Uvéite/é.JPG"))
     place(store, normalize("NFC", "Labels/Uvéite/é.TXT"))
-    assert scan(store, "uwf700").images[0].label_format == "obb"
+    assert scan(store, "uwf700").samples[0].label_format == "obb"
 
 
 COMPOSED, DECOMPOSED = (normalize(form, "\u00e9") for form in ("NFC", "NFD"))
 
 
 def labels_of(result):
-    return {image.relative_path: image.label_paths for image in result.images}
+    return {image.relative_path: image.label_paths for image in result.samples}
 
 
 def test_uwf700_images_that_differ_only_in_unicode_form_keep_their_own_labels(store):
@@ -122,7 +122,7 @@ def test_uwf700_a_label_stays_with_the_image_of_its_exact_name_and_the_look_alik
 def test_uwf700_labels_that_could_be_of_several_images_are_given_to_none(store, images, labels):
     place(store, *(f"Images/Uveitis/{name}" for name in images), *(f"Labels/Uveitis/{name}" for name in labels))
     result = scan(store, "uwf700")
-    assert [(image.label_format, image.label_paths) for image in result.images] == [("none", ())] * len(images)
+    assert [(image.label_format, image.label_paths) for image in result.samples] == [("none", ())] * len(images)
     (problem,) = result.problems
     assert (problem.reason, problem.path) == ("ambiguous_label", f"Labels/Uveitis/{labels[0]}")
     assert all(name in problem.detail for name in (*images, *labels))
@@ -134,24 +134,24 @@ def test_uwf700_all_real_label_files_find_their_image(store, real_data):
     place(store, *(f"Images/Uveitis/{stem}.jpg" for stem in stems), "Images/Uveitis/Uveitis-095.jpg")
     result = scan(store, "uwf700")
     assert len(stems) == 98
-    assert sum(image.label_format == "obb" for image in result.images) == 98
+    assert sum(image.label_format == "obb" for image in result.samples) == 98
     assert result.problems == ()
 
 
 # FGADR --------------------------------------------------------------------------------------------------------
 
 
-def test_fgadr_masks_bear_the_image_name_or_stem(store):
+def test_fgadr_masks_have_the_image_name_or_stem(store):
     place(store, "Original_Images/0001_1.png", "Original_Images/0002_1.jpg", "Original_Images/0003_1.png")
     place(store, "HardExudate_Masks/0001_1.png", "SoftExudate_Masks/0001_1.png", "HardExudate_Masks/0002_1.PNG")
     place(store, "HardExudate_Masks/0009_1.png")
     result = scan(store, "fgadr")
-    assert [(image.label_format, image.notes, len(image.label_paths)) for image in result.images] == [
+    assert [(image.label_format, image.notes, len(image.label_paths)) for image in result.samples] == [
         ("mask", "mask_count=2", 2),
         ("mask", "mask_count=1", 1),
         ("none", "mask_count=0", 0),
     ]
-    assert result.images[1].label_paths == ("HardExudate_Masks/0002_1.PNG",)
+    assert result.samples[1].label_paths == ("HardExudate_Masks/0002_1.PNG",)
     assert reasons(result) == ["label_without_image"]
 
 
@@ -178,7 +178,7 @@ def test_fgadr_images_with_a_mask_that_could_be_of_either_are_unlabelled_altoget
     place(store, "Original_Images/p.png", "Original_Images/p.jpg", "Original_Images/q.png")
     place(store, "HardExudate_Masks/p.tif", "SoftExudate_Masks/p.png", "HardExudate_Masks/q.jpg")
     result = scan(store, "fgadr")
-    assert [(image.relative_path, image.label_format, image.notes) for image in result.images] == [
+    assert [(image.relative_path, image.label_format, image.notes) for image in result.samples] == [
         ("Original_Images/p.jpg", "none", "mask_count=0"),
         ("Original_Images/p.png", "none", "mask_count=0"),
         ("Original_Images/q.png", "mask", "mask_count=1"),
@@ -190,10 +190,10 @@ def test_fgadr_images_with_a_mask_that_could_be_of_either_are_unlabelled_altoget
 def test_fgadr_real_layout(store, real_data):
     shutil.copytree(real_data / "idrid_fgadr_layout", store.raw / "ds")
     result = scan(store, "fgadr")
-    assert len(result.images) == 14
+    assert len(result.samples) == 14
     assert result.problems == ()
     soft = {path.stem for path in (real_data / "idrid_fgadr_layout" / "SoftExudate_Masks").iterdir()}
-    for image in result.images:
+    for image in result.samples:
         assert any("SoftExudate" in path for path in image.label_paths) == (image.patient in soft)
 
 
@@ -240,7 +240,7 @@ def test_deepdrid_as_published(store):
     assert result.problems == ()
     facts = {
         (image.dataset, image.identifier): (image.patient, image.eye, image.notes, image.official_split)
-        for image in result.images
+        for image in result.samples
     }
     assert facts == {
         ("lane_regular", "1_l1"): ("1", "L", "grade=3", "train"),
@@ -251,7 +251,7 @@ def test_deepdrid_as_published(store):
         ("lane_uwf", "121_l3"): ("121", "L", "grade=2", "train"),
         ("lane_uwf", "1_r1"): ("1", "R", "grade=5", "train"),
     }
-    by_id = {(image.dataset, image.identifier): image for image in result.images}
+    by_id = {(image.dataset, image.identifier): image for image in result.samples}
     assert by_id["lane_regular", "347_l1"].label_format == "none"
     assert by_id["lane_uwf", "121_l3"].label_format == "grade"
 
@@ -260,7 +260,7 @@ def test_deepdrid_images_land_without_csv_row_or_columns(store):
     place(store, "regular-fundus-training/Images/7/7_l1.jpg", "ultra-widefield-training/Images/9/9_r2.jpg")
     table(store, "ultra-widefield-training/ultra-widefield-training.csv", "patient,picture\n9,9_r2\n")
     result = scan(store, "deepdrid")
-    assert [(image.identifier, image.patient, image.eye, image.label_format) for image in result.images] == [
+    assert [(image.identifier, image.patient, image.eye, image.label_format) for image in result.samples] == [
         ("7_l1", "7", "L", "none"),
         ("9_r2", "9", "R", "none"),
     ]
@@ -279,8 +279,8 @@ def test_deepdrid_paths_that_escape_and_images_that_are_not_there_are_problems(s
         "1,1_l1,ultra-widefield-training\\1\\1_l1.jpg,many,left_eye\n",
     )
     result = scan(store, "deepdrid")
-    assert len(result.images) == 1
-    assert result.images[0].label_format == "none"
+    assert len(result.samples) == 1
+    assert result.samples[0].label_format == "none"
     assert sorted(reasons(result)) == ["bad_row", "escapes_root", "missing"]
 
 
@@ -292,7 +292,7 @@ def test_eyepacs(store):
     table(store, "trainLabels.csv", "image,level\n10_left,0\n10_right,4\n13_left,bad\n99_left,1\n98_left,1\n")
     result = scan(store, "eyepacs")
     assert [
-        (image.relative_path, image.patient, image.eye, image.label_format, image.notes) for image in result.images
+        (image.relative_path, image.patient, image.eye, image.label_format, image.notes) for image in result.samples
     ] == [
         ("train/10_left.jpeg", "10", "L", "grade", "grade=0"),
         ("train/10_right.jpeg", "10", "R", "grade", "grade=4"),
@@ -306,7 +306,7 @@ def test_eyepacs(store):
 def test_eyepacs_lands_without_its_csv(store):
     place(store, "train/10_left.jpeg")
     result = scan(store, "eyepacs")
-    assert result.images[0].label_format == "none"
+    assert result.samples[0].label_format == "none"
     assert reasons(result) == ["missing"]
 
 
@@ -316,7 +316,7 @@ def test_eyepacs_lands_without_its_csv(store):
 def test_image_folder_without_csv_makes_every_image_a_patient(store):
     place(store, "a/left.jpg", "b/left.png", "c d, é.TIFF", "notes.txt")
     result = scan(store, "image_folder")
-    assert [(image.relative_path, image.patient, image.eye, image.dataset) for image in result.images] == [
+    assert [(image.relative_path, image.patient, image.eye, image.dataset) for image in result.samples] == [
         ("a/left.jpg", "a/left", "L", "lane"),
         ("b/left.png", "b/left", "L", "lane"),
         ("c d, é.TIFF", "c d, é", None, "lane"),
@@ -370,7 +370,7 @@ def test_image_folder_rows_belong_to_the_file_of_their_exact_name(store, first):
     # The row of the file that went does not take the other one's image.
     (store.raw / "ds" / f"{first}.jpg").unlink()
     result = scan(store, "image_folder", image_folder=options)
-    assert [image.notes for image in result.images] == [f"grade={grades[second]}"]
+    assert [image.notes for image in result.samples] == [f"grade={grades[second]}"]
     assert reasons(result) == ["bad_row"]
 
 
@@ -378,7 +378,7 @@ def test_a_cell_that_is_no_grade_is_named_by_its_line_and_not_repeated(store):
     place(store, "1.jpg", "2.jpg", "3.jpg", "4.jpg")
     table(store, "meta.csv", "image,name\n1,Jane Doe\n2,4711\n3,NaN\n4,2\n")
     result = scan(store, "image_folder", image_folder={"csv": "meta.csv", "grade_column": "name"})
-    assert [image.notes for image in result.images] == ["", "", "", "grade=2"]
+    assert [image.notes for image in result.samples] == ["", "", "", "grade=2"]
     details = [problem.detail for problem in result.problems]
     assert [detail.split(": ")[0] for detail in details] == ["meta.csv:2", "meta.csv:3", "meta.csv:4"]
     assert not any(cell in detail for detail in details for cell in ("Doe", "4711", "NaN"))
@@ -388,7 +388,7 @@ def test_image_folder_with_missing_csv_columns_still_lands(store):
     place(store, "1.jpg")
     table(store, "meta.csv", "image,eye\n1.jpg,L\n")
     result = scan(store, "image_folder", image_folder={"csv": "meta.csv", "patient_column": "subject"})
-    assert len(result.images) == 1
+    assert len(result.samples) == 1
     assert reasons(result) == ["missing_columns"]
     assert "found image, eye" in result.problems[0].detail
 
@@ -396,7 +396,7 @@ def test_image_folder_with_missing_csv_columns_still_lands(store):
 def test_image_types_that_are_not_read_are_reported(store):
     place(store, "a.jpg", "b.dcm", "c/d.GIF", "notes.txt")
     result = scan(store, "image_folder")
-    assert [image.relative_path for image in result.images] == ["a.jpg"]
+    assert [image.relative_path for image in result.samples] == ["a.jpg"]
     assert reasons(result) == ["unsupported_file_type"]
     assert "2 files of the types .dcm, .gif" in result.problems[0].detail
 
@@ -405,4 +405,4 @@ def test_lanes_of_one_layout_have_tags_of_their_own(store):
     place(store, "Images/DR/a.jpg")
     for name in ("uwf700", "uwf_clinic"):
         dataset = DatasetConfiguration(name=name, layout="uwf700", folder="ds")
-        assert scan_landing_folder(dataset, store).images[0].dataset == name
+        assert scan_landing_folder(dataset, store).samples[0].dataset == name
