@@ -266,14 +266,11 @@ class ImageStages(ItemWork[PreprocessStage]):
         return self._padded()[pad_y : pad_y + height, pad_x : pad_x + width]
 
     def _require(self, stage: PreprocessStage) -> None:
-        row = self._rows.get(stage)
-        if row is None:
+        if stage not in self._rows:
             raise PrerequisiteError(
                 f"{stage} has no artefact of this image with the present configuration and code; materialize {stage} "
                 "for this batch first"
             )
-        if row["quarantine_reason"] is not None:
-            raise QuarantineError(row["quarantine_reason"], row["quarantine_detail"] or "")
 
     # Writing ----------------------------------------------------------------------------------------------
 

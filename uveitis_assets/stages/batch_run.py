@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack
 from typing import Any, Generic
@@ -244,6 +244,7 @@ class _BatchRun(Generic[Source, Name]):
             begun, written = time.perf_counter(), work.bytes_written
             try:
                 self._invalidate(item, stage)
+                self._check_usable(stage, finished)
                 columns = work.run(stage)
             except QuarantineError as error:
                 for later in job.stages[position:]:
@@ -263,6 +264,13 @@ class _BatchRun(Generic[Source, Name]):
             self._finish(item, stage, self._common_columns(item, stage) | columns)
             with self._outcome_lock:
                 self._outcomes[stage].n_done += 1
+
+    def _check_usable(self, stage: Name, finished: Mapping[Name, Row]) -> None:
+        """Set the item aside where an earlier run did so in the stage before."""
+        stages = list(self._task.stages)
+        before = finished.get(stages[stages.index(stage) - 1]) if stage != stages[0] else None
+        if before is not None and (reason := before.get("quarantine_reason")) is not None:
+            raise QuarantineError(reason, before["quarantine_detail"] or "")
 
     def _invalidate(self, item: BatchItem[Source], stage: Name) -> None:
         """Record that the stage's earlier result holds no more, before its files are overwritten."""

@@ -115,7 +115,8 @@ class BatchTask(ABC, Generic[Source, Name]):
     """All that one batch of one family has of its own.
 
     ``title`` begins messages about the batch, e.g. ``uwf700/tiles[b00001]``. ``stages`` are all stages, in the order
-    of computing, ``requested`` those to bring up to date. ``items_name`` is what messages call the items.
+    of computing: an item that one sets aside is set aside in the next as well. ``requested`` are those to bring up to
+    date. ``items_name`` is what messages call the items.
     """
 
     items_name: ClassVar[str] = "images"
@@ -174,7 +175,7 @@ class BatchTask(ABC, Generic[Source, Name]):
 
         Args:
             item: the item.
-            rows: its finished stages among those that are not to be computed.
+            rows: those of its stages that are not to be computed and are done, also where they set it aside.
             prepared: what ``prepare`` gave with it.
         """
 

@@ -170,8 +170,8 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
 
     def start(
         self, item: BatchItem[PreprocessedImage], rows: Mapping[PredictionStage, Row], prepared: Found
-    ) -> _ImagePrediction:
-        return _ImagePrediction(self._store, self._settings, item.source, prepared, self._fingerprints[item.item_id])
+    ) -> ImagePrediction:
+        return ImagePrediction(self._store, self._settings, item.source, prepared, self._fingerprints[item.item_id])
 
     # Removing ---------------------------------------------------------------------------------------------
 
@@ -193,7 +193,7 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
         return prediction_pictures(self._store, self._settings.experiment, key)
 
 
-class _ImagePrediction(ItemWork[PredictionStage]):
+class ImagePrediction(ItemWork[PredictionStage]):
     """Draws one image's detections and writes its file."""
 
     def __init__(
@@ -206,7 +206,7 @@ class _ImagePrediction(ItemWork[PredictionStage]):
     ) -> None:
         self._store = store
         self._settings = settings
-        self._image = image
+        self.image = image
         self._found = found
         self._fingerprint = fingerprint
 
@@ -216,8 +216,8 @@ class _ImagePrediction(ItemWork[PredictionStage]):
         Raises:
             UnreadableTilesError: the image's tiles, or its global image, are missing or damaged.
         """
-        pictures = prediction_pictures(self._store, self._settings.experiment, self._image.key)
-        file = self._store.prediction_file(self._settings.experiment, self._image.key)
+        pictures = prediction_pictures(self._store, self._settings.experiment, self.image.key)
+        file = self._store.prediction_file(self._settings.experiment, self.image.key)
         detections = self._found
         if isinstance(detections, UnreadableTilesError):
             # Pictures that are there were made by other weights or of other tiles.
@@ -233,8 +233,8 @@ class _ImagePrediction(ItemWork[PredictionStage]):
             write_prediction(
                 self._store,
                 self._settings.experiment,
-                self._image.image_id,
-                self._image.frames,
+                self.image.image_id,
+                self.image.frames,
                 detections,
                 checkpoints=self._settings.checkpoints,
                 configuration=self._settings.configuration,
@@ -243,7 +243,7 @@ class _ImagePrediction(ItemWork[PredictionStage]):
         return _columns(detections)
 
     def _draw(self, detections: Detections, overlay: Path, heat: Path) -> None:
-        picture = read_global_image(self._store, self._image)
+        picture = read_global_image(self._store, self.image)
         size = (picture.shape[1], picture.shape[0])
         self.write(heat, encode_png(draw_heat_map(picture, heat_map(detections, size))))
         drawn: NDArray[np.uint8] = picture.copy()
