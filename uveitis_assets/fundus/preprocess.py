@@ -1,4 +1,4 @@
-"""Preprocesses one batch of fundus images: ROI masks, normalized crops and tiles, in one pass over each image.
+"""Preprocesses one batch of fundus images: ROI masks, normalized crops and tiles in one pass.
 
 ``stages.batch_run`` runs what is not done; ``preprocess_task`` has the fingerprints and files of preprocessing;
 ``image_stages`` computes one image.

@@ -156,7 +156,7 @@ class PreprocessTask(BatchTask[RegisteredImage, PreprocessStage]):
     def _with_sam2_results(
         self, jobs: Sequence[PreprocessJob], sam2: Sam2Batches, pool: Executor
     ) -> Iterator[tuple[PreprocessJob, Pixels | str | None]]:
-        """Jobs without SAM 2 first; then batches of those with it, segmented while the pool works on those before.
+        """Yields jobs without SAM 2 first; then those with it, segmented in batches while the pool works.
 
         Images for SAM 2 are decoded twice: keeping a batch of decoded images would cost more memory than SAM 2's
         forward pass leaves time to save.

@@ -1,4 +1,4 @@
-"""Fingerprints of the preprocessing stages: digests of all that a stage's result depends on besides the image.
+"""Fingerprints of the stages: digests of all that a stage's result depends on besides the image.
 
 A row with the present content hash and fingerprint need not be made again. Only settings that can change the result
 enter, so that others recompute nothing.

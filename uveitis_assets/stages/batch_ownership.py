@@ -64,7 +64,7 @@ def batch_ownership(store: ArtefactStore, lane: str, batch: str) -> BatchOwnersh
 def hold_batch(
     store: ArtefactStore, lane: str, batch: str, lock_name: Callable[[str], str]
 ) -> Iterator[BatchOwnership]:
-    """Holds a batch's lock and those of its images' former batches; yields the ownership that holds from then on.
+    """Holds a batch's lock and those of its images' former batches; yields the ownership.
 
     A run that began before an image was replaced must not overwrite the new content's artefacts with the former's.
 
@@ -88,7 +88,7 @@ def hold_batch(
 
 
 def ids_owned_by_other_batches(store: ArtefactStore, lane: str, batch: str, image_ids: Iterable[str]) -> frozenset[str]:
-    """Those of the ids that live images of other batches have: their artefacts are not this batch's any more."""
+    """Those of the ids that live images of other batches have, and whose artefacts are theirs now."""
     path = store.ledger_file(lane)
     if not path.exists():
         return frozenset()

@@ -1,4 +1,4 @@
-"""Brings the stages of a batch of items up to date: in threads, once per batch, resumable after any kill.
+"""Brings the stages of a batch of items up to date: in threads, resumable after any kill.
 
 A stage of an item is done when a row with its content hash and fingerprint stands in the stage's index or journal and
 its files exist. Rows go to the journal after the files are in place; indexes are written at the end. A ``BatchTask``

@@ -1,4 +1,4 @@
-"""Interface between the batch engine and a family of data: items, stages, and how one item is computed.
+"""Interface between the batch engine and a family of data: items, stages, computing one item.
 
 A new family derives one ``BatchTask`` and one ``ItemWork`` and passes the task to ``batch_run.run_batch``. Abstract
 methods have to be written; the others have defaults, most of which do nothing.

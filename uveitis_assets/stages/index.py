@@ -1,4 +1,4 @@
-"""Index of one stage and batch: one row per item in a Parquet file, written once, at the end of a batch.
+"""Index of one stage and batch: a Parquet file of one row per item, written at the end of a run.
 
 The columns are the caller's; every index has ``image_id``. While a batch is running, its ``journal`` has the rows.
 """

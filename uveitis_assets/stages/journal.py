@@ -1,4 +1,4 @@
-"""Journal of a stage of a running batch: what is finished, so that a killed run continues where it stopped."""
+"""Journal of one stage of a running batch: rows of finished items, for resuming after a kill."""
 
 from __future__ import annotations
 

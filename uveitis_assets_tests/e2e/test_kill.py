@@ -170,7 +170,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> b
     while process.poll() is None:
         if condition():
             return True
-        time.sleep(0.002)
+        time.sleep(0.01)
     return False
 
 

@@ -1,4 +1,4 @@
-"""Batch runner of the preprocessing stages."""
+"""Preprocessing of a batch: what is written, what is made again, what goes wrong."""
 
 from __future__ import annotations
 
@@ -372,7 +372,7 @@ def test_bad_images_are_quarantined_and_never_stop_the_others(store: ArtefactSto
     assert {path.stem for path in (store.root / "preproc").rglob("*.png") if "tile" not in path.stem} == {"lane__good"}
 
 
-def test_images_whose_trouble_may_pass_are_tried_again_and_others_are_not(
+def test_images_quarantined_for_a_transient_reason_are_tried_again_and_others_are_not(
     store: ArtefactStore, computed: list[tuple[str, str]]
 ) -> None:
     missing = land(store, "missing.png", fundus_picture(3))
@@ -386,7 +386,7 @@ def test_images_whose_trouble_may_pass_are_tried_again_and_others_are_not(
     assert {image_id for image_id, _ in computed} == {"lane::missing"}
 
 
-def test_a_later_stage_alone_passes_quarantine_on(store: ArtefactStore) -> None:
+def test_a_later_stage_alone_quarantines_what_an_earlier_one_did(store: ArtefactStore) -> None:
     missing = land(store, "missing.png", fundus_picture(3))
     missing.path.unlink()
     black = land(store, "black.png", np.zeros((100, 100, 3), dtype=np.uint8))
@@ -641,7 +641,7 @@ class Sam2ThatComesAndGoes:
         return FakeSegmenter()
 
 
-def test_masks_made_for_want_of_sam2_are_made_again_with_all_that_follows_once_it_is_there(
+def test_masks_made_without_sam2_are_made_again_with_all_later_stages_once_it_is_there(
     store: ArtefactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sam2 = Sam2ThatComesAndGoes(monkeypatch)
@@ -679,7 +679,7 @@ def test_crops_and_tiles_follow_a_mask_that_was_made_again_by_itself(
     assert artefact_bytes(fresh.root) == artefact_bytes(store.root)
 
 
-def test_images_set_aside_for_want_of_sam2_are_tried_again_once_it_is_there(
+def test_images_quarantined_without_sam2_are_tried_again_once_it_is_there(
     store: ArtefactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sam2 = Sam2ThatComesAndGoes(monkeypatch)

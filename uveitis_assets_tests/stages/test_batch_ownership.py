@@ -1,4 +1,4 @@
-"""Artefacts whose image left its batch: removed, handed on to another batch, and never mixed with the successor's."""
+"""Artefacts whose image left its batch: removed, left to another batch, never mixed with those of new content."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Predicts batches with a detector lane's folds, classes and settings, and inspects a batch's predictions.
+"""Predicts batches with a detector lane's folds and settings, and inspects a batch's predictions.
 
 The checkpoints are loaded when an image needs them and kept for the next batch.
 """
@@ -27,10 +27,11 @@ _OUTSIDE_TOLERANCE_PX = 0.1
 
 @dataclass(frozen=True, slots=True)
 class PredictedBatch:
-    """Index and numbers of a batch's predictions; ``checkpoints`` are digests by fold, e.g. ``fold0 0123abcd``.
+    """Index and numbers of a batch's predictions.
 
-    ``n_learned_images`` in ``numbers`` counts images that a chosen fold, or the weights it started from, was trained
-    on: detections there say little about new images.
+    ``checkpoints`` are the weights' digests by fold, e.g. ``fold0 0123abcd``. ``n_learned_images`` in ``numbers``
+    counts images that a chosen fold, or the weights it started from, was trained on: detections there say little about
+    new images.
     """
 
     index: Path

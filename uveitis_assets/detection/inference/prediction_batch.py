@@ -1,4 +1,4 @@
-"""Predicts one batch into files: what is done already is skipped, what is stale is removed, kills can be continued.
+"""Predicts one batch into files; skips what is done, removes what is stale, resumes after kills.
 
 ``stages.batch_run`` runs what is not done; ``prediction_task`` has the fingerprints and files of predictions. An image
 is done when its prediction file has the present fingerprint (weights, tiles, merging); a missing picture is drawn again
@@ -58,7 +58,7 @@ def predict_batch(
     device: torch.device | str,
     code_version: str,
 ) -> BatchPrediction:
-    """Brings the predictions of a batch up to date; a second process on the same batch waits and finds it done.
+    """Brings the predictions of a batch up to date; a second process waits and finds them done.
 
     Args:
         store: where all artefacts are.

@@ -1,4 +1,4 @@
-"""Prediction as a task of the batch engine: files, fingerprints, and the network that prepares the detections.
+"""Prediction as a task of the batch engine: files, fingerprints, and the network.
 
 A prediction file contains the fingerprint of what it was made with and is itself the record that its image is done:
 there is no journal. It is written after its pictures, and removed before pictures of other detections are drawn.
@@ -148,7 +148,7 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
     # Computing --------------------------------------------------------------------------------------------
 
     def prepare(self, jobs: Sequence[PredictionJob], pool: Executor) -> Iterator[tuple[PredictionJob, Found]]:
-        """Yields jobs that lack only pictures first; then those that the network sees, in windows of many tiles."""
+        """Yields jobs that lack only pictures first; then those that the network has to see."""
         to_predict = {job.item.item_id: job for job in jobs if job.item.item_id not in self.detections}
         for job in jobs:
             if job.item.item_id not in to_predict:
