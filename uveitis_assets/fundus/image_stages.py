@@ -39,7 +39,7 @@ from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
 Pixels = NDArray[np.uint8]
 
-# Which image the thread's canvas holds.
+# Which image is on the thread's canvas.
 _canvas_holder = threading.local()
 
 
@@ -58,12 +58,12 @@ class StageSettings:
 
 
 class ImageStages(ItemWork[PreprocessStage]):
-    """One image on its way through the stages, all in one thread, which begins with no other image meanwhile.
+    """Computes the stages of one image, all in one thread, which begins with no other image meanwhile.
 
     Args:
         image: the registered image.
         settings: store and configuration.
-        rows: rows of earlier stages that hold (current fingerprint), to read artefacts back.
+        rows: valid rows of earlier stages, whose artefacts can be read back.
         sam2_result: SAM 2's mask at the ROI scale or its failure, where it was computed beforehand in a batch.
     """
 
@@ -88,7 +88,7 @@ class ImageStages(ItemWork[PreprocessStage]):
         self._canvas_key = object()
 
     def run(self, stage: PreprocessStage) -> dict[str, Any]:
-        """Compute and write one stage.
+        """Computes and writes one stage.
 
         Returns:
             The stage's own columns of its index row.
@@ -268,14 +268,11 @@ class ImageStages(ItemWork[PreprocessStage]):
         return self._padded()[pad_y : pad_y + height, pad_x : pad_x + width]
 
     def _require(self, stage: PreprocessStage) -> None:
-        row = self._rows.get(stage)
-        if row is None:
+        if stage not in self._rows:
             raise PrerequisiteError(
                 f"{stage} has no artefact of this image with the present configuration and code; materialize {stage} "
                 "for this batch first"
             )
-        if row["quarantine_reason"] is not None:
-            raise QuarantineError(row["quarantine_reason"], row["quarantine_detail"] or "")
 
     # Writing ----------------------------------------------------------------------------------------------
 
@@ -287,13 +284,13 @@ class ImageStages(ItemWork[PreprocessStage]):
 
 
 def read_registered_image(store: ArtefactStore, image: RegisteredImage) -> Pixels:
-    """Read and decode a registered image's file once.
+    """Reads and decodes a registered image's file once.
 
     Returns:
         (H, W, 3) uint8 RGB, EXIF orientation applied.
 
     Raises:
-        QuarantineError: the file is missing, holds other bytes than were registered, or is no usable image. The
+        QuarantineError: the file is missing, has other bytes than were registered, or is no usable image. The
             detail names the image id, never the file: its name may name a patient.
     """
     inside = image.path.is_relative_to(store.raw)

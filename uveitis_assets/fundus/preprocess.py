@@ -1,6 +1,6 @@
-"""Preprocesses one batch of fundus images: ROI masks, normalized crops and tiles, in one pass over each image.
+"""Preprocesses one batch of fundus images: ROI masks, normalized crops and tiles in one pass.
 
-``stages.batch_run`` decides what is done and runs the rest; ``preprocess_task`` says what preprocessing needs;
+``stages.batch_run`` runs what is not done; ``preprocess_task`` has the fingerprints and files of preprocessing;
 ``image_stages`` computes one image.
 """
 
@@ -28,7 +28,7 @@ def preprocess_batch(  # noqa: PLR0917 - the batch, then what to do with it
     code_version: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> BatchOutcome[PreprocessStage]:
-    """Bring the requested stages of all images of a batch up to date, in one pass over each image.
+    """Brings the requested stages of all images of a batch up to date, in one pass over each image.
 
     Stages that were not requested are neither made nor repaired: where a requested one needs them, they are read
     back. A second process that runs the same batch waits and then finds it done.

@@ -1,4 +1,4 @@
-"""What the batch engine has to know of preprocessing: fingerprints, files, and which images SAM 2 sees again."""
+"""Preprocessing as a task of the batch engine: fingerprints, files, SAM 2 in batches and its retries."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PreprocessJob = Job[RegisteredImage, PreprocessStage]
 
 
 class PreprocessTask(BatchTask[RegisteredImage, PreprocessStage]):
-    """The images of one batch on their way to tiles; reads the reference colours, loads SAM 2 where it is needed."""
+    """The images of one batch; reads the reference colours, and loads SAM 2 where it is needed."""
 
     def __init__(  # noqa: PLR0917 - as preprocess_batch
         self,
@@ -96,7 +96,7 @@ class PreprocessTask(BatchTask[RegisteredImage, PreprocessStage]):
     def fingerprint(
         self, item: BatchItem[RegisteredImage], stage: PreprocessStage, rows: Mapping[PreprocessStage, Row]
     ) -> str:
-        """As ``stage_fingerprints``; crops and tiles tell a mask made for want of SAM 2 from its successor."""
+        """As ``stage_fingerprints``; crops and tiles of a mask that was made without SAM 2 have another one."""
         fingerprint = self._fingerprints[item.source.dataset][stage]
         if stage != "roi_masks" and lacked_sam2(rows.get("roi_masks")):
             return f"{fingerprint}-without-sam2"
@@ -112,11 +112,11 @@ class PreprocessTask(BatchTask[RegisteredImage, PreprocessStage]):
         to_do: Collection[PreprocessStage],
         rows: Mapping[PreprocessStage, Row],
     ) -> bool:
-        """Say whether a mask made for want of SAM 2 can be replaced by SAM 2's, or an earlier stage is made anew."""
+        """Whether SAM 2 can now replace a mask made without it, or an earlier stage is made again."""
         if stage == "roi_masks":
             return lacked_sam2(rows["roi_masks"]) and self._can_ask_sam2(item.source)
         if "roi_masks" in to_do and "sam2_prompted" in self._roi_methods(item.source):
-            # A mask that SAM 2 makes now where it could not before, or the reverse, is another one.
+            # SAM 2 may have been missing then or now: the mask may become another one.
             return True
         # The crop's first row removes the metadata of any tiles: see discard_former.
         return "normalized_crops" in to_do and "normalized_crops" not in rows
@@ -156,7 +156,7 @@ class PreprocessTask(BatchTask[RegisteredImage, PreprocessStage]):
     def _with_sam2_results(
         self, jobs: Sequence[PreprocessJob], sam2: Sam2Batches, pool: Executor
     ) -> Iterator[tuple[PreprocessJob, Pixels | str | None]]:
-        """Jobs without SAM 2 first; then batches of those with it, segmented while the pool works on those before.
+        """Yields jobs without SAM 2 first; then those with it, segmented in batches while the pool works.
 
         Images for SAM 2 are decoded twice: keeping a batch of decoded images would cost more memory than SAM 2's
         forward pass leaves time to save.

@@ -1,4 +1,4 @@
-"""Which files the preprocessing stages keep of an image: what has to be there, and what goes with it."""
+"""Files of the preprocessing stages: which an image has to have, and how they are removed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def required_files(
 
 
 def remove_artefacts(store: ArtefactStore, key: str, stage: PreprocessStage, global_sizes: Collection[int]) -> None:
-    """Remove all of a stage's files of one image; of global images those of the sizes given, px."""
+    """Removes all of a stage's files of one image; of global images those of the sizes given, px."""
     match stage:
         case "roi_masks":
             paths = [store.roi_mask(key)]
@@ -56,7 +56,7 @@ def remove_artefacts(store: ArtefactStore, key: str, stage: PreprocessStage, glo
 
 
 def remove_partial_files(store: ArtefactStore, keys: Collection[str], global_size: int) -> None:
-    """Remove temporary files that a killed process left among these images' artefacts.
+    """Removes temporary files that a killed process left among these images' artefacts.
 
     Folders are listed once; those of other batches stay.
     """
@@ -84,7 +84,7 @@ def remove_partial_files(store: ArtefactStore, keys: Collection[str], global_siz
 
 
 def keep_only_tiles(store: ArtefactStore, key: str, names: Collection[str]) -> None:
-    """Remove tiles of an earlier configuration and unfinished files; with no names, the folder."""
+    """Removes tiles of an earlier configuration and unfinished files; with no names, the folder."""
     folder = tile_folder(store, key)
     if not folder.is_dir():
         return

@@ -1,5 +1,7 @@
-"""What a preprocessing stage's result depends on, as a fingerprint: a row with the same content hash and fingerprint
-need not be made again. Only settings that can change the result enter, so that others recompute nothing.
+"""Fingerprints of the stages: digests of all that a stage's result depends on besides the image.
+
+A row with the present content hash and fingerprint need not be made again. Only settings that can change the result
+enter, so that others recompute nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ def stage_fingerprints(
     sam2_checkpoint: str | None = None,
     reference_color: str | None = None,
 ) -> dict[PreprocessStage, str]:
-    """Fingerprint of each stage for the images of one dataset tag; each includes those of the stages before it.
+    """Fingerprint of each stage for images of one dataset tag; each includes those of the stages before.
 
     Which images are persisted, the limits of the checks, the number of workers and SAM 2's batch size do not enter.
 

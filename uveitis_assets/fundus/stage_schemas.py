@@ -1,4 +1,4 @@
-"""Columns of the preprocessing stages' indexes, and the metadata that stands beside their rows."""
+"""Columns and metadata of the preprocessing stages' indexes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import polars as pl
 
 from uveitis_assets.fundus.configuration import PreprocessStage
 
-# Digest of the reference colours, beside the rows of the stages that depend on them.
+# Name of the metadata: digest of the reference colours, in the indexes of the stages that depend on them.
 REFERENCE_COLOR_METADATA = "reference_color"
 
 _COMMON = {

@@ -1,4 +1,4 @@
-"""Numbers that a preprocessing stage shows about all usable images of a batch."""
+"""Statistics of a preprocessing stage over all usable images of a batch."""
 
 from __future__ import annotations
 

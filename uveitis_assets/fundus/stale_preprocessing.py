@@ -1,4 +1,4 @@
-"""Which batches of a fundus lane have to be made again: the stages of preprocessing compared with the ledger."""
+"""Finds batches of a fundus lane that have to be preprocessed again, by comparing their indexes with the ledger."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from uveitis_assets.storage.store import ArtefactStore
 
 
 def stale_preprocessing(store: ArtefactStore, lane: str, *, reference_color: str | None = None) -> StaleBatches:
-    """Compare the manifest parts and stage indexes of all batches of a lane with the ledger; see ``stale_batches``.
+    """Compares manifest parts and stage indexes of a lane's batches with the ledger; see ``stale_batches``.
 
     Args:
-        store: where ledger, parts and indexes lie.
+        store: where ledger, parts and indexes are.
         lane: the lane's name.
         reference_color: digest of the present reference colours (see ``present_reference_digest``): crops and tiles
             made with others are stale. None does not look at them.

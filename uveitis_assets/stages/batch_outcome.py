@@ -1,4 +1,4 @@
-"""What a run over a batch did, stage by stage, and the error that names the items that failed."""
+"""Counts of a run over a batch, stage by stage, and the error that lists the items that failed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Name = TypeVar("Name", bound=str)
 
 @dataclass(slots=True)
 class StageOutcome:
-    """What a batch's run did for one stage.
+    """Counts and numbers of one stage of a batch's run.
 
     ``n_images`` = ``n_done`` (made now) + ``n_skipped`` (were done) + all of ``n_quarantined`` + ``n_failed``.
     ``n_fallback`` counts, of all usable items, those that came from another than the first method, by method.
@@ -42,7 +42,7 @@ class BatchOutcome(Generic[Name]):
 class BatchFailedError(RuntimeError):
     """Some items failed unexpectedly; all others are done and recorded.
 
-    ``failures`` holds item id and error, sorted by id; ``outcome`` what the run did all the same.
+    ``failures`` holds item id and error, sorted by id; ``outcome`` the run's counts.
     """
 
     def __init__(
@@ -64,6 +64,6 @@ class BatchFailedError(RuntimeError):
 
 
 def shown(lines: Sequence[str]) -> str:
-    """The first lines of a long list, and how many more there are."""
+    """The first lines of a list, and how many more there are."""
     more = [f"and {len(lines) - FAILURES_SHOWN} more"] if len(lines) > FAILURES_SHOWN else []
     return "\n".join([*lines[:FAILURES_SHOWN], *more])

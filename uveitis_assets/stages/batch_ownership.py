@@ -1,7 +1,7 @@
 """Which batch an image's artefacts belong to, from the ledger.
 
-Artefacts bear the image's id, and the id passes on: when a file's content is replaced, the entry in the old batch is
-superseded and an entry with the same id stands in a new one. It knows no pixels and removes nothing.
+Artefacts are named by the image's id, and the id can move: when a file's content is replaced, the entry in the old
+batch is superseded, and a new batch gets an entry with the same id.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from uveitis_assets.storage.store import ArtefactStore, artefact_identity, artef
 
 @dataclass(frozen=True, slots=True)
 class BatchOwnership:
-    """What a batch has to do with others.
+    """Former batches of a batch's images, and artefacts that the batch no longer needs.
 
     ``former_batches``: sorted keys of the batches that held an id of this batch's live images before it; a run of
     theirs that began earlier may still write artefacts under these ids. ``released_keys``: sorted artefact names of
-    images that left the batch, and that no live image of the lane bears.
+    images that left the batch, and whose id no live image of the lane has.
     """
 
     former_batches: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ class BatchOwnership:
 
 
 def batch_ownership(store: ArtefactStore, lane: str, batch: str) -> BatchOwnership:
-    """Look up a batch in the ledger; nothing where there is no ledger."""
+    """Looks up a batch in the ledger; empty where there is no ledger."""
     path = store.ledger_file(lane)
     if not path.exists():
         return BatchOwnership()
@@ -64,10 +64,9 @@ def batch_ownership(store: ArtefactStore, lane: str, batch: str) -> BatchOwnersh
 def hold_batch(
     store: ArtefactStore, lane: str, batch: str, lock_name: Callable[[str], str]
 ) -> Iterator[BatchOwnership]:
-    """Hold a batch's lock and those of the batches that held an id of its images before; gives what then holds.
+    """Holds a batch's lock and those of its images' former batches; yields the ownership.
 
-    A run that began before an image was replaced must not write what the former content gives over what the new one
-    does.
+    A run that began before an image was replaced must not overwrite the new content's artefacts with the former's.
 
     Args:
         store: where ledger and locks are.
@@ -89,7 +88,7 @@ def hold_batch(
 
 
 def ids_owned_by_other_batches(store: ArtefactStore, lane: str, batch: str, image_ids: Iterable[str]) -> frozenset[str]:
-    """Which of the ids live images of other batches bear: their artefacts are not this batch's any more."""
+    """Those of the ids that live images of other batches have, and whose artefacts are theirs now."""
     path = store.ledger_file(lane)
     if not path.exists():
         return frozenset()

@@ -1,8 +1,8 @@
-"""Brings the stages of a batch of items up to date: in threads, once per batch, resumable after any kill.
+"""Brings the stages of a batch of items up to date: in threads, resumable after any kill.
 
 A stage of an item is done when a row with its content hash and fingerprint stands in the stage's index or journal and
-its files exist. Rows go to the journal after the files are in place; indexes are written at the end. What an item is
-and how it is computed is the ``BatchTask``'s.
+its files exist. Rows go to the journal after the files are in place; indexes are written at the end. A ``BatchTask``
+supplies the items and computes them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack
 from typing import Any, Generic
@@ -38,12 +38,12 @@ def run_batch(
     workers: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> BatchOutcome[Name]:
-    """Bring the requested stages of all items of a batch up to date, in one pass over each item.
+    """Brings the requested stages of all items of a batch up to date, in one pass over each item.
 
-    Waits for runs of this batch and of those that held an id of its items before: a run that began before an item was
-    replaced must not write the former content's artefacts over the new ones. A second process that runs the same
-    batch waits and then finds it done. Artefacts of items that left the batch are removed, those of the requested
-    stages, unless another batch has the item now.
+    Waits for runs of this batch and of the former batches of its items: a run that began before an item was replaced
+    must not overwrite the new content's artefacts with the former's. A second process that runs the same batch waits
+    and then finds it done. Artefacts of items that left the batch are removed, those of the requested stages, unless
+    another batch has the item now.
 
     Args:
         store: where ledger and locks are.
@@ -107,7 +107,7 @@ class _BatchRun(Generic[Source, Name]):
     # What is there ----------------------------------------------------------------------------------------
 
     def remove_partial_files(self) -> None:
-        """Remove what a killed run of this batch left between writing and renaming; its journal tells of it."""
+        """Removes the unfinished files of a killed run of this batch, which left a journal."""
         if not any(self._touched.values()):
             return
         self._task.remove_partial_files()
@@ -117,7 +117,7 @@ class _BatchRun(Generic[Source, Name]):
                 path.unlink(missing_ok=True)
 
     def remove_left(self, store: ArtefactStore, lane: str, batch: str, ownership: BatchOwnership) -> None:
-        """Remove what items that left the batch have left in the requested stages."""
+        """Removes the files of items that left the batch, in the requested stages."""
         listed = {
             item_id for stage in self._task.requested for item_id in (*self._indexed[stage], *self._earlier[stage])
         }
@@ -136,7 +136,7 @@ class _BatchRun(Generic[Source, Name]):
                 self._task.remove(key, stage, former.get(key))
 
     def plan(self) -> list[Job[Source, Name]]:
-        """Items and their stages that are not done; rows of the others are taken over."""
+        """Items and their stages that are not done; takes over the rows of the others."""
         jobs = []
         for item in self._task.items:
             to_do: list[Name] = []
@@ -159,7 +159,7 @@ class _BatchRun(Generic[Source, Name]):
         return jobs
 
     def _known_rows(self, item: BatchItem[Source]) -> dict[Name, Row]:
-        """The item's rows: of this run, or of an earlier one as long as this one has none."""
+        """The item's rows: of this run or, for stages that it has not finished, of earlier ones."""
         rows: dict[Name, Row] = {}
         for stage, earlier in self._earlier.items():
             row = self._rows.get(stage, {}).get(item.item_id) or earlier.get(item.item_id)
@@ -173,7 +173,7 @@ class _BatchRun(Generic[Source, Name]):
     def _valid_row(self, item: BatchItem[Source], stage: Name, *, transient: bool = False) -> Row | None:
         """The item's earlier row if its inputs are the present ones and its files exist.
 
-        Rows quarantined for a reason that may be gone by itself hold only where ``transient`` says so.
+        Rows quarantined for a reason that may be gone by itself are valid only with ``transient``.
         """
         row = self._earlier[stage].get(item.item_id)
         if (
@@ -199,7 +199,7 @@ class _BatchRun(Generic[Source, Name]):
     def execute(
         self, jobs: Sequence[Job[Source, Name]], workers: int, progress: Callable[[int, int], None] | None
     ) -> None:
-        """Run the jobs in threads, or in this one where it is the only worker."""
+        """Runs the jobs in threads, or in this one where it is the only worker."""
         with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="batch") as pool:
             prepared = self._task.prepare(jobs, pool)
             if prepared is None and workers == 1:
@@ -223,7 +223,7 @@ class _BatchRun(Generic[Source, Name]):
     def _in_threads(
         self, prepared: Iterator[tuple[Job[Source, Name], Any]], pool: ThreadPoolExecutor
     ) -> Iterator[Future[None]]:
-        """Hand jobs to the pool as they are prepared, never many ahead of it; yields those that have ended."""
+        """Submits jobs as they are prepared, with few waiting at any time; yields those that have ended."""
         waiting: set[Future[None]] = set()
         for job, value in prepared:
             waiting.add(pool.submit(self._process, job, value))
@@ -244,6 +244,7 @@ class _BatchRun(Generic[Source, Name]):
             begun, written = time.perf_counter(), work.bytes_written
             try:
                 self._invalidate(item, stage)
+                self._check_usable(stage, finished)
                 columns = work.run(stage)
             except QuarantineError as error:
                 for later in job.stages[position:]:
@@ -264,8 +265,15 @@ class _BatchRun(Generic[Source, Name]):
             with self._outcome_lock:
                 self._outcomes[stage].n_done += 1
 
+    def _check_usable(self, stage: Name, finished: Mapping[Name, Row]) -> None:
+        """Quarantines the item where an earlier run did so in the stage before."""
+        stages = list(self._task.stages)
+        before = finished.get(stages[stages.index(stage) - 1]) if stage != stages[0] else None
+        if before is not None and (reason := before.get("quarantine_reason")) is not None:
+            raise QuarantineError(reason, before["quarantine_detail"] or "")
+
     def _invalidate(self, item: BatchItem[Source], stage: Name) -> None:
-        """Record that the stage's earlier result holds no more, before its files are overwritten."""
+        """Records that the stage's earlier result is not valid any more, before its files are overwritten."""
         former = self._earlier[stage].get(item.item_id)
         self._task.discard_former(item, stage, former, self._fingerprint(item, stage))
         if former is not None and stage in self._journals:
@@ -283,7 +291,7 @@ class _BatchRun(Generic[Source, Name]):
         self._finish(item, stage, row)
 
     def _remove_unless_transient(self, item: BatchItem[Source], stage: Name, reason: str) -> None:
-        """Remove what an earlier content of the item left, unless the reason may be gone by itself."""
+        """Removes the artefacts of the item's earlier content, unless the reason may be gone by itself."""
         if reason not in TRANSIENT_REASONS:
             self._task.remove(item.key, stage, self._earlier[stage].get(item.item_id))
 
@@ -310,7 +318,7 @@ class _BatchRun(Generic[Source, Name]):
     # Records ----------------------------------------------------------------------------------------------
 
     def write_indexes(self) -> None:
-        """Write the indexes that changed and remove their journals."""
+        """Writes the indexes that changed and removes their journals."""
         for stage in self._task.requested:
             records, rows = self._task.stages[stage], self._rows[stage]
             unchanged = not self._touched[stage] and self._indexed[stage] == rows and records.index.exists()

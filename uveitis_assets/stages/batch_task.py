@@ -1,7 +1,7 @@
-"""What a family of data tells the batch engine: its items, its stages, and how one item is computed.
+"""Interface between the batch engine and a family of data: items, stages, computing one item.
 
-A new family derives one ``BatchTask`` and one ``ItemWork`` and hands the task to ``batch_run.run_batch``. Abstract
-methods have to be written; the others have defaults that do nothing.
+A new family derives one ``BatchTask`` and one ``ItemWork`` and passes the task to ``batch_run.run_batch``. Abstract
+methods have to be written; the others have defaults, most of which do nothing.
 """
 
 from __future__ import annotations
@@ -54,15 +54,16 @@ class BatchItem(Generic[Source]):
 
 @dataclass(frozen=True, slots=True)
 class StageRecords:
-    """Where one stage of one batch records what is done.
+    """Index and journal of one stage of one batch.
 
     Attributes:
         schema: columns of the index: ``image_id`` and ``fingerprint``; ``key``, ``content_hash``,
             ``quarantine_reason`` and ``quarantine_detail`` are filled in where they are among them; then the task's.
         index: the Parquet file of all rows, written at the end of a run.
-        journal: holds finished rows while a batch runs, and is removed once the index is written. None where every
-            artefact carries its own fingerprint: ``BatchTask.recorded_rows`` then reads the artefacts.
-        metadata: values beside the index's rows; None where there must be none. Others make the index be written anew.
+        journal: has the finished rows while a batch runs, and is removed once the index is written. None where every
+            artefact contains its own fingerprint: ``BatchTask.recorded_rows`` then reads the artefacts.
+        metadata: values in the index's file metadata; None for one that must not be there. An index with other values
+            is written again.
     """
 
     schema: pl.Schema
@@ -92,13 +93,13 @@ class Job(Generic[Source, Name]):
 
 
 class ItemWork(ABC, Generic[Name]):
-    """One item on its way through its stages, all in one thread; keeps what later stages need."""
+    """Computes the stages of one item, one after the other in one thread; keeps what later stages need."""
 
     bytes_written: int = 0
 
     @abstractmethod
     def run(self, stage: Name) -> Row:
-        """Compute and write one stage; returns the stage's own columns of the item's index row.
+        """Computes and writes one stage; returns the stage's own columns of the item's index row.
 
         Raises:
             QuarantineError: the item cannot be used; it is listed with the reason in this stage and those after it.
@@ -106,16 +107,17 @@ class ItemWork(ABC, Generic[Name]):
         """
 
     def write(self, path: Path, data: bytes) -> None:
-        """Write an artefact atomically and count its bytes."""
+        """Writes an artefact atomically and counts its bytes."""
         write_bytes(path, data)
         self.bytes_written += len(data)
 
 
 class BatchTask(ABC, Generic[Source, Name]):
-    """All that one batch of one family has of its own.
+    """One batch of one family: its items and stages, and how they are computed, checked and removed.
 
     ``title`` begins messages about the batch, e.g. ``uwf700/tiles[b00001]``. ``stages`` are all stages, in the order
-    of computing, ``requested`` those to bring up to date. ``items_name`` is what messages call the items.
+    of computing: an item that is quarantined in one is quarantined in the next as well. ``requested`` are those to
+    bring up to date. ``items_name`` is the items' name in messages.
     """
 
     items_name: ClassVar[str] = "images"
@@ -136,14 +138,17 @@ class BatchTask(ABC, Generic[Source, Name]):
 
     @abstractmethod
     def fingerprint(self, item: BatchItem[Source], stage: Name, rows: Mapping[Name, Row]) -> str:
-        """What the stage's result depends on besides the item's content; ``rows`` are the item's, as far as known."""
+        """Digest of all that the stage's result depends on besides the item's content.
+
+        ``rows`` are the item's present rows, or the earlier ones of stages that are not finished yet.
+        """
 
     @abstractmethod
     def required_files(self, item: BatchItem[Source], stage: Name, row: Row) -> Iterable[Path]:
         """Files that have to exist for a usable item's stage to be done."""
 
     def recorded_rows(self, stage: Name, indexed: Mapping[str, Row]) -> dict[str, Row]:
-        """Rows of what earlier runs finished, by item id: those of the index, outdated by those of the journal."""
+        """Rows that earlier runs finished, by item id: of the journal, else of the index (``indexed``)."""
         records = self.stages[stage]
         if records.journal is None:
             raise NotImplementedError(f"{self.title}: {stage} has no journal; read its rows from its artefacts")
@@ -152,14 +157,14 @@ class BatchTask(ABC, Generic[Source, Name]):
         return {item_id: records.complete_row(row) for item_id, row in rows.items() if row is not None}
 
     def in_place(self, item: BatchItem[Source], stage: Name, row: Row) -> bool:
-        """Say whether the files of a finished stage are as they have to be."""
+        """Whether the files of a finished stage are as they have to be."""
         files = self.required_files(item, stage, row)
         return all(os.path.exists(path) for path in files)  # noqa: PTH110 - half the time of Path.exists
 
     def must_remake(
         self, item: BatchItem[Source], stage: Name, to_do: Collection[Name], rows: Mapping[Name, Row]
     ) -> bool:
-        """Say whether a finished stage has to be made again all the same, e.g. because of those before it."""
+        """Whether a valid stage has to be made again, e.g. because one before it is (``to_do``)."""
         return False
 
     def former_ids(self) -> Iterable[str]:
@@ -170,48 +175,48 @@ class BatchTask(ABC, Generic[Source, Name]):
 
     @abstractmethod
     def start(self, item: BatchItem[Source], rows: Mapping[Name, Row], prepared: Any) -> ItemWork[Name]:
-        """Begin an item; called in the thread that computes it.
+        """Returns the work on an item; called in the thread that computes it.
 
         Args:
             item: the item.
-            rows: its finished stages among those that are not to be computed.
+            rows: of its stages that are done, also where they quarantined it.
             prepared: what ``prepare`` gave with it.
         """
 
     def prepare(
         self, jobs: Sequence[Job[Source, Name]], pool: Executor
     ) -> Iterator[tuple[Job[Source, Name], Any]] | None:
-        """Every job once, in any order, with something computed beforehand, in batches on a device for example.
+        """Yields every job once, in any order, with something computed beforehand, e.g. in batches on a GPU.
 
-        Runs in the calling thread while the pool computes the jobs that were given already. None: there is nothing to
-        prepare, and a single worker is the calling thread itself.
+        Runs in the calling thread while the pool computes the jobs yielded before. None: there is nothing to prepare,
+        and a single worker is the calling thread itself.
         """
         return None
 
     def running(self) -> AbstractContextManager[None]:
-        """Held while items are planned and computed."""
+        """A context that is entered while items are planned and computed."""
         return nullcontext()
 
     # Removing ---------------------------------------------------------------------------------------------
 
     @abstractmethod
     def remove(self, key: str, stage: Name, former: Row | None) -> None:
-        """Remove all of a stage's files of one item, as far as they are there; ``former`` is the last known row."""
+        """Removes all files that a stage may have of one item; ``former`` is the last known row."""
 
     def discard_former(self, item: BatchItem[Source], stage: Name, former: Row | None, fingerprint: str) -> None:
-        """Remove what must not meet what the stage writes now, not even after a kill.
+        """Removes former files that must not be found beside new ones, not even after a kill.
 
         Args:
             item: the item.
             stage: about to be computed.
             former: the row of the last known result.
-            fingerprint: of the present result; where the former has it too, only files are made again.
+            fingerprint: of the present result; where the former row has the same, only missing files are made again.
         """
 
     def remove_partial_files(self) -> None:
-        """Remove unfinished files among the items' artefacts; called when a journal shows that a run was killed."""
+        """Removes unfinished files among the items' artefacts; called where a killed run left a journal."""
 
     # Reporting --------------------------------------------------------------------------------------------
 
     def summarize(self, stage: Name, rows: Sequence[Row], outcome: StageOutcome) -> None:
-        """Add what the family tells about a stage; ``rows`` are those of the usable items."""
+        """Adds the family's own numbers of a stage to its outcome; ``rows`` are those of the usable items."""

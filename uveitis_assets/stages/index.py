@@ -1,6 +1,6 @@
-"""Index of one stage and batch: one row per item in a Parquet file, written once, at the end of a batch.
+"""Index of one stage and batch: a Parquet file of one row per item, written at the end of a run.
 
-The columns are the caller's; every index has ``image_id``. While a batch is running, ``journal`` holds what is done.
+The columns are the caller's; every index has ``image_id``. While a batch is running, its ``journal`` has the rows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def read_index_table(path: Path, columns: list[str] | None = None) -> pl.DataFra
 
 
 def read_index_metadata(path: Path, name: str) -> str | None:
-    """A value that stands beside the rows of an index; None where there is no such value or no readable index."""
+    """A value of an index's file metadata; None where there is no such value or no readable index."""
     try:
         return pl.read_parquet_metadata(path).get(name)
     except (FileNotFoundError, pl.exceptions.PolarsError):
@@ -64,7 +64,7 @@ def write_stage_index(
         path: of the index.
         schema: the stage's columns, ``image_id`` among them.
         rows: one per item.
-        metadata: values that hold for all rows; see ``read_index_metadata``.
+        metadata: values that hold for all rows, kept in the file's metadata.
     """
     frame = pl.DataFrame(sorted(rows, key=lambda row: str(row["image_id"])), schema=schema)
     buffer = io.BytesIO()

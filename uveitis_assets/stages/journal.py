@@ -1,4 +1,4 @@
-"""Journal of a stage of a running batch: what is finished, so that a killed run continues where it stopped."""
+"""Journal of one stage of a running batch: rows of finished items, for resuming after a kill."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uveitis_assets.storage.append_only import AppendOnlyFile
 def read_stage_journal(path: Path) -> dict[str, Row | None]:
     """Latest row of each image in a journal; None where the image's artefacts were begun but not finished.
 
-    Lines that a killed process left unfinished are passed over.
+    Lines that a killed process left unfinished are ignored.
     """
     if not path.exists():
         return {}
@@ -30,7 +30,7 @@ def read_stage_journal(path: Path) -> dict[str, Row | None]:
 
 
 class StageJournal:
-    """Append-only journal of one stage of one running batch; lines are whole or, after a kill, torn at the end.
+    """Append-only journal of one stage of one running batch.
 
     Raises:
         OSError: a line did not fit on the disk.
@@ -40,11 +40,11 @@ class StageJournal:
         self._file = AppendOnlyFile(path)
 
     def begin(self, image_id: str) -> None:
-        """Note that the image's earlier artefacts are about to be overwritten: no earlier row holds any more."""
+        """Records that the image's artefacts are about to be overwritten: no earlier row is valid any more."""
         self._append(image_id, None)
 
     def finish(self, image_id: str, row: Mapping[str, Any]) -> None:
-        """Note that all of the image's artefacts are in their places."""
+        """Records that all of the image's artefacts are in their places."""
         self._append(image_id, row)
 
     def _append(self, image_id: str, row: Mapping[str, Any] | None) -> None:

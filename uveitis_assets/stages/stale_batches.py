@@ -1,8 +1,7 @@
-"""Says which batches have books that no longer describe what is registered, from the books alone.
+"""Finds batches whose records (manifest parts, stage indexes) no longer describe what is registered.
 
 For automation and for the command line, which must neither run more than what changed nor depend on who noticed the
-change. It opens no image and knows nothing of configurations: a changed setting is found when the batch is
-materialized.
+change. No image is opened and no configuration read: a changed setting is found when the batch is materialized.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from uveitis_assets.landing.registration_digest import registered_states
 from uveitis_assets.stages.index import read_index_metadata
 from uveitis_assets.storage.store import ArtefactStore
 
-# Folder times are coarse on some file systems: a book written this recently may be followed by another one unseen.
+# Folder times are coarse on some file systems: a record written this recently may be followed by another one unseen.
 _SETTLED_AFTER_S = 2.0
 
 
@@ -52,16 +51,15 @@ def stale_batches(
 ) -> StaleBatches:
     """Compare the manifest parts and stage indexes of all batches with the ledger.
 
-    A part is stale when anything that it tells is registered otherwise by now. An index is stale when it lists other
-    images or other content, or sets aside other images than registered. Images that only a run has set aside count
-    where the reason may pass by itself (TRANSIENT_REASONS). What was never made is stale.
+    A part is stale when anything that it lists is registered differently now. An index is stale when it lists other
+    images or other content, or other images as quarantined than registered. Images that only a run has quarantined
+    count where the reason may be gone by itself (TRANSIENT_REASONS). What was never made is stale.
 
     Args:
-        store: where the books lie.
+        store: where ledger, parts and indexes are.
         lane: the lane's name.
         stages: names of the stages whose indexes are compared.
-        index_metadata: per stage, values that have to stand beside the index's rows: an index made with others is
-            stale.
+        index_metadata: per stage, the metadata that its index has to have: one made with other values is stale.
     """
     path = store.ledger_file(lane)
     if not path.exists():
@@ -90,21 +88,21 @@ def stale_batches(
 
 
 def records_stamp(store: ArtefactStore, lane: str, stages: Sequence[str]) -> str | None:
-    """Tell cheaply whether `stale_batches` may find something else: equal stamps mean that no book was written.
+    """A stamp of the records' times: while it stays equal, `stale_batches` finds the same.
 
-    Costs a few system calls, however many batches there are. None when a book was written just now, so that a stamp
-    could not tell what follows.
+    Costs a few system calls, however many batches there are. None when a record was written just now, so that a later
+    write might leave the stamp unchanged.
     """
-    books = (
+    records = (
         store.ledger_file(lane),
         store.patient_key_file(),
         store.manifest_part(lane, "any").parent,
         *(store.stage_index(lane, stage, "any").parent for stage in stages),
     )
     stamps = []
-    for book in books:
+    for record in records:
         try:
-            state = book.stat()
+            state = record.stat()
         except FileNotFoundError:
             stamps.append("none")
             continue
@@ -127,14 +125,14 @@ def _index_is_stale(index: Path, registered: dict[str, tuple[str, str | None]], 
     return any(read_index_metadata(index, name) != value for name, value in metadata.items())
 
 
-def _describes(book: Path, registered: dict[str, tuple[str, str | None]]) -> bool:
-    """Say whether a part or an index lists just the registered images with their content and quarantine."""
+def _describes(record: Path, registered: dict[str, tuple[str, str | None]]) -> bool:
+    """Whether a part or an index lists exactly the registered images with their content and quarantine."""
     try:
         rows = pl.read_parquet(
-            book, columns=["image_id", "content_hash", "quarantine_reason"], memory_map=False
+            record, columns=["image_id", "content_hash", "quarantine_reason"], memory_map=False
         ).iter_rows()
     except (FileNotFoundError, pl.exceptions.PolarsError):
-        # A damaged book is for the run to report.
+        # The run reports a damaged one.
         return False
     listed = {image_id: (content, reason) for image_id, content, reason in rows}
     return listed.keys() == registered.keys() and all(

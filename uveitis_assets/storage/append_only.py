@@ -1,4 +1,4 @@
-"""Files of lines that processes append to: a line is whole or, after a kill or on a full disk, torn at the end."""
+"""Files of lines that processes append to; only the last line can be incomplete, after a kill or on a full disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AppendOnlyFile:
 
     def append(self, line: bytes) -> None:
         """Append a line; without line breaks of its own."""
-        # A line break before it, too: a line that a kill or a full disk left torn must not swallow this one.
+        # A line break before it, too: otherwise an incomplete line before it would run into this one.
         data = b"\n" + line + b"\n"
         if os.write(self._handle, data) < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))

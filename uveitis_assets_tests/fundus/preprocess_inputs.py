@@ -83,7 +83,7 @@ def with_normalization(method: str) -> PreprocessConfiguration:
 
 
 def artefact_bytes(root: Path) -> dict[str, bytes]:
-    """Every artefact below the root but locks, raw images and the journals' folder entries, by relative path."""
+    """Content of every artefact and index below the root, by relative path."""
     return {
         path.relative_to(root).as_posix(): path.read_bytes()
         for top in ("preproc", "index")

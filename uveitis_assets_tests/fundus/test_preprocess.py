@@ -1,10 +1,7 @@
-"""Batch runner of the preprocessing stages."""
+"""Preprocessing of a batch: what is written, what is made again, what goes wrong."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +25,8 @@ from uveitis_assets.fundus.stage_schemas import REFERENCE_COLOR_METADATA, STAGE_
 from uveitis_assets.imaging.configuration import TilingConfiguration
 from uveitis_assets.imaging.geometry import ImageFrames
 from uveitis_assets.landing.samples import RegisteredImage
-from uveitis_assets.stages import batch_run
 from uveitis_assets.stages.batch_outcome import BatchFailedError, BatchOutcome
 from uveitis_assets.stages.index import read_index_metadata, read_stage_index, write_stage_index
-from uveitis_assets.stages.journal import StageJournal
 from uveitis_assets.storage.files import read_json, write_json
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
 from uveitis_assets_tests.fundus.preprocess_inputs import (
@@ -189,14 +184,6 @@ def test_index_rows_are_sorted_and_name_methods_sizes_and_colours(store: Artefac
     assert tiles["black_ratio"] == pytest.approx(black.mean())
 
 
-def test_one_worker_and_several_write_the_same_bytes(store: ArtefactStore, tmp_path: Path) -> None:
-    images = land_many(store, 6)
-    preprocess(store, images)
-    other = ArtefactStore(root=tmp_path / "other", raw=store.raw)
-    preprocess(other, images[::-1], workers=4)
-    assert artefact_bytes(other.root) == artefact_bytes(store.root)
-
-
 def test_stage_by_stage_gives_the_same_bytes_as_one_pass(store: ArtefactStore, tmp_path: Path) -> None:
     images = land_many(store, 3)
     preprocess(store, images)
@@ -254,21 +241,6 @@ def test_files_of_an_image_kind_dropped_later_stay_and_are_not_missed_when_delet
 
 
 # What is made again -----------------------------------------------------------------------------------------
-
-
-def test_a_second_run_computes_nothing_and_touches_nothing(
-    store: ArtefactStore, computed: list[tuple[str, str]]
-) -> None:
-    refused = land(store, "refused.png", fundus_picture(9))
-    refused = replace(refused, quarantine_reason="alpha_channel", quarantine_detail="found RGBA")
-    images = [*land_many(store, 3), refused, land(store, "black.png", np.zeros((100, 100, 3), dtype=np.uint8))]
-    preprocess(store, images)
-    times = {path: path.stat().st_mtime_ns for path in store.root.rglob("*.p*") if path.is_file()}
-    computed.clear()
-    outcome = preprocess(store, images)
-    assert computed == []
-    assert {stage: result.n_skipped for stage, result in outcome.stages.items()} == dict.fromkeys(STAGES, 3)
-    assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
 CHANGES: dict[str, tuple[dict[str, Any], set[str]]] = {
@@ -400,7 +372,7 @@ def test_bad_images_are_quarantined_and_never_stop_the_others(store: ArtefactSto
     assert {path.stem for path in (store.root / "preproc").rglob("*.png") if "tile" not in path.stem} == {"lane__good"}
 
 
-def test_images_whose_trouble_may_pass_are_tried_again_and_others_are_not(
+def test_images_quarantined_for_a_transient_reason_are_tried_again_and_others_are_not(
     store: ArtefactStore, computed: list[tuple[str, str]]
 ) -> None:
     missing = land(store, "missing.png", fundus_picture(3))
@@ -414,7 +386,7 @@ def test_images_whose_trouble_may_pass_are_tried_again_and_others_are_not(
     assert {image_id for image_id, _ in computed} == {"lane::missing"}
 
 
-def test_a_later_stage_alone_passes_quarantine_on(store: ArtefactStore) -> None:
+def test_a_later_stage_alone_quarantines_what_an_earlier_one_did(store: ArtefactStore) -> None:
     missing = land(store, "missing.png", fundus_picture(3))
     missing.path.unlink()
     black = land(store, "black.png", np.zeros((100, 100, 3), dtype=np.uint8))
@@ -499,42 +471,7 @@ def test_quarantine_details_name_the_image_by_the_name_it_may_have(store: Artefa
     assert not any("4711" in detail for detail in details)
 
 
-# Journal and books ------------------------------------------------------------------------------------------
-
-
-def test_a_journal_with_a_torn_line_is_continued(store: ArtefactStore, computed: list[tuple[str, str]]) -> None:
-    images = land_many(store, 3)
-    preprocess(store, images)
-    whole = artefact_bytes(store.root)
-    index = store.stage_index("lane", "tiles", "b00001")
-    kept = read_stage_index(index)
-    index.unlink()
-    journal = store.stage_journal("lane", "tiles", "b00001")
-    with StageJournal(journal) as writer:
-        writer.finish("lane::image00", kept["lane::image00"])
-        writer.finish("lane::image01", kept["lane::image01"])
-    with journal.open("ab") as stream:
-        stream.write(json.dumps({"image_id": "lane::image02", "row": kept["lane::image02"]}).encode()[:60])
-    computed.clear()
-    preprocess(store, images)
-    assert computed == [("lane::image02", "tiles")]
-    assert artefact_bytes(store.root) == whole
-
-
-def test_a_run_that_ends_before_its_books_are_closed_is_continued_also_where_images_were_set_aside(
-    store: ArtefactStore, tmp_path: Path, computed: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = [*land_many(store, 1), land(store, "black.png", np.zeros((100, 100, 3), dtype=np.uint8))]
-    undisturbed = ArtefactStore(root=tmp_path / "undisturbed", raw=store.raw)
-    preprocess(undisturbed, images)
-    with monkeypatch.context() as patched:
-        patched.setattr(batch_run, "write_stage_index", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt):
-            preprocess(store, images)
-    computed.clear()
-    preprocess(store, images)
-    assert computed == []
-    assert artefact_bytes(store.root) == artefact_bytes(undisturbed.root)
+# Records ----------------------------------------------------------------------------------------------------
 
 
 def test_an_image_begun_anew_is_not_taken_for_done_when_the_old_configuration_returns(
@@ -579,13 +516,6 @@ def test_partial_files_of_a_killed_run_are_removed_but_only_of_this_batch(store:
     assert [path for path in ours if path.exists()] == []
     assert all(path.exists() for path in foreign)
     assert not journal.exists()
-
-
-def test_images_that_left_the_batch_leave_its_index(store: ArtefactStore) -> None:
-    images = land_many(store, 2)
-    preprocess(store, images)
-    preprocess(store, images[:1])
-    assert list(rows(store, "tiles")) == ["lane::image00"]
 
 
 def test_progress_and_statistics_are_reported(store: ArtefactStore) -> None:
@@ -711,7 +641,7 @@ class Sam2ThatComesAndGoes:
         return FakeSegmenter()
 
 
-def test_masks_made_for_want_of_sam2_are_made_again_with_all_that_follows_once_it_is_there(
+def test_masks_made_without_sam2_are_made_again_with_all_later_stages_once_it_is_there(
     store: ArtefactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sam2 = Sam2ThatComesAndGoes(monkeypatch)
@@ -749,7 +679,7 @@ def test_crops_and_tiles_follow_a_mask_that_was_made_again_by_itself(
     assert artefact_bytes(fresh.root) == artefact_bytes(store.root)
 
 
-def test_images_set_aside_for_want_of_sam2_are_tried_again_once_it_is_there(
+def test_images_quarantined_without_sam2_are_tried_again_once_it_is_there(
     store: ArtefactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sam2 = Sam2ThatComesAndGoes(monkeypatch)
@@ -776,27 +706,6 @@ def test_a_new_checkpoint_recomputes_the_masks(store: ArtefactStore, monkeypatch
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"weights")
     assert done(preprocess(store, images, configuration))["roi_masks"] == 1
-
-
-def test_the_lock_of_a_batch_is_held_while_it_runs(store: ArtefactStore) -> None:
-    import fcntl
-
-    held: list[bool] = []
-
-    def probe(count: int, total: int) -> None:
-        handle = os.open(store.root / "locks" / "lane.b00001.preprocess.lock", os.O_RDWR)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            held.append(True)
-        finally:
-            os.close(handle)
-
-    images = land_many(store, 1)
-    preprocess_batch(
-        store, "lane", "b00001", lambda: images, SMALL, STAGES, workers=1, code_version="1", progress=probe
-    )
-    assert held == [True]
 
 
 def test_tiles_of_a_former_crop_lose_their_metadata_until_they_are_made_again(store: ArtefactStore) -> None:

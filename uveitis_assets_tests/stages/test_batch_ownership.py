@@ -1,7 +1,6 @@
-"""Artefacts whose image left its batch: removed, handed on to another batch, and never mixed with the successor's."""
+"""Artefacts whose image left its batch: removed, left to another batch, never mixed with those of new content."""
 
 import threading
-import time
 
 import pytest
 
@@ -39,6 +38,20 @@ def made(store):
     register(store, DATASET)
     run(store, "b00001")
     return store
+
+
+def lock_requests(monkeypatch, thread, wanted):
+    """An event that is set once a thread asks for a lock."""
+    asks = threading.Event()
+    original = ArtefactStore.lock
+
+    def lock(self, name):
+        if threading.current_thread() is thread and name == wanted:
+            asks.set()
+        return original(self, name)
+
+    monkeypatch.setattr(ArtefactStore, "lock", lock)
+    return asks
 
 
 def test_artefacts_of_a_removed_image_are_removed_when_its_batch_runs(made):
@@ -116,19 +129,20 @@ def test_a_run_that_began_before_an_image_was_replaced_cannot_mix_with_the_succe
         if stage == "normalized_crops" and first[0]:
             first[0] = False
             has_mask.set()
-            assert may_go_on.wait(30)
+            assert may_go_on.wait(patience(30))
         return original(self, stage)
 
     first = [True]
     monkeypatch.setattr(ImageStages, "run", paused)
     earlier = threading.Thread(target=run, args=(store, "b00001"))
     earlier.start()
-    assert has_mask.wait(30)
+    assert has_mask.wait(patience(30))
     land_picture(store, "a.png", fundus_picture(7, width=220, height=210))
     assert register(store, DATASET).new_batches == ("b00002",)
     later = threading.Thread(target=run, args=(store, "b00002"))
+    waits = lock_requests(monkeypatch, later, "lane.b00001.preprocess")
     later.start()
-    time.sleep(0.5)
+    assert waits.wait(patience(30))
     may_go_on.set()
     earlier.join(patience(30))
     later.join(patience(30))
@@ -139,19 +153,11 @@ def test_a_run_that_began_before_an_image_was_replaced_cannot_mix_with_the_succe
 
 
 def test_images_are_those_registered_when_the_lock_is_there_and_not_when_the_run_began_to_wait(made, monkeypatch):
-    waits = threading.Event()
-    original = ArtefactStore.lock
-
-    def lock(self, name):
-        if threading.current_thread() is blocked:
-            waits.set()
-        return original(self, name)
-
     blocked = threading.Thread(target=run, args=(made, "b00001"))
     with made.lock("lane.b00001.preprocess"):
-        monkeypatch.setattr(ArtefactStore, "lock", lock)
+        waits = lock_requests(monkeypatch, blocked, "lane.b00001.preprocess")
         blocked.start()
-        assert waits.wait(30)
+        assert waits.wait(patience(30))
         (made.raw / "lane" / "a.png").unlink()
         register(made, DATASET)
         assert artefacts_of(made, "a"), "it began before it had the lock"

@@ -1,4 +1,4 @@
-"""Books of a preprocessing stage."""
+"""Index and journal of one stage of a batch."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_file_that_is_no_index_is_named(tmp_path: Path) -> None:
                 read(path)
 
 
-def test_the_journals_last_word_on_an_image_counts(tmp_path: Path) -> None:
+def test_the_last_line_about_an_image_counts(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "b1.journal"
     with StageJournal(path) as journal:
         journal.finish("x::a", row("x::a"))

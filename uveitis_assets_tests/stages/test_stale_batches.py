@@ -1,4 +1,4 @@
-"""Which batches need work, told by their books: every change calls for the least that tells the truth again."""
+"""Which batches are stale: every change makes stale what it affects, and nothing else."""
 
 import os
 import time
@@ -56,7 +56,7 @@ def test_what_was_never_made_or_made_in_part_is_stale(store):
     assert after_registration(store) == ((), ())
 
 
-def test_touched_files_with_the_same_content_call_for_nothing(made):
+def test_touched_files_with_the_same_content_make_nothing_stale(made):
     image = made.raw / "ds" / "Images" / "Uveitis" / "1.jpg"
     os.utime(image, (time.time() - 5, time.time() - 5))
     assert after_registration(made) == ((), ())
@@ -73,7 +73,7 @@ def test_touched_files_with_the_same_content_call_for_nothing(made):
         ("label gone", ("b00001",), ()),
     ],
 )
-def test_each_change_calls_for_what_no_longer_tells_the_truth(made, change, manifest, preprocessing):
+def test_each_change_makes_stale_what_it_affects(made, change, manifest, preprocessing):
     folder = made.raw / "ds"
     image, label = folder / "Images" / "Uveitis" / "1.jpg", folder / "Labels" / "Uveitis" / "1.txt"
     match change:
@@ -96,7 +96,7 @@ def test_each_change_calls_for_what_no_longer_tells_the_truth(made, change, mani
     assert after_registration(made) == ((), ())
 
 
-def test_a_file_that_was_away_while_its_batch_ran_calls_for_another_run(made):
+def test_a_file_that_was_missing_while_its_batch_ran_makes_the_batch_stale(made):
     land(made, "Images/Uveitis/new.jpg", jpeg(9, size=(80, 60)))
     register(made, DATASET)
     image = made.raw / "ds" / "Images" / "Uveitis" / "new.jpg"
@@ -109,14 +109,14 @@ def test_a_file_that_was_away_while_its_batch_ran_calls_for_another_run(made):
     assert stale_preprocessing(made, "lane").batches == ()
 
 
-def test_a_broken_image_is_told_once_and_calls_for_no_further_run(made):
+def test_a_broken_image_is_quarantined_once_and_leaves_nothing_stale(made):
     land(made, "Images/Uveitis/broken.jpg", jpeg(9, size=(80, 60))[:-300])
     register(made, DATASET)
     materialize(made, ["b00003"])
     assert stale_preprocessing(made, "lane").batches == ()
 
 
-def test_a_damaged_book_is_stale(made):
+def test_a_damaged_record_is_stale(made):
     made.stage_index("lane", "tiles", "b00002").write_bytes(b"PAR1")
     made.manifest_part("lane", "b00001").write_bytes(b"PAR1")
     found = stale_preprocessing(made, "lane")
@@ -140,29 +140,29 @@ def test_the_state_of_a_batch_is_another_one_after_each_change(made):
     assert stale_preprocessing(made, "lane").states["b00001"] not in (gone["b00001"], relabelled["b00001"])
 
 
-def test_the_stamp_of_the_books_is_withheld_while_they_are_written_and_changes_with_every_book(made):
+def test_there_is_no_stamp_while_records_are_written_and_it_changes_with_every_record(made):
     assert records_stamp(made, "lane", STAGES) is None
     settle(made, 100)
     before = records_stamp(made, "lane", STAGES)
     assert before is not None
     assert records_stamp(made, "lane", STAGES) == before
-    books = (
+    records = (
         made.ledger_file("lane"),
         made.manifest_part("lane", "b00001"),
         *(made.stage_index("lane", stage, "b00002") for stage in STAGES),
     )
-    for age_s, book in enumerate(books, start=200):
-        data = book.read_bytes()
-        book.unlink()
-        book.write_bytes(data)
-        assert records_stamp(made, "lane", STAGES) != before, book
+    for age_s, record in enumerate(records, start=200):
+        data = record.read_bytes()
+        record.unlink()
+        record.write_bytes(data)
+        assert records_stamp(made, "lane", STAGES) != before, record
         settle(made, age_s)
         before = records_stamp(made, "lane", STAGES)
         assert before is not None
 
 
 def settle(store, age_s):
-    """Make every book look as if it had been written a while ago."""
+    """Let all records look as if they had been written a while ago."""
     then = time.time() - age_s
     for top in ("ledger", "index"):
         for path in [store.root / top, *(store.root / top).rglob("*")]:

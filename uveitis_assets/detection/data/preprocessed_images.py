@@ -1,8 +1,7 @@
-"""The preprocessed images of a batch, as inference sees them: their frames, and where their tiles lie.
+"""The preprocessed images of a batch: their frames and the files of their tiles, without labels.
 
-Which images are usable is the tiles' index's word; an image whose id has passed on to another batch since, because its
-file was replaced, is that batch's. Labels play no role here: lanes without labels are predicted too.
-Pixels are read by ``tile_files``.
+The tiles' index lists which images are usable; an image whose id has moved to another batch since, because its file was
+replaced, is left to that one. Pixels are read by ``tile_files``.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class PreprocessedImage:
 
 
 def read_preprocessed_images(store: ArtefactStore, lane: str, batch: str) -> list[PreprocessedImage]:
-    """Usable images of a batch, sorted by id; those set aside (quarantined) or passed on are left out.
+    """Usable images of a batch, sorted by id; those quarantined or moved to another batch are left out.
 
     Raises:
         FileNotFoundError: the batch's tiles have not been materialized, or an image's metadata is gone.
@@ -46,10 +45,10 @@ def read_preprocessed_images(store: ArtefactStore, lane: str, batch: str) -> lis
     if not path.exists():
         raise FileNotFoundError(f"{lane}/tiles[{batch}]: expected {path}, found none; materialize the tiles first")
     rows = read_stage_index(path)
-    passed_on = ids_owned_by_other_batches(store, lane, batch, rows)
+    moved = ids_owned_by_other_batches(store, lane, batch, rows)
     images = []
     for image_id, row in sorted(rows.items()):
-        if row["quarantine_reason"] is not None or image_id in passed_on:
+        if row["quarantine_reason"] is not None or image_id in moved:
             continue
         key = artefact_key(image_id)
         frames = ImageFrames.from_metadata(read_json(store.crop_metadata(key)), read_json(store.tiles_metadata(key)))

@@ -1,7 +1,6 @@
-"""A detector lane's predictions of batches, and whether they are whole: the lane's folds, classes and settings applied.
+"""Predicts batches with a detector lane's folds and settings, and inspects a batch's predictions.
 
-How a batch is predicted and what is skipped is the business of ``prediction_batch``. The checkpoints are loaded when an
-image needs them and kept for the next batch.
+The checkpoints are loaded when an image needs them and kept for the next batch.
 """
 
 from __future__ import annotations
@@ -28,10 +27,11 @@ _OUTSIDE_TOLERANCE_PX = 0.1
 
 @dataclass(frozen=True, slots=True)
 class PredictedBatch:
-    """What a batch's predictions are; ``checkpoints`` are the weights' digests by fold, e.g. ``fold0 0123abcd``.
+    """Index and numbers of a batch's predictions.
 
-    ``n_learned_images`` in ``numbers`` counts images that a chosen fold, or what it started from, was trained on: what
-    is found there says little about new images.
+    ``checkpoints`` are the weights' digests by fold, e.g. ``fold0 0123abcd``. ``n_learned_images`` in ``numbers``
+    counts images that a chosen fold, or the weights it started from, was trained on: detections there say little about
+    new images.
     """
 
     index: Path
@@ -44,7 +44,7 @@ class PredictedBatch:
 
 @dataclass(frozen=True, slots=True)
 class PredictionFindings:
-    """What is wrong with a batch's predictions."""
+    """Errors found in a batch's predictions."""
 
     n_images: int
     n_without_detections: int
@@ -55,12 +55,12 @@ class BatchPredictor:
     """Predicts batches of one lane; holds the loaded detectors between batches."""
 
     def __init__(self, store: ArtefactStore, lane: DetectorLaneConfiguration, *, device: Device, code_version: str):
-        """Find the checkpoints of the chosen folds.
+        """Finds the checkpoints of the chosen folds.
 
         Raises:
             FileNotFoundError: a fold has no checkpoint.
-            TrainingNotUsableError: a fold's training is not finished, or learned other classes than those of now or of
-                the other folds.
+            TrainingNotUsableError: a fold's training is not finished, or learned other classes than the present ones or
+                those of the other folds.
         """
         self._store = store
         self._lane = lane
@@ -74,7 +74,7 @@ class BatchPredictor:
         self._models: list[torch.nn.Module] = []
 
     def predict(self, batch: str) -> PredictedBatch:
-        """Bring the predictions of one batch up to date.
+        """Brings the predictions of one batch up to date.
 
         Raises:
             FileNotFoundError: the batch's tiles have not been materialized.
@@ -125,7 +125,7 @@ class BatchPredictor:
 
 
 def _check_same_classes(folds: Sequence[FoldWeights]) -> None:
-    """Detectors that were not taught the same classes outvote each other by silence."""
+    """An ensemble counts a detector that never learned a class as one that found nothing."""
     for other in folds[1:]:
         different = sorted(set(folds[0].categories.items()) ^ set(other.categories.items()))
         if different:
@@ -136,7 +136,7 @@ def _check_same_classes(folds: Sequence[FoldWeights]) -> None:
 
 
 def inspect_predictions(store: ArtefactStore, lane: DetectorLaneConfiguration, batch: str) -> PredictionFindings:
-    """Hold a batch's prediction files against its usable images, their sizes and the known classes."""
+    """Checks a batch's prediction files against its usable images, their sizes and the known classes."""
     names = load_class_map().names
     errors: list[str] = []
     n_without = 0
@@ -155,15 +155,15 @@ def inspect_predictions(store: ArtefactStore, lane: DetectorLaneConfiguration, b
             continue
         n_without += not len(found)
         limit = image.frames.global_size + _OUTSIDE_TOLERANCE_PX
-        # Comparisons that are false for NaN, turned round: it lies nowhere.
+        # Negated, because comparisons with NaN are false: NaN is outside.
         outside = ~((found.boxes >= -_OUTSIDE_TOLERANCE_PX) & (found.boxes <= limit)).all(axis=1)
         flat = ~(found.boxes[:, 2:] > found.boxes[:, :2]).all(axis=1)
-        strange = ~((found.scores >= 0) & (found.scores <= 1))
+        impossible = ~((found.scores >= 0) & (found.scores <= 1))
         unknown = ~np.isin(found.labels, list(names))
         for rows, what in (
             (outside, "boxes outside the image"),
             (flat, "boxes without area"),
-            (strange, "scores outside 0..1"),
+            (impossible, "scores outside 0..1"),
             (unknown, "unknown classes"),
         ):
             if rows.any():

@@ -1,7 +1,7 @@
-"""Predicts one batch into files: what is done already is skipped, what is stale is removed, kills can be continued.
+"""Predicts one batch into files; skips what is done, removes what is stale, resumes after kills.
 
-``stages.batch_run`` decides what is done and runs the rest; ``prediction_task`` says what predictions need. An image is
-done when its prediction file names the present fingerprint (weights, tiles, merging); a missing picture is drawn again
+``stages.batch_run`` runs what is not done; ``prediction_task`` has the fingerprints and files of predictions. An image
+is done when its prediction file has the present fingerprint (weights, tiles, merging); a missing picture is drawn again
 without the network.
 """
 
@@ -29,7 +29,7 @@ _SHEET_PICTURES = 12
 
 @dataclass(frozen=True, slots=True)
 class BatchPrediction:
-    """What a run over one batch did.
+    """Counts of a run over one batch.
 
     ``n_images`` = ``n_predicted`` (now) + ``n_skipped`` (were done). ``n_removed`` are images whose predictions or
     pictures were removed because they are not usable any more or have left the batch. ``detections_per_class`` maps
@@ -58,7 +58,7 @@ def predict_batch(
     device: torch.device | str,
     code_version: str,
 ) -> BatchPrediction:
-    """Bring the predictions of a batch up to date; a second process on the same batch waits and finds it done.
+    """Brings the predictions of a batch up to date; a second process waits and finds them done.
 
     Args:
         store: where all artefacts are.

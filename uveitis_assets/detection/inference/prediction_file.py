@@ -1,4 +1,6 @@
-"""The JSON file of one image's detections: what the earlier scripts wrote, and where the lesions lie in the source.
+"""The JSON file of one image's detections, in px of the global image and of the source image.
+
+It has the fields of the earlier scripts, and more:
 
     {"image_id": "uwf700::Uveitis-001",
      "predictions": [{"box": [x1, y1, x2, y2], "score": 0.87, "label": 5,
@@ -10,7 +12,7 @@
 ``box`` is in px of the global image, ``box_source`` and ``polygon_source`` in px of the source image as displayed
 (pixel edges); ``polygon_source`` is the oriented box, which may reach over the image's edge, or the four corners of
 ``box_source``, clockwise from the top left. Pixels are rounded to 0.01, scores to 0.0001; detections come in falling
-order of the score as written, ties by label, then by box. No patient appears. It draws nothing.
+order of the score as written, ties by label, then by box. No patient appears.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class Prediction:
 def prediction_fingerprint(
     tiles: str, checkpoints: Sequence[str], configuration: InferenceConfiguration, code_version: str
 ) -> str:
-    """What a prediction depends on, as 16 hex digits; batch size and drawing do not enter.
+    """Digest of all that a prediction depends on, 16 hex digits; batch size and drawing do not enter.
 
     Args:
         tiles: fingerprint of the image's tiles.

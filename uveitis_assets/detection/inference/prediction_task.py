@@ -1,7 +1,7 @@
-"""What the batch engine has to know of predictions: their files, and the network that prepares them.
+"""Prediction as a task of the batch engine: files, fingerprints, and the network.
 
-A prediction file names the fingerprint of what it was made with, so that it records itself that it is done: there is no
-journal. It is written after its pictures, and removed before pictures of other detections are drawn.
+A prediction file contains the fingerprint of what it was made with and is itself the record that its image is done:
+there is no journal. It is written after its pictures, and removed before pictures of other detections are drawn.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Found = Detections | UnreadableTilesError
 
 @dataclass(frozen=True, slots=True)
 class PredictionSettings:
-    """What all images of a detector lane share.
+    """Settings that all images of a detector lane share.
 
     Attributes:
         experiment: the detector's lane; names the folders.
@@ -75,15 +75,14 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
     """The usable images of one batch of a fundus lane.
 
     ``detections`` are those of every image that is predicted with the present settings, by image id, global px.
-    ``n_predicted`` and ``n_removed`` count images that the network was asked about and that lost their files.
+    ``n_predicted`` counts images that the network saw, ``n_removed`` images whose files were removed.
     """
 
     def __init__(self, store: ArtefactStore, lane: str, batch: str, settings: PredictionSettings) -> None:
-        """Read which images are usable, and what is predicted.
+        """Reads which images are usable.
 
         Raises:
             FileNotFoundError: the batch's tiles have not been materialized.
-            ValueError: a prediction file is damaged.
         """
         images = read_preprocessed_images(store, lane, batch)
         super().__init__(
@@ -113,7 +112,11 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
         return self._fingerprints[item.item_id]
 
     def recorded_rows(self, stage: PredictionStage, indexed: Mapping[str, Row]) -> dict[str, Row]:
-        """Rows of the prediction files that are there, whatever they were made with."""
+        """Rows of the prediction files that are there, whatever they were made with.
+
+        Raises:
+            ValueError: a prediction file is damaged.
+        """
         rows: dict[str, Row] = {}
         for item in self.items:
             path = self._store.prediction_file(self._settings.experiment, item.key)
@@ -134,18 +137,18 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
         return files
 
     def in_place(self, item: BatchItem[PreprocessedImage], stage: PredictionStage, row: Row) -> bool:
-        """Say whether all files are there, and no picture that is not wanted."""
+        """Whether all files are there, and no picture that is not wanted."""
         unwanted = set(self._pictures(item.key)).difference(self.required_files(item, stage, row))
         return super().in_place(item, stage, row) and not any(path.exists() for path in unwanted)
 
     def former_ids(self) -> Iterable[str]:
-        """All that the tiles list, also what is set aside there now: a killed run wrote no index."""
+        """All images that the tiles list, quarantined ones too: a killed run wrote no index of its own."""
         return read_stage_index(self._tiles_index)
 
     # Computing --------------------------------------------------------------------------------------------
 
     def prepare(self, jobs: Sequence[PredictionJob], pool: Executor) -> Iterator[tuple[PredictionJob, Found]]:
-        """Jobs that lack only pictures first; then those that the network has to see, in windows of many tiles."""
+        """Yields jobs that lack only pictures first; then those that the network has to see."""
         to_predict = {job.item.item_id: job for job in jobs if job.item.item_id not in self.detections}
         for job in jobs:
             if job.item.item_id not in to_predict:
@@ -170,8 +173,8 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
 
     def start(
         self, item: BatchItem[PreprocessedImage], rows: Mapping[PredictionStage, Row], prepared: Found
-    ) -> _ImagePrediction:
-        return _ImagePrediction(self._store, self._settings, item.source, prepared, self._fingerprints[item.item_id])
+    ) -> ImagePrediction:
+        return ImagePrediction(self._store, self._settings, item.source, prepared, self._fingerprints[item.item_id])
 
     # Removing ---------------------------------------------------------------------------------------------
 
@@ -193,8 +196,8 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
         return prediction_pictures(self._store, self._settings.experiment, key)
 
 
-class _ImagePrediction(ItemWork[PredictionStage]):
-    """Draws one image's detections and writes its file."""
+class ImagePrediction(ItemWork[PredictionStage]):
+    """Draws one image's detections and writes its prediction file."""
 
     def __init__(
         self,
@@ -206,18 +209,18 @@ class _ImagePrediction(ItemWork[PredictionStage]):
     ) -> None:
         self._store = store
         self._settings = settings
-        self._image = image
+        self.image = image
         self._found = found
         self._fingerprint = fingerprint
 
     def run(self, stage: PredictionStage) -> Row:
-        """Write pictures, then the file that says that all of it is there; a file that is there already stays.
+        """Writes the pictures and then the prediction file, unless that is there.
 
         Raises:
             UnreadableTilesError: the image's tiles, or its global image, are missing or damaged.
         """
-        pictures = prediction_pictures(self._store, self._settings.experiment, self._image.key)
-        file = self._store.prediction_file(self._settings.experiment, self._image.key)
+        pictures = prediction_pictures(self._store, self._settings.experiment, self.image.key)
+        file = self._store.prediction_file(self._settings.experiment, self.image.key)
         detections = self._found
         if isinstance(detections, UnreadableTilesError):
             # Pictures that are there were made by other weights or of other tiles.
@@ -233,8 +236,8 @@ class _ImagePrediction(ItemWork[PredictionStage]):
             write_prediction(
                 self._store,
                 self._settings.experiment,
-                self._image.image_id,
-                self._image.frames,
+                self.image.image_id,
+                self.image.frames,
                 detections,
                 checkpoints=self._settings.checkpoints,
                 configuration=self._settings.configuration,
@@ -243,7 +246,7 @@ class _ImagePrediction(ItemWork[PredictionStage]):
         return _columns(detections)
 
     def _draw(self, detections: Detections, overlay: Path, heat: Path) -> None:
-        picture = read_global_image(self._store, self._image)
+        picture = read_global_image(self._store, self.image)
         size = (picture.shape[1], picture.shape[0])
         self.write(heat, encode_png(draw_heat_map(picture, heat_map(detections, size))))
         drawn: NDArray[np.uint8] = picture.copy()
@@ -257,7 +260,7 @@ def prediction_pictures(store: ArtefactStore, experiment: str, key: str) -> tupl
 
 
 def _columns(detections: Detections) -> Row:
-    """The columns of an index row that tell what was found."""
+    """Number of detections and best score, as in the index."""
     return {
         "n_detections": len(detections),
         "best_score": max(detections.scores.tolist(), default=None),

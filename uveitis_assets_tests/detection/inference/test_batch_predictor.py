@@ -1,4 +1,4 @@
-"""Which weights a lane's predictions are made with: those of the classes of now, the very ones that are named."""
+"""Weights that predict: of the present classes, and exactly those that the predictions name."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,9 +1,3 @@
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +12,6 @@ from uveitis_assets.detection.inference.prediction_file import read_prediction
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.detection.known_detectors import PaintedBoxDetector
 from uveitis_assets_tests.detection.preprocessed_lane import BATCH, LANE, write_preprocessed_batch
-from uveitis_assets_tests.patience import patience
 
 NAMES = {1: "foyer_choroidien", 2: "hyalite"}
 # Lesions lie clear of the tiles' edges at 36 and 64 px, so that none is cut.
@@ -177,18 +170,6 @@ def test_an_image_that_passed_on_to_another_batch_is_left_to_that_one(store: Art
     assert batch_prediction_sheet(store, "exp", LANE, BATCH, NAMES)[:2] == b"\xff\xd8"
 
 
-def test_a_run_waits_for_one_of_the_batch_that_held_its_images_before(store: ArtefactStore) -> None:
-    write_preprocessed_batch(store, IMAGES)
-    write_ledger(store, ("a", "b00000", "superseded"), *((stem, BATCH, "live") for stem in IMAGES))
-    later = threading.Thread(target=run, args=(store,))
-    with store.lock(f"exp.{LANE}.b00000.predict"):
-        later.start()
-        later.join(0.5)
-        assert not list((store.root / "preds").rglob("*.json"))
-    later.join(patience(30))
-    assert len(list((store.root / "preds").rglob("*.json"))) == 3
-
-
 def test_missing_pictures_are_drawn_again_without_the_network(store: ArtefactStore) -> None:
     write_preprocessed_batch(store, IMAGES)
     run(store)
@@ -259,49 +240,3 @@ def test_the_contact_sheet_is_a_small_jpeg_also_without_detections(store: Artefa
     assert len(sheet) <= 150_000
     run(store, score_threshold=0.95)
     assert batch_prediction_sheet(store, "exp", LANE, BATCH, NAMES)[:2] == b"\xff\xd8"
-
-
-def test_a_killed_run_leaves_whole_files_and_is_continued(store: ArtefactStore) -> None:
-    images = {f"image{n:02d}": {1: (n, 5, n + 20, 34)} for n in range(12)}
-    write_preprocessed_batch(store, images)
-    script = textwrap.dedent(
-        f"""
-        import time
-        from pathlib import Path
-        from uveitis_assets_tests.detection.known_detectors import PaintedBoxDetector
-        from uveitis_assets_tests.detection.inference.test_prediction_batch import run
-        from uveitis_assets.storage.store import ArtefactStore
-
-        class Slow(PaintedBoxDetector):
-            def forward(self, images):
-                time.sleep(0.05)
-                return super().forward(images)
-
-        root = Path({str(store.root)!r})
-        run(ArtefactStore(root, root / "raw"), load_models=lambda: [Slow()], batch_size=1)
-        """
-    )
-    process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    try:
-        while not (n_done := len(list((store.root / "preds").rglob("*.json")))):
-            assert process.poll() is None
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    n_done = len(list((store.root / "preds").rglob("clinic__*.json")))
-    assert 0 < n_done < 12
-    for path in (store.root / "preds").rglob("clinic__*.json"):
-        read_prediction(path)
-    store.remove_dead_partial_files()
-    assert not list(store.root.rglob("*.partial"))
-
-    set_aside = next(path.stem for path in (store.root / "preds").rglob("clinic__*.json"))
-    write_preprocessed_batch(store, images, quarantined=(set_aside.removeprefix("clinic__"),))
-    outcome = run(store)
-    assert (outcome.n_predicted, outcome.n_skipped, outcome.n_removed) == (12 - n_done, n_done - 1, 1)
-    continued = files_of(store)
-    assert not any(set_aside in name for name in continued)
-    for path in (store.root / "preds").rglob("*.json"):
-        path.unlink()
-    run(store)
-    assert files_of(store) == continued

@@ -1,0 +1,403 @@
+"""The contract of the batch engine, held by every family that uses it: nothing is lost, repeated, or left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import threading
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from uveitis_assets.stages.batch_outcome import BatchFailedError
+from uveitis_assets.stages.journal import StageJournal
+from uveitis_assets.storage.store import ArtefactStore, artefact_key
+from uveitis_assets_tests.patience import patience
+from uveitis_assets_tests.stages.batch_users import BATCH, USERS, BatchUser
+from uveitis_assets_tests.stages.disk_faults import count_steps, fill_disk, kill, make_read_only, spread, tear_off
+
+Computed = set[tuple[str, str]]
+
+
+@pytest.fixture(scope="module", params=USERS, ids=lambda user: type(user).__name__)
+def user(request: pytest.FixtureRequest) -> BatchUser:
+    found: BatchUser = request.param
+    return found
+
+
+@pytest.fixture
+def journaled(user: BatchUser) -> BatchUser:
+    if not user.has_journal:
+        pytest.skip("its artefacts record themselves what is done")
+    return user
+
+
+@pytest.fixture(scope="module")
+def landed(user: BatchUser, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with the family's inputs."""
+    store = store_at(tmp_path_factory.mktemp("landed"))
+    user.land(store)
+    return store.root
+
+
+@pytest.fixture(scope="module")
+def made(user: BatchUser, landed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with the family's inputs and all that a whole run makes of them."""
+    root = tmp_path_factory.mktemp("made") / "root"
+    shutil.copytree(landed, root)
+    user.run(store_at(root))
+    return root
+
+
+@pytest.fixture
+def expected(user: BatchUser, made: Path) -> dict[str, bytes]:
+    return user.artefacts(store_at(made))
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Callable[[Path], ArtefactStore]:
+    """Copies a root, each time to another place."""
+    number = iter(range(10_000))
+
+    def copy_of(root: Path) -> ArtefactStore:
+        place = tmp_path / f"copy{next(number)}"
+        shutil.copytree(root, place)
+        return store_at(place)
+
+    return copy_of
+
+
+@pytest.fixture
+def computed(user: BatchUser, monkeypatch: pytest.MonkeyPatch) -> Computed:
+    """Every item and stage that is computed."""
+    seen: Computed = set()
+    monkeypatch.setattr(user.work, "run", recording(user, seen))
+    return seen
+
+
+def store_at(root: Path) -> ArtefactStore:
+    return ArtefactStore(root, root / "raw")
+
+
+def recording(user: BatchUser, seen: Computed) -> Callable[[Any, str], Any]:
+    original = user.work.run
+
+    def run(work: Any, stage: str) -> Any:
+        seen.add((user.item_of(work), stage))
+        return original(work, stage)
+
+    return run
+
+
+def leftovers(user: BatchUser, store: ArtefactStore) -> list[str]:
+    return [name for name in user.artefacts(store) if name.endswith((".partial", ".journal"))]
+
+
+def stamps(user: BatchUser, store: ArtefactStore) -> dict[Path, tuple[int, int]]:
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in user.files(store)}
+
+
+# Kills and other processes ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    """Processes that start in milliseconds because the server has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "uveitis_assets.detection.inference.prediction_batch"])
+    return context
+
+
+def recorded_run(user: BatchUser, store: ArtefactStore, report: Any) -> None:
+    seen: Computed = set()
+    user.work.run = recording(user, seen)  # type: ignore[method-assign]
+    store.remove_dead_partial_files()
+    user.run(store)
+    report.put(seen)
+
+
+@pytest.mark.parametrize("former", [None, "0"], ids=["fresh", "over another version"])
+def test_a_batch_killed_anywhere_is_finished_with_the_same_bytes_and_repeats_nothing(
+    user: BatchUser,
+    landed: Path,
+    expected: dict[str, bytes],
+    processes: ForkServerContext,
+    copy: Callable[[Path], ArtefactStore],
+    computed: Computed,
+    former: str | None,
+) -> None:
+    begun = copy(landed)
+    if former is not None:
+        user.run(begun, version=former)
+    n_steps = count_steps(processes, user.run, copy(begun.root), "1", 1)
+    n_finished = set()
+    n_kills = user.kills or (n_steps if former is None else 24)
+    for kill_at in spread(n_kills, n_steps):
+        store = copy(begun.root)
+        kill(processes, kill_at, user.run, store, "1", 1 + kill_at % 2)
+        finished = user.finished(store, expected)
+        computed.clear()
+        store.remove_dead_partial_files()
+        user.run(store)
+        assert not finished & computed, f"killed at step {kill_at}: repeated {sorted(finished & computed)}"
+        assert user.artefacts(store) == expected, f"killed at step {kill_at}"
+        n_finished.add(len(finished))
+        shutil.rmtree(store.root)
+    assert len(n_finished) > 3, "the kills fell at too few different points"
+
+
+def test_of_two_processes_with_the_same_batch_the_second_finds_it_done(
+    user: BatchUser,
+    landed: Path,
+    expected: dict[str, bytes],
+    processes: ForkServerContext,
+    copy: Callable[[Path], ArtefactStore],
+) -> None:
+    store = copy(landed)
+    report = processes.SimpleQueue()
+    both = [processes.Process(target=recorded_run, args=(user, store, report)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(patience(60))
+        assert process.exitcode == 0
+    idle, busy = sorted((report.get() for _ in both), key=len)
+    assert idle == set()
+    assert busy.issuperset((item_id, stage) for item_id in user.usable for stage in user.stages)
+    assert user.artefacts(store) == expected
+
+
+def test_a_run_waits_for_one_of_the_batch_that_held_its_items_before(
+    user: BatchUser,
+    landed: Path,
+    expected: dict[str, bytes],
+    copy: Callable[[Path], ArtefactStore],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = copy(landed)
+    entries = [(user.usable[0], "b00000", "superseded"), *((item_id, BATCH, "live") for item_id in user.usable)]
+    store.ledger_file(user.lane).parent.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame(entries, schema=["image_id", "batch", "state"], orient="row").write_parquet(
+        store.ledger_file(user.lane)
+    )
+    waits = threading.Event()
+    original = ArtefactStore.lock
+
+    def lock(self: ArtefactStore, name: str) -> Any:
+        if threading.current_thread() is later and name == user.lock_name("b00000"):
+            waits.set()
+        return original(self, name)
+
+    monkeypatch.setattr(ArtefactStore, "lock", lock)
+    later = threading.Thread(target=user.run, args=(store,))
+    with store.lock(user.lock_name("b00000")):
+        later.start()
+        assert waits.wait(patience(30))
+        assert user.artefacts(store) == {}
+    later.join(patience(30))
+    assert user.artefacts(store) == expected
+
+
+# The disk -----------------------------------------------------------------------------------------------------
+
+
+def test_an_item_without_room_on_the_disk_is_named_after_the_others_are_done(
+    user: BatchUser,
+    landed: Path,
+    expected: dict[str, bytes],
+    copy: Callable[[Path], ArtefactStore],
+    computed: Computed,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, unlucky = copy(landed), user.usable[1]
+    with monkeypatch.context() as patch:
+        fill_disk(patch, lambda path: artefact_key(unlucky) in path.as_posix())
+        with pytest.raises(
+            BatchFailedError, match=f"1 of .* failed, the others are done.*\n{unlucky}: OSError"
+        ) as caught:
+            user.run(store)
+    assert [item_id for item_id, _ in caught.value.failures] == [unlucky]
+    assert leftovers(user, store) == []
+    assert user.artefacts_of(store, unlucky) == []
+    computed.clear()
+    user.run(store)
+    assert computed == {(unlucky, stage) for stage in user.stages}
+    assert user.artefacts(store) == expected
+
+
+def test_a_journal_without_room_on_the_disk_is_named_and_the_run_is_continued(
+    journaled: BatchUser,
+    landed: Path,
+    expected: dict[str, bytes],
+    copy: Callable[[Path], ArtefactStore],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = copy(landed)
+    with monkeypatch.context() as patch:
+        fill_disk(patch, lambda path: path.suffix == ".journal")
+        with pytest.raises(OSError, match=rf"No space left on device: .*{BATCH}\.journal"):
+            journaled.run(store)
+    journaled.run(store)
+    assert journaled.artefacts(store) == expected
+
+
+def test_an_index_without_room_on_the_disk_is_named_and_nothing_is_computed_again(
+    user: BatchUser,
+    landed: Path,
+    expected: dict[str, bytes],
+    copy: Callable[[Path], ArtefactStore],
+    computed: Computed,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = copy(landed)
+    with monkeypatch.context() as patch:
+        fill_disk(patch, lambda path: path.suffix == ".parquet")
+        with pytest.raises(OSError, match=rf"No space left on device: .*{BATCH}\.parquet"):
+            user.run(store)
+    computed.clear()
+    user.run(store)
+    assert computed == set()
+    assert user.artefacts(store) == expected
+
+
+def test_a_read_only_folder_is_named_and_loses_nothing(
+    user: BatchUser,
+    landed: Path,
+    expected: dict[str, bytes],
+    copy: Callable[[Path], ArtefactStore],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = copy(landed)
+    user.run(store, version="0")
+    before = user.artefacts(store)
+    with monkeypatch.context() as patch:
+        make_read_only(patch, store.root)
+        with pytest.raises(OSError, match=f"Read-only file system: '{store.root}"):
+            user.run(store)
+    assert user.artefacts(store) == before
+    user.run(store)
+    assert user.artefacts(store) == expected
+
+
+def test_a_damaged_index_is_named_and_once_it_is_deleted_made_again(
+    user: BatchUser, made: Path, expected: dict[str, bytes], copy: Callable[[Path], ArtefactStore]
+) -> None:
+    store = copy(made)
+    for stage in user.stages:
+        index = user.index(store, stage)
+        index.write_bytes(b"PAR1 and then nothing")
+        before = user.artefacts(store)
+        with pytest.raises(ValueError, match=rf"{stage}.*{BATCH}\.parquet: expected a stage index.* delete the file"):
+            user.run(store)
+        assert user.artefacts(store) == before
+        index.unlink()
+        user.run(store)
+        assert user.artefacts(store) == expected
+
+
+@pytest.mark.parametrize("damage", ["torn", "no text"])
+def test_a_damaged_journal_costs_only_the_lines_that_are_damaged(
+    journaled: BatchUser,
+    made: Path,
+    expected: dict[str, bytes],
+    copy: Callable[[Path], ArtefactStore],
+    computed: Computed,
+    damage: str,
+) -> None:
+    store, stage = copy(made), journaled.stages[-1]
+    rows = journaled_rows(journaled, store, stage)
+    journal = store.stage_journal(journaled.lane, stage, BATCH)
+    journaled.index(store, stage).unlink()
+    lost = journaled.usable[0]
+    with StageJournal(journal) as writer:
+        for item_id, row in rows.items():
+            if item_id != lost:
+                writer.finish(item_id, row)
+    if damage == "torn":
+        tear_off(journal)
+    else:
+        journal.write_bytes(journal.read_bytes() + b"\n\xff\x00\x80\n[1]\n{}\n")
+    journaled.run(store)
+    assert computed == {(lost, stage)}
+    assert journaled.artefacts(store) == expected
+
+
+def journaled_rows(user: BatchUser, store: ArtefactStore, stage: str) -> dict[str, dict[str, Any]]:
+    table = pl.read_parquet(user.index(store, stage))
+    return {row["image_id"]: row for row in table.to_dicts()}
+
+
+# Items --------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_computes_nothing_and_touches_nothing(
+    user: BatchUser, made: Path, copy: Callable[[Path], ArtefactStore], computed: Computed
+) -> None:
+    store = copy(made)
+    user.set_aside(store, user.usable[0])
+    user.run(store)
+    before = stamps(user, store)
+    computed.clear()
+    user.run(store)
+    assert computed == set()
+    assert stamps(user, store) == before
+
+
+def test_an_item_that_is_set_aside_loses_its_artefacts_and_no_other_is_touched(
+    user: BatchUser, made: Path, copy: Callable[[Path], ArtefactStore], computed: Computed
+) -> None:
+    store, refused = copy(made), user.usable[1]
+    before = stamps(user, store)
+    user.set_aside(store, refused)
+    user.run(store)
+    assert computed == set()
+    assert user.artefacts_of(store, refused) == []
+    after = stamps(user, store)
+    indexes = {user.index(store, stage) for stage in user.stages}
+    assert {path for path in before if after.get(path) != before[path]} - indexes == {
+        path for path in before if artefact_key(refused) in path.as_posix()
+    }
+
+
+def test_an_item_that_leaves_the_batch_leaves_nothing_behind(
+    user: BatchUser, landed: Path, made: Path, copy: Callable[[Path], ArtefactStore], computed: Computed
+) -> None:
+    fresh, store = copy(landed), copy(made)
+    for root in (fresh, store):
+        user.take_away(root, user.usable[2])
+    user.run(fresh)
+    computed.clear()
+    user.run(store)
+    assert computed == set()
+    assert user.artefacts(store) == user.artefacts(fresh)
+
+
+def test_an_item_that_another_batch_has_now_keeps_its_artefacts(
+    user: BatchUser, made: Path, expected: dict[str, bytes], copy: Callable[[Path], ArtefactStore]
+) -> None:
+    store, moved = copy(made), user.usable[2]
+    kept = user.artefacts_of(store, moved)
+    entries = [(moved, BATCH, "superseded"), (moved, "b00002", "live")]
+    entries += [(item_id, BATCH, "live") for item_id in user.usable if item_id != moved]
+    store.ledger_file(user.lane).parent.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame(entries, schema=["image_id", "batch", "state"], orient="row").write_parquet(
+        store.ledger_file(user.lane)
+    )
+    user.take_away(store, moved)
+    user.run(store)
+    after = user.artefacts(store)
+    assert kept
+    assert {name: after[name] for name in kept} == {name: expected[name] for name in kept}
+
+
+def test_one_worker_and_several_write_the_same_bytes(
+    user: BatchUser, landed: Path, expected: dict[str, bytes], copy: Callable[[Path], ArtefactStore]
+) -> None:
+    for workers in (1, 4):
+        store = copy(landed)
+        user.run(store, workers=workers)
+        assert user.artefacts(store) == expected
