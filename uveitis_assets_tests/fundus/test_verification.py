@@ -53,7 +53,7 @@ def test_figures_are_taken_over_all_lanes_and_batches(store: ArtefactStore) -> N
     refused = ["sam2_prompted: expected a mask of at least 0.100 of the image, found 0.002"]
     write_stage_index(
         store.stage_index("one", "roi_masks", "b1"),
-        "roi_masks",
+        STAGE_SCHEMAS["roi_masks"],
         [
             roi_row("a", area_ratio=0.11),
             roi_row("b", border_touch_ratio=0.6),
@@ -61,11 +61,13 @@ def test_figures_are_taken_over_all_lanes_and_batches(store: ArtefactStore) -> N
         ],
     )
     write_stage_index(
-        store.stage_index("two", "roi_masks", "b7"), "roi_masks", [roi_row("c", fallbacks=refused), roi_row("d")]
+        store.stage_index("two", "roi_masks", "b7"),
+        STAGE_SCHEMAS["roi_masks"],
+        [roi_row("c", fallbacks=refused), roi_row("d")],
     )
     write_stage_index(
         store.stage_index("one", "tiles", "b1"),
-        "tiles",
+        STAGE_SCHEMAS["tiles"],
         [tiles_row("a", n_tiles=12, reconstruction_abs_error=0.5), tiles_row("b")],
     )
     metrics = preprocess_metrics(store)
