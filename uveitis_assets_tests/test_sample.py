@@ -13,6 +13,7 @@ import pytest
 
 from uveitis_assets.sample import (
     LESION_FOLDERS,
+    UltraWidefieldSample,
     render_regular_fundus,
     render_ultra_widefield,
     write_fgadr,
@@ -157,9 +158,13 @@ def test_the_box_of_one_pixel_is_that_pixel() -> None:
     assert sorted(map(tuple, corners.round(4))) == [(16, 24), (16, 25), (17, 24), (17, 25)]
 
 
-def test_the_retina_is_the_lit_coloured_field_without_black_corners() -> None:
-    for seed in range(6):
-        sample = render_ultra_widefield(seed, 400, 315, classes=())
+@pytest.fixture(scope="module")
+def healthy_eyes() -> list[UltraWidefieldSample]:
+    return [render_ultra_widefield(seed, 400, 315, classes=()) for seed in range(6)]
+
+
+def test_the_retina_is_the_lit_coloured_field_without_black_corners(healthy_eyes: list[UltraWidefieldSample]) -> None:
+    for sample in healthy_eyes:
         share = sample.retina_mask.mean()
         assert 0.4 < share < 0.97
         black = sample.image_rgb.max(axis=2) <= 4
@@ -169,10 +174,9 @@ def test_the_retina_is_the_lit_coloured_field_without_black_corners() -> None:
         assert components == 2
 
 
-def test_lids_make_brightness_alone_a_poor_retina_mask() -> None:
+def test_lids_make_brightness_alone_a_poor_retina_mask(healthy_eyes: list[UltraWidefieldSample]) -> None:
     overlaps = []
-    for seed in range(6):
-        sample = render_ultra_widefield(seed, 400, 315)
+    for sample in healthy_eyes:
         bright = sample.image_rgb.max(axis=2) > 25
         overlaps.append((bright & sample.retina_mask).sum() / (bright | sample.retina_mask).sum())
     assert np.mean(overlaps) < 0.93

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 Color = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
 
-
 TEXT_SCALE_PX = 22.0  # height in px of OpenCV's Hershey simplex font at scale 1
-
-
 MARGIN_PX = 2
+SHEET_COLUMNS = 4
+SHEET_TILE_PX = 300
+SHEET_GAP_PX = 4
 
 
 def draw_box(image: NDArray[np.uint8], box: Sequence[float], color: Color, *, thickness: int = 2) -> None:
@@ -53,15 +53,6 @@ def draw_name(image: NDArray[np.uint8], text: str, box: Sequence[float], color: 
 
 def _text_size(text: str, height_px: int) -> tuple[Sequence[int], int]:
     return cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, height_px / TEXT_SCALE_PX, 1)
-
-
-SHEET_COLUMNS = 4
-
-
-SHEET_TILE_PX = 300
-
-
-SHEET_GAP_PX = 4
 
 
 def rectangles_overlap(one: Rectangle, other: Rectangle) -> bool:

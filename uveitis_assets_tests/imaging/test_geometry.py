@@ -28,7 +28,7 @@ def frames_of_images(draw: st.DrawFn) -> ImageFrames:
     return image_frames((width, height), (x0, y0, x1, y1), tiling)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(frames_of_images(), st.lists(st.tuples(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4)), min_size=1, max_size=8))
 def test_points_come_back_from_every_frame_to_a_millionth_of_a_pixel(
     frames: ImageFrames, points: list[tuple[float, float]]
@@ -40,7 +40,7 @@ def test_points_come_back_from_every_frame_to_a_millionth_of_a_pixel(
         np.testing.assert_allclose(transform.apply(transform.inverse().apply(there)), there, rtol=0, atol=1e-6)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(frames_of_images(), st.floats(0, 5000), st.floats(0, 5000))
 def test_global_coordinates_follow_the_documented_formula(frames: ImageFrames, x: float, y: float) -> None:
     side = max(frames.crop_size)
@@ -52,7 +52,7 @@ def test_global_coordinates_follow_the_documented_formula(frames: ImageFrames, x
     np.testing.assert_allclose(frames.raw_to_global.apply((x, y)), expected, rtol=1e-12, atol=1e-7)
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(frames_of_images())
 def test_frames_come_back_from_their_metadata_files(frames: ImageFrames) -> None:
     def through_json(value: dict[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_tiles_cover_every_pixel_without_leaving_the_image_or_repeating(
     assert boxes(tiles) == sorted(boxes(tiles), key=lambda box: (box[1], box[0]))
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.integers(20, 200), st.integers(20, 200), st.integers(32, 90), st.floats(0.0, 0.8), st.integers(0, 9))
 def test_tiles_put_together_give_the_image_again(
     width: int, height: int, tile_size: int, overlap: float, seed: int
@@ -95,7 +95,7 @@ def test_the_global_image_is_the_padded_crop_scaled_by_area() -> None:
     np.testing.assert_array_equal(used_before, square)
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(st.integers(33, 400), st.integers(32, 120), st.floats(0.0, 1.0), st.integers(0, 9))
 def test_rows_that_are_known_to_be_black_change_nothing(side: int, size: int, share: float, seed: int) -> None:
     canvas = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)

@@ -144,7 +144,7 @@ def boxes_by_scipy(mask: NDArray[np.bool_], min_area: int) -> set[tuple[int, int
 masks = arrays(np.bool_, st.tuples(st.integers(1, 24), st.integers(1, 24)))
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(masks, st.integers(1, 14))
 def test_boxes_are_those_of_an_independent_component_labelling(mask: NDArray[np.bool_], min_area: int) -> None:
     lesions = lesions_of_mask(mask, 5, min_area)
@@ -154,7 +154,7 @@ def test_boxes_are_those_of_an_independent_component_labelling(mask: NDArray[np.
     assert lesions.category_ids.tolist() == [5] * len(boxes)
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(masks)
 def test_outlines_are_valid_fill_their_box_and_cover_the_pixels_of_their_component(mask: NDArray[np.bool_]) -> None:
     lesions = lesions_of_mask(mask, 5, 1)

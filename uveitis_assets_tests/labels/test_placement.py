@@ -126,7 +126,7 @@ def frames(draw: st.DrawFn) -> ImageFrames:
     )
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(
     st.lists(quad_within(-300, 1500), min_size=1, max_size=4),
     frames(),
@@ -179,7 +179,7 @@ def covered_share(polygons: list[list[float]], size: tuple[int, int]) -> NDArray
     return inside
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(quad_within(-30, 70), st.integers(0, 20), st.integers(0, 20))
 def test_a_clipped_polygon_covers_the_same_points_as_the_whole_one_in_the_window(
     corners: list[tuple[float, float]], x0: int, y0: int

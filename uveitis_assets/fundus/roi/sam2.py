@@ -31,7 +31,6 @@ Precision = Literal["auto", "float32", "bfloat16"]
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 
-
 # Building a model imports sam2 (global Hydra state) and draws from torch's global random generator.
 _build_lock = threading.Lock()
 

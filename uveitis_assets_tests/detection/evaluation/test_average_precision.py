@@ -54,7 +54,7 @@ def test_ap_of_random_images_equals_pycocotools(seed: int) -> None:
     assert_equal_to_pycocotools(truths, detections, max_detections=400 if seed % 3 else 4)
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(drawn_cases())
 def test_ap_equals_pycocotools_for_ties_equal_boxes_empty_images_and_absent_classes(
     case: tuple[list[GroundTruth], list[Detections]],

@@ -40,7 +40,7 @@ def in_global(frames: ImageFrames, lesion: Lesion) -> np.ndarray:
     return (np.array(lesion) + np.tile(frames.pad_xy, 2)) * scale
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(
     tile_size=st.sampled_from([32, 64, 100]),
     overlap=st.sampled_from([0.0, 0.1, 0.25, 0.6]),
@@ -78,7 +78,7 @@ def test_a_lesion_cut_by_seams_in_any_way_ends_as_one_box_equal_to_the_whole(
     assert merged.scores[0] == scores[meets].max()
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(
     overlap=st.sampled_from([0.25, 0.4, 0.6]),
     place=st.tuples(*[st.floats(0, 1)] * 2),

@@ -146,7 +146,7 @@ boxes_strategy = st.lists(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(boxes_strategy, st.sampled_from([0.0, 0.3, 0.5, 1 / 3]))
 def test_suppression_equals_the_greedy_loop(rows: list[tuple[int, ...]], iou: float) -> None:
     boxes = np.array([(x, y, x + w, y + h) for x, y, w, h, _ in rows], np.float64).reshape(-1, 4)

@@ -82,7 +82,7 @@ rows_strategy = st.lists(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.lists(rows_strategy, min_size=1, max_size=3), st.sampled_from([0.35, 0.513]))
 def test_many_images_together_are_fused_as_by_the_published_loop(
     images: list[list[tuple[tuple[int, ...], float, int]]], iou: float

@@ -40,7 +40,7 @@ proposal = st.tuples(st.floats(-90, 90), st.floats(-90, 90), st.floats(3, 90), s
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(rectangle, proposal)
 def test_every_rectangle_can_be_encoded_relative_to_every_proposal(wanted: Tensor, box: Tensor) -> None:
     terms, importance = encode_rectangles(wanted, box)
@@ -54,7 +54,7 @@ def test_squares_keep_their_angle() -> None:
     assert overlap(decode_rectangles(terms, PROPOSAL.expand(33, 4)), wanted) == pytest.approx([1] * 33, abs=1e-6)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(rectangle)
 def test_a_rectangle_written_with_its_sides_exchanged_or_half_a_turn_on_has_the_same_terms(wanted: Tensor) -> None:
     cx, cy, w, h, angle = wanted[0].tolist()

@@ -72,7 +72,7 @@ def hull_ious(a: Floats, b: Floats) -> Floats:
     return np.array([[shapely_iou(first, second) for second in hulls_b] for first in hulls_a])
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(rectangles(), rectangles())
 def test_the_overlap_of_rotated_rectangles_is_shapelys(a: Tensor, b: Tensor) -> None:
     expected = [
@@ -83,7 +83,7 @@ def test_the_overlap_of_rotated_rectangles_is_shapelys(a: Tensor, b: Tensor) -> 
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(coarse_corners | loose_corners, coarse_corners | loose_corners)
 def test_any_four_points_overlap_as_their_hulls_do(a: Floats, b: Floats) -> None:
     expected = hull_ious(a, b)
@@ -96,7 +96,7 @@ def test_any_four_points_overlap_as_their_hulls_do(a: Floats, b: Floats) -> None
     assert ((found >= 0) & (found <= 1)).all()
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(rectangles(1, 4), rectangles(1, 4), st.floats(-7, 7), st.floats(-500, 500), st.floats(-500, 500))
 def test_overlap_is_symmetric_and_does_not_change_when_both_are_moved_and_turned(
     a: Tensor, b: Tensor, turn: float, shift_x: float, shift_y: float
@@ -110,7 +110,7 @@ def test_overlap_is_symmetric_and_does_not_change_when_both_are_moved_and_turned
     torch.testing.assert_close(moved, overlaps, rtol=0, atol=1e-9)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(rectangles(1, 4), st.permutations(range(4)))
 def test_a_box_overlaps_itself_fully_whatever_the_order_of_its_corners(a: Tensor, order: list[int]) -> None:
     corners = corners_from_rectangles(a)
@@ -118,7 +118,7 @@ def test_a_box_overlaps_itself_fully_whatever_the_order_of_its_corners(a: Tensor
     torch.testing.assert_close(overlaps, torch.ones_like(overlaps), rtol=0, atol=1e-9)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(rectangle_rows(), st.floats(1e-15, 1e-6), st.floats(0, 6.3))
 def test_almost_identical_boxes_overlap_almost_fully(row: tuple[float, ...], amount: float, direction: float) -> None:
     corners = corners_from_rectangles(torch.tensor([row], dtype=torch.float64))
@@ -166,7 +166,7 @@ def test_pairs_beyond_one_portion_are_the_same_as_one_by_one() -> None:
     torch.testing.assert_close(torch.cat([rotated_iou(row[None], b) for row in a]), together, rtol=0, atol=1e-14)
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(rectangles(), st.permutations(range(4)))
 def test_a_rectangle_survives_the_way_to_corners_and_back(a: Tensor, order: list[int]) -> None:
     rows = rectangles_from_corners(corners_from_rectangles(a)[:, order])
@@ -210,7 +210,7 @@ def test_positive_angles_turn_clockwise_on_screen() -> None:
     np.testing.assert_allclose(right_end, [10 * math.sqrt(3) / 2, 5], atol=1e-6)
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(coarse_corners | loose_corners, st.permutations(range(4)))
 def test_the_rectangle_around_four_points_is_the_smallest_and_contains_them(points: Floats, order: list[int]) -> None:
     rows = rectangles_from_corners(torch.from_numpy(points[:, order]))

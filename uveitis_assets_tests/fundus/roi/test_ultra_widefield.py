@@ -22,12 +22,13 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Outlined:
-    """A photograph, its retina and what no score counts, all at 768 px."""
+    """A photograph, its retina, what no score counts, and the mask found, all at 768 px."""
 
     name: str
     image: Image
     retina: Image
     ignored: Image
+    found: Image
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,9 @@ def outlined(real_data: Path) -> list[Outlined]:
             for polygon in polygons:
                 cv2.fillPoly(mask, [np.round(np.array(polygon) * scale).astype(np.int32)], 255)
             masks.append(mask)
-        examples.append(Outlined(truth_file.stem, small, *masks))
+        found = uwf_retina_mask(small)
+        found.flags.writeable = False
+        examples.append(Outlined(truth_file.stem, small, *masks, found))
     assert len(examples) == 8
     return examples
 
@@ -150,7 +153,7 @@ def assert_one_component_without_holes(mask: Image) -> None:
 
 
 def test_outlines_drawn_by_eye_are_found(outlined: list[Outlined]) -> None:
-    scores = {e.name: score(uwf_retina_mask(e.image), e.retina, e.ignored) for e in outlined}
+    scores = {e.name: score(e.found, e.retina, e.ignored) for e in outlined}
     assert min(scores.values()) >= 0.90, scores
     assert np.mean(list(scores.values())) >= 0.96, scores
 
@@ -174,16 +177,14 @@ def test_a_line_of_text_beside_the_photograph_changes_nothing(above: bool, outli
         assert (band.max(axis=(1, 2)) > 0).sum() > 15  # rows of writing
         photograph = slice(60, None) if above else slice(0, height)
         mask = uwf_retina_mask(np.vstack([band, example.image] if above else [example.image, band]))
-        alone = uwf_retina_mask(example.image)
-        assert score(mask[photograph], alone, np.zeros_like(alone)) >= 0.97, example.name
+        assert score(mask[photograph], example.found, np.zeros_like(example.found)) >= 0.97, example.name
         assert mask.sum() - mask[photograph].sum() <= 0.01 * mask.sum(), example.name
 
 
 def test_every_mask_is_one_component_without_holes(outlined: list[Outlined]) -> None:
     for example in outlined:
-        mask = uwf_retina_mask(example.image)
-        assert mask.shape == example.image.shape[:2]
-        assert_one_component_without_holes(mask)
+        assert example.found.shape == example.image.shape[:2]
+        assert_one_component_without_holes(example.found)
 
 
 def test_the_same_image_gives_the_same_mask_and_stays_unchanged(outlined: list[Outlined]) -> None:
@@ -202,7 +203,7 @@ def test_the_mask_does_not_depend_on_the_size(longest_side: int, outlined: list[
         other = cv2.resize(example.image, None, fx=scale, fy=scale, interpolation=interpolation)
         height, width = example.retina.shape
         mask = np.asarray(cv2.resize(uwf_retina_mask(np.asarray(other, np.uint8)), (width, height)) > 127)
-        reference = uwf_retina_mask(example.image) > 0
+        reference = example.found > 0
         agreements.append((mask & reference).sum() / (mask | reference).sum())
     assert min(agreements) >= 0.93, agreements
     assert np.mean(agreements) >= 0.97, agreements
@@ -249,8 +250,8 @@ def test_an_ellipse_between_lids_is_found_without_real_images() -> None:
 def test_generated_images_are_outlined_and_lose_no_retina() -> None:
     """Their lids may be as dull as the fundus and have soft shadows for an edge: some are taken for retina."""
     scores, kept = {}, {}
-    for seed in range(200, 216):
-        sample = render_ultra_widefield(seed, 400, 315)
+    for seed in range(200, 208):
+        sample = render_ultra_widefield(seed, 768, 604)
         mask = uwf_retina_mask(sample.image_rgb)
         scores[seed] = score(mask, (sample.retina_mask > 0).astype(np.uint8), np.zeros_like(mask))
         kept[seed] = (mask[sample.retina_mask > 0] > 0).mean()
