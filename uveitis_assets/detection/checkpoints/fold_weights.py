@@ -16,7 +16,7 @@ from torch import nn
 from uveitis_assets.detection.checkpoints.loading import load_trained_detector
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.run_folder import RunFolder, ended_with, is_unfinished
-from uveitis_assets.training.run_replacement import usable_run
+from uveitis_assets.training.run_replacement import current_run
 from uveitis_assets.training.weights_files import file_digest, read_lineage
 
 _SHOWN = 3
@@ -112,7 +112,7 @@ def fold_weights(store: ArtefactStore, experiment: str, fold: int) -> FoldWeight
         TrainingNotUsableError: the training is not finished, or ended with other weights.
     """
     name = f"{experiment}/checkpoint of fold{fold}"
-    folder = usable_run(RunFolder(store.run_folder(experiment, fold)))
+    folder = current_run(RunFolder(store.run_folder(experiment, fold)))
     if is_unfinished(folder):
         raise TrainingNotUsableError(
             f"{folder.path}: {name} is being trained or was stopped on the way; materialize {name} to its end first"

@@ -26,7 +26,7 @@ from uveitis_assets.storage.files import read_json
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.device import Device, chosen_device
 from uveitis_assets.training.run_folder import RunFolder, is_unfinished
-from uveitis_assets.training.run_replacement import usable_run
+from uveitis_assets.training.run_replacement import current_run
 from uveitis_assets.training.weights_files import read_weights_file
 
 
@@ -124,7 +124,7 @@ def _with_named_files(store: ArtefactStore, lane: DetectorLaneConfiguration, fol
 
 def inspect_checkpoint(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> CheckpointFindings:
     """Read a fold's best weights and hold them against their lineage and against the labels of now."""
-    folder = usable_run(RunFolder(store.run_folder(lane.name, fold)))
+    folder = current_run(RunFolder(store.run_folder(lane.name, fold)))
     path = folder.best_weights
     try:
         file = read_weights_file(path)
