@@ -61,7 +61,7 @@ class States(Protocol):
         ...
 
     def save(self, state: TrainingState) -> None:
-        """Write the state, then whatever tells of the epochs in it."""
+        """Write the state, then the rows of its epochs where they have a file of their own."""
         ...
 
 
@@ -79,7 +79,7 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainingLoop(Generic[Item]):
-    """One call of a training; ``began`` lies earlier by what it took before it was killed (monotonic clock, s)."""
+    """One call of a training; ``began`` is its start on the monotonic clock, s, minus the time before a kill."""
 
     task: Task[Item]
     options: LoopOptions
@@ -157,7 +157,7 @@ class TrainingLoop(Generic[Item]):
         position, options = self.state.position, self.options
         listener.on_train_start(n_epochs=options.epochs, n_steps=self.n_steps, step=position.step)
         while position.epoch < options.epochs and not self.stopped_early:
-            # Both ends of an epoch write a state.
+            # The epoch before ended with a state.
             saved = time.monotonic()
             with self.task.in_epoch(self.state.model, position.epoch):
                 for items in self.task.batches(position.epoch, position.batch):

@@ -1,4 +1,4 @@
-"""A training in processes of its own: starts them (torchrun), passes on what rank 0 tells, and joins them in a group.
+"""A training in processes of its own: starts them (torchrun), passes rank 0's events on, joins them in a group.
 
 ``run_in_processes`` is for the process that waits, ``training_process`` for those that train: a module that torchrun
 runs opens it around its training. A process that fails leaves its error in ``process_errors/`` of the run folder, so

@@ -43,7 +43,7 @@ _PLAIN_DATA: list[Any] = [
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """Tensors by name, on the CPU, and what the file says about them.
+    """Tensors by name, on the CPU, and what else the file holds.
 
     ``root`` names where the tensors stood in a PyTorch file: ``average``, ``model``, ``teacher``, ``state_dict``, or
     "" when the file was nothing but tensors; ``details`` are a .safetensors file's lineage, or the other roots of a

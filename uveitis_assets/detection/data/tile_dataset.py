@@ -1,6 +1,6 @@
 """Tiles and their lesions as a torch dataset: uint8 pixels at the network's input size, and the targets that
 torchvision's detectors expect. What an item looks like depends on the seed, the epoch and the draw alone, never on
-which worker made it. It decides no order and no batches; those are ``sampling`` and ``detector_batches``.
+which worker made it. It decides no order and no batches; those are ``sampling`` and ``loader``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import torch
 
 from uveitis_assets.detection.configuration import DetectorConfiguration
 from uveitis_assets.detection.data.labelled_split import LabelledImage, LabelledSplit
-from uveitis_assets.detection.data.loader import Batch, detector_batches
+from uveitis_assets.detection.data.loader import Batch, tile_loader
 from uveitis_assets.detection.data.sampling import EpochSampler, limit_images, overfit_split
 from uveitis_assets.detection.data.tile_dataset import TileDataset, TilePixels
 from uveitis_assets.detection.evaluation.oriented_average_precision import has_oriented_labels
@@ -70,7 +70,7 @@ def check_never_learned(learned_before: Collection[str], val: LabelledSplit) -> 
     if learned:
         raise ValueError(
             f"initialise: the first weights learned {len(learned)} of the {len(val.images)} images of fold {val.fold}, "
-            f"{val.split}, e.g. {learned[0]}: AP there would say nothing; start each fold from weights of the same "
+            f"{val.split}, e.g. {learned[0]}: AP there would be meaningless; start each fold from weights of the same "
             "fold and splits (initialise.experiment), or from weights that never saw these images"
         )
 
@@ -96,7 +96,7 @@ class EpochBatches:
             train.images, configuration.sampling, options.seed, rank=process_rank(), world_size=n_processes()
         )
         self._batch_size = options.batch_size
-        self._batches = detector_batches(
+        self._batches = tile_loader(
             self._dataset,
             self._sampler,
             batch_size=self._batch_size,

@@ -60,16 +60,16 @@ def test_three_quarters_are_hidden_and_the_visible_ones_are_those_of_the_smalles
 def test_loss_looks_at_hidden_patches_alone_and_normalizes_each_patch() -> None:
     model = tiny()
     images = torch.rand(1, 3, 64, 64)
-    painted = torch.rand(1, 16, 768)
+    predicted = torch.rand(1, 16, 768)
     hidden = torch.zeros(1, 16)
     hidden[0, 5] = 1
     patch = images[0, :, 16:32, 16:32].permute(1, 2, 0).reshape(-1).double()
     normalized = (patch - patch.mean()) / (patch.var() + 1e-6).sqrt()
-    expected = (painted[0, 5].double() - normalized).square().mean()
-    assert model.reconstruction_loss(images, painted, hidden).item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = (predicted[0, 5].double() - normalized).square().mean()
+    assert model.reconstruction_loss(images, predicted, hidden).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_visible_patches_decide_the_painting_and_hidden_pixels_do_not() -> None:
+def test_visible_patches_decide_the_prediction_and_hidden_pixels_do_not() -> None:
     model = tiny().eval()
     images, noise = torch.rand(1, 3, 64, 64), torch.rand(1, 16)
     changed = images.clone()
@@ -89,7 +89,7 @@ def lane(store: ArtefactStore) -> ArtefactStore:
     return store
 
 
-def test_a_fixed_batch_is_learned_by_heart() -> None:
+def test_a_fixed_batch_is_overfitted() -> None:
     model = tiny()
     images = torch.rand(4, 3, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
     noise = torch.rand(4, 16)
