@@ -150,11 +150,11 @@ def take_sample(folder: str, mode: str, backbone: str, steps: int) -> dict[str, 
 
 def batches_speed(dataset: Any) -> float:
     from uveitis_assets.detection.configuration import SamplingConfiguration
-    from uveitis_assets.detection.data.loader import detector_batches
+    from uveitis_assets.detection.data.loader import tile_loader
     from uveitis_assets.detection.data.sampling import EpochSampler
 
     sampler = EpochSampler(dataset.images, SamplingConfiguration(), 0)
-    batches = detector_batches(dataset, sampler, batch_size=2, num_workers=1)
+    batches = tile_loader(dataset, sampler, batch_size=2, num_workers=1)
     list(batches)
     started = time.perf_counter()
     n_tiles = 0

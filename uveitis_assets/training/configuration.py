@@ -1,12 +1,18 @@
-"""Configuration of an optimization: epochs, learning rate, averaging, states to continue from."""
+"""Configuration of an optimization: epochs, learning rate, averaging, states to continue from.
+
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from uveitis_assets.configuration import Configuration
+
+if TYPE_CHECKING:
+    from uveitis_assets.training.loop import LoopOptions
 
 
 class TrainingConfiguration(Configuration):
@@ -46,3 +52,26 @@ class TrainingConfiguration(Configuration):
     )
     tensorboard: bool = Field(True, description="Log to tb/ in the run's folder")
     wandb_project: str | None = Field(None, description="Log to W&B; needs $UVEITIS_WANDB_KEY_FILE")
+
+    def loop_options(self) -> LoopOptions:
+        """These settings as the training loop takes them."""
+        from uveitis_assets.training.loop import LoopOptions
+        from uveitis_assets.training.step import StepOptions
+
+        return LoopOptions(
+            epochs=self.epochs,
+            seed=self.seed,
+            step=StepOptions(
+                batch_size=self.batch_size,
+                learning_rate=self.learning_rate,
+                min_learning_rate=self.min_learning_rate,
+                warmup_steps=self.warmup_steps,
+                gradient_clip_norm=self.gradient_clip_norm,
+                ema_decay=self.ema_decay,
+            ),
+            patience=self.patience,
+            evaluate_every=self.evaluate_every,
+            save_every_epochs=self.save_every_epochs,
+            checkpoint_every_steps=self.checkpoint_every_steps,
+            checkpoint_every_minutes=self.checkpoint_every_minutes,
+        )

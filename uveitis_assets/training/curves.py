@@ -1,4 +1,4 @@
-"""Loss, AP and learning rate of a training over its epochs, as a PNG; drawn from the rows of metrics.jsonl."""
+"""Loss, metrics and learning rate of a training over its epochs, as a PNG; drawn from the rows of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -8,13 +8,25 @@ from typing import Any
 from uveitis_assets.imaging.figures import figure_png, new_figure
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#E69F00", "#009E73", "#9A9A9A"
+_COLOURS = (_ORANGE, _BLUE, _GREEN)
 
 
-def training_curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Three panels over the epochs: training loss, AP (the best epoch marked), learning rate.
+def training_curves(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    title: str,
+    metrics: Mapping[str, str],
+    selection_metric: str,
+) -> bytes:
+    """Three panels over the epochs: training loss, metrics from 0 to 1 (the best epoch marked), learning rate.
 
-    Rows of the earlier scripts, which have no AP, show their proxy under its own name. The same rows give the same
-    bytes.
+    The same rows give the same bytes.
+
+    Args:
+        rows: of metrics.jsonl.
+        title: of the panel of metrics.
+        metrics: labels of at most three metrics by their names in the rows.
+        selection_metric: name of the metric whose highest value is the best epoch.
 
     Raises:
         ValueError: no rows.
@@ -22,7 +34,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
     if not rows:
         raise ValueError("expected at least one epoch to draw, found none; train first")
     figure = new_figure((9.6, 2.9))
-    loss, precision, rate = figure.subplots(1, 3)
+    loss, quality, rate = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in rows]
     loss.plot(epochs, [row["train_loss"] for row in rows], color=_BLUE, marker=".", linewidth=1.4)
     loss.set(title="Training loss", xlabel="Epoch", ylim=(0, None))
@@ -30,23 +42,20 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
     rate.set(title="Learning rate", xlabel="Epoch", ylim=(0, None))
     drawn = [
         (name, label, colour)
-        for name, label, colour in (
-            ("map_30", "AP at IoU 0.3", _ORANGE),
-            ("map_50", "AP at IoU 0.5", _BLUE),
-            ("map_50_95", "AP at IoU 0.5:0.95", _GREEN),
-        )
+        for (name, label), colour in zip(metrics.items(), _COLOURS, strict=False)
         if any(row.get(name) is not None for row in rows)
-    ] or [("val_mAP_proxy", "earlier proxy", _GREY)]
+    ]
     for name, label, colour in drawn:
-        judged = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
-        precision.plot(*zip(*judged, strict=True), color=colour, marker=".", linewidth=1.4, label=label)
-    selected = [row for row in rows if row.get("map_selection") is not None]
+        evaluated = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
+        quality.plot(*zip(*evaluated, strict=True), color=colour, marker=".", linewidth=1.4, label=label)
+    selected = [row for row in rows if row.get(selection_metric) is not None]
     if selected:
-        best = max(selected, key=lambda row: float(row["map_selection"]))
-        precision.axvline(best["epoch"], color=_GREY, linestyle=":", linewidth=1, label=f"best: epoch {best['epoch']}")
-    precision.set(title="Validation, per image", xlabel="Epoch", ylim=(0, 1.02))
-    precision.legend(fontsize=7, frameon=False)
-    for axes in (loss, precision, rate):
+        best = max(selected, key=lambda row: float(row[selection_metric]))
+        quality.axvline(best["epoch"], color=_GREY, linestyle=":", linewidth=1, label=f"best: epoch {best['epoch']}")
+    quality.set(title=title, xlabel="Epoch", ylim=(0, 1.02))
+    if drawn:
+        quality.legend(fontsize=7, frameon=False)
+    for axes in (loss, quality, rate):
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure_png(figure)

@@ -1,4 +1,4 @@
-"""Where a computation runs and how precisely: the rules by which ``auto`` becomes a device and a precision."""
+"""Device and precision of a computation: the rules by which ``auto`` becomes one."""
 
 from __future__ import annotations
 

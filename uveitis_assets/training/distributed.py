@@ -1,17 +1,19 @@
-"""Several processes that train one model: who I am, means over all, and rank 0's word for all.
+"""Rank, world size, all-reduced means and broadcast from rank 0, for processes that train one model together.
 
 Without a process group every function is the one of a single process. Gradients are averaged once per optimizer step
 instead of by a wrapper around the model: blocks can be unfrozen, and a process whose GPU is short of memory can cut its
-batch, without the others noticing. Starting the processes is the business of ``train_process``.
+batch, without the others noticing. ``processes`` starts them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
+
+Value = TypeVar("Value")
 
 
 def process_rank() -> int:
@@ -55,7 +57,7 @@ def mean_over_processes(values: dict[str, float], device: torch.device) -> dict[
     return dict(zip(sorted(values), (held / n_processes()).tolist(), strict=True))
 
 
-def gathered(value: Any) -> list[Any]:
+def gathered(value: Value) -> list[Value]:
     """Every process's value, by rank, in every process."""
     if n_processes() == 1:
         return [value]
@@ -64,7 +66,7 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
-def from_rank_0(value: Any) -> Any:
+def from_rank_0(value: Value) -> Value:
     """Rank 0's value, in every process."""
     if n_processes() == 1:
         return value

@@ -1,6 +1,6 @@
 """Averaged weights: an exponential moving average (EMA) of a model's weights over the optimizer steps.
 
-The average is a second model, so that it is evaluated and saved like any other. It decides nothing about training.
+The average is a second model, so that it is evaluated and saved like any other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The learning rate of every optimizer step: a linear warm-up, then half a cosine.
 
-A pure function of the step, so that a training that was killed goes on with the same rates. Which parameters get which
-share of the rate is decided by their groups (``models.freezing.parameter_groups``).
+A pure function of the step, so that a training that was killed goes on with the same rates.
 """
 
 from __future__ import annotations
@@ -24,6 +23,6 @@ def learning_rate(step: int, *, n_steps: int, warmup_steps: int, peak: float, lo
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group its share (``lr_scale``) of the rate."""
+    """Give every parameter group its share of the rate: ``lr_scale``, or all of it where the group has none."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
+        group["lr"] = rate * group.get("lr_scale", 1.0)

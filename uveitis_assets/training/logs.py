@@ -1,4 +1,4 @@
-"""A training's numbers in TensorBoard and W&B, as listeners of ``training_progress``.
+"""A training's numbers in TensorBoard and W&B, as listeners (``progress``).
 
 Both are imported when they are wanted: they take seconds. The W&B key is read from the file that
 ``UVEITIS_WANDB_KEY_FILE`` names and handed over in memory; it is in no configuration, environment, file or message.
@@ -97,7 +97,7 @@ def _wandb(folder: RunFolder, configuration: Mapping[str, Any], project: str, ru
         resume="allow",
         dir=str(folder.path),
         config=dict(configuration),
-        # Console output may hold paths; host name and code are nobody's business.
+        # Console output may hold paths; host name and code are not to leave the machine.
         settings=wandb.Settings(api_key=key, console="off", disable_git=True, save_code=False, x_disable_meta=True),
     )
     try:

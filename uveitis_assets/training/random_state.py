@@ -1,4 +1,4 @@
-"""The state of the process's random generators as plain values, so that a killed training draws on where it was.
+"""States of the process's random generators as plain values, so that a killed training draws the same numbers.
 
 Covers Python, NumPy's global generator, torch on the CPU and on every visible GPU. Items of the data set draw from
 generators of their own (seed, epoch, tile) and need no state.

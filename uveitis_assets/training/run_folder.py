@@ -1,8 +1,8 @@
 """The folder of one training: names, content and state of its files. The only module that knows them.
 
 ``config.yaml``, ``metrics.jsonl``, ``checkpoints/`` and ``val_report.json`` are those of the earlier scripts;
-``run.json`` says what the folder is of and whether it is finished. How one run follows another in the same folder is
-the business of ``run_succession``.
+``run.json`` holds the run's identity and its outcome once it is finished. ``run_replacement`` puts a new run in the
+place of a finished one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch
 import yaml
 
 from uveitis_assets.storage.files import read_json, write_bytes, write_json
-from uveitis_assets.training.weights_files import file_digest, read_lineage
+from uveitis_assets.training.weights_files import file_digest, load_without_code, read_lineage
 
-# run.json comes last: what has lost it is of no training, and its weights count as put there by hand.
+# run.json comes last: without it a folder is of no training, and its weights count as put there by hand.
 OWN_FILES = (
     "config.yaml",
     "metrics.jsonl",
@@ -46,22 +46,22 @@ class RunFolder:
 
     @property
     def lock_name(self) -> str:
-        """What locks of this folder are called by, whatever path leads to it."""
+        """Name of the folder's locks, the same whatever path leads to it."""
         return hashlib.blake2b(str(self.path.resolve()).encode(), digest_size=8).hexdigest()
 
     @property
-    def successor(self) -> RunFolder:
-        """Where a training goes on that will replace the usable run of this folder."""
+    def pending(self) -> RunFolder:
+        """Where a training goes on that will replace the finished run of this folder."""
         return RunFolder(self.path / "retraining")
 
     @property
     def replaced_folder(self) -> Path:
-        """Former runs, each in a folder of its own."""
+        """Replaced runs, each in a folder of its own."""
         return self.path / "replaced"
 
     @property
     def run_file(self) -> Path:
-        """What the run is of (identity) and whether it is finished (outcome)."""
+        """The run's identity, and its outcome once it is finished."""
         return self.path / "run.json"
 
     @property
@@ -106,7 +106,7 @@ class RunFolder:
 
 
 def folder_of_best_weights(path: Path) -> RunFolder:
-    """The run folder whose ``best_weights`` lie at a path."""
+    """The run folder whose ``best_weights`` is a path."""
     return RunFolder(path.parent.parent)
 
 
@@ -119,12 +119,12 @@ def finished_outcome(folder: RunFolder, identity: Mapping[str, Any]) -> dict[str
 
 
 def is_unfinished(folder: RunFolder) -> bool:
-    """Whether the folder is of a training that goes on or was stopped on the way; one put there by hand is not."""
+    """Whether the folder's training goes on or was stopped; False where no training wrote the folder."""
     return folder.run_file.exists() and not is_finished(folder)
 
 
 def is_finished(folder: RunFolder) -> bool:
-    """Whether the folder is of a training that came to its end; one put there by hand is not."""
+    """Whether the folder's training came to its end; False where no training wrote the folder."""
     try:
         return read_json(folder.run_file)["outcome"] is not None
     except FileNotFoundError:
@@ -155,21 +155,26 @@ def write_configuration(folder: RunFolder, configuration: Mapping[str, Any]) -> 
 
 
 def write_metrics(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write metrics.jsonl as a whole: one line per epoch, none of an epoch that was not kept."""
+    """Write metrics.jsonl as a whole: one line per epoch of the state."""
     lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
     write_bytes(folder.metrics_file, lines.encode())
 
 
 def write_state(folder: RunFolder, state: Mapping[str, Any]) -> None:
     """Write checkpoints/last.pth: tensors and plain values only."""
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    write_bytes(folder.last_state, buffer.getbuffer())
+    write_state_file(folder.last_state, state)
 
 
 def read_state(folder: RunFolder) -> dict[str, Any] | None:
     """The state of ``write_state`` with its tensors on the CPU, or None when there is none; see ``read_state_file``."""
     return read_state_file(folder.last_state, device="cpu")
+
+
+def write_state_file(path: Path, state: Mapping[str, Any]) -> None:
+    """Write tensors and plain values that a killed training goes on from."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_bytes(path, buffer.getbuffer())
 
 
 def read_state_file(path: Path, *, device: str) -> dict[str, Any] | None:
@@ -179,7 +184,7 @@ def read_state_file(path: Path, *, device: str) -> dict[str, Any] | None:
         ValueError: the file is damaged, or holds code.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = load_without_code(path, device=device)
     except FileNotFoundError:
         return None
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
@@ -192,7 +197,7 @@ def read_state_file(path: Path, *, device: str) -> dict[str, Any] | None:
 
 
 def run_created_at(folder: RunFolder) -> str:
-    """When the run began, ISO 8601 in UTC; a continued run keeps it."""
+    """When the run began, ISO 8601 in UTC; the same in a continued run."""
     return str(read_json(folder.run_file)["created_at"])
 
 
@@ -206,9 +211,9 @@ def has_best_weights(folder: RunFolder) -> bool:
 
 
 def ended_with(run: RunFolder, weights: Path) -> bool:
-    """Whether a file, wherever it lies, is the best weights that a run ended with.
+    """Whether a file is the best weights that a run ended with.
 
-    True where no run.json tells: weights put there by hand, unfinished runs, and those of the time before it told.
+    True where run.json has no digest: weights put there by hand, unfinished runs, and those from before it had one.
     """
     try:
         expected = read_json(run.run_file).get("best_weights")
@@ -218,7 +223,7 @@ def ended_with(run: RunFolder, weights: Path) -> bool:
 
 
 def run_identity(folder: RunFolder) -> dict[str, Any] | None:
-    """What the folder is of; None when nothing says so."""
+    """The identity of the folder's run; None where no training wrote the folder."""
     try:
         identity: dict[str, Any] = read_json(folder.run_file)["identity"]
     except FileNotFoundError:

@@ -1,9 +1,10 @@
-"""How one run follows another in a run folder: a finished run stays usable until the one after it is finished.
+"""Replaces a finished run by a new one in the same folder: it stays usable until the new one is finished.
 
-A first training writes into its folder. One that would replace a usable run writes below ``retraining/`` and takes the
-run's place when it is finished; what stood there is moved below ``replaced/``, so that no files of two runs mix. Every
-step is one rename, so that a process killed at any of them leaves a usable run and a later one completes the change.
-Names and content of the files are the business of ``run_folder``; trainings call this one at a time.
+A first training writes into its folder. One that would replace a finished run writes below ``retraining/`` and takes
+its place when it is finished; the former run is moved below ``replaced/``, so that no files of two runs mix. Every step
+is one rename, so that a process killed at any of them leaves a usable run and a later one completes the change. A
+folder per run and a pointer would be simpler, but users and earlier scripts read ``runs/<lane>/checkpoints`` itself.
+Callers hold the folder's lock.
 """
 
 from __future__ import annotations
@@ -26,29 +27,28 @@ from uveitis_assets.training.run_folder import (
 )
 
 
-def usable_run(folder: RunFolder) -> RunFolder:
-    """The run whose files are to be used: the one in the folder, or its finished successor that has not moved in yet.
+def current_run(folder: RunFolder) -> RunFolder:
+    """The run whose files are to be used: the folder's, or a finished pending one that is not promoted yet.
 
-    Whether that run is itself unfinished, or has no weights, is for the caller to see.
+    The caller checks whether that run is itself unfinished, or has no weights.
     """
-    return folder.successor if is_finished(folder.successor) and has_best_weights(folder.successor) else folder
+    return folder.pending if is_finished(folder.pending) and has_best_weights(folder.pending) else folder
 
 
 def open_run_folder(folder: RunFolder, identity: Mapping[str, Any]) -> tuple[RunFolder, str | None]:
-    """Find the place where a run of ``identity`` is trained, and make it that run's.
+    """Choose the place where a run of ``identity`` is trained, and make it that run's.
 
     That is the folder itself, or its ``retraining/`` while the folder holds a usable run, and when a run of
-    ``identity`` goes on there (the one in the folder has lost its weights since). What the place holds of a run
-    that cannot be continued (another identity; finished, but its best weights are gone, damaged or
-    others) is moved below
-    ``replaced/``. Half-files of killed processes are removed: nobody else may be writing there.
+    ``identity`` goes on there (the one in the folder has lost its weights since). What the place holds of a run that
+    cannot be continued (another identity; finished, but its best weights are gone, damaged or others) is moved below
+    ``replaced/``. Half-files of killed processes are removed.
 
     Returns:
         The place, and a message when there was another run.
     """
     usable = not is_unfinished(folder) and has_best_weights(folder)
-    goes_on = is_unfinished(folder.successor) and run_identity(folder.successor) == identity
-    place = folder.successor if usable or goes_on else folder
+    goes_on = is_unfinished(folder.pending) and run_identity(folder.pending) == identity
+    place = folder.pending if usable or goes_on else folder
     remove_half_files(place.path)
     remove_half_files(place.last_state.parent)
     messages = []
@@ -72,32 +72,32 @@ def open_run_folder(folder: RunFolder, identity: Mapping[str, Any]) -> tuple[Run
     return place, "\n".join(messages) or None
 
 
-def complete_succession(folder: RunFolder) -> str | None:
-    """Let a finished run below ``retraining/`` take the place of the one in the folder.
+def promote_pending_run(folder: RunFolder) -> str | None:
+    """Move a finished run from ``retraining/`` to the place of the one in the folder.
 
     Returns:
         A message when a former run was moved, else None, also when there is nothing to complete.
     """
-    successor = folder.successor
-    whole = usable_run(folder) == successor
+    pending = folder.pending
+    whole = current_run(folder) == pending
     # The checkpoints move in first and run.json last: this one was killed in between.
     half_moved = (
-        is_finished(successor)
-        and not successor.last_state.parent.exists()
+        is_finished(pending)
+        and not pending.last_state.parent.exists()
         and not folder.run_file.exists()
-        # Else the weights here were put by hand, and the successor was being moved away.
-        and ended_with(successor, folder.best_weights)
+        # Else the weights here were put by hand, and the pending was being moved away.
+        and ended_with(pending, folder.best_weights)
     )
     if not whole and not half_moved:
         return None
     target = _set_aside(folder, folder.replaced_folder) if whole else None
     for name in ("checkpoints", *OWN_FILES):
-        if (successor.path / name).exists():
+        if (pending.path / name).exists():
             if (folder.path / name).is_dir():
                 # An evaluation wrote it after the checkpoints had moved in: it is of the same weights.
                 shutil.rmtree(folder.path / name)
-            (successor.path / name).rename(folder.path / name)
-    shutil.rmtree(successor.path)
+            (pending.path / name).rename(folder.path / name)
+    shutil.rmtree(pending.path)
     return None if target is None else f"{folder.path}: the former run was moved to {target.relative_to(folder.path)}"
 
 

@@ -1,7 +1,7 @@
-"""What a training changes as it goes: the weights, their average, the optimizer and the position; saved and restored.
+"""What a training changes as it goes: weights, their average, optimizer and position; as plain values and back.
 
-A state is complete: a training continued from one ends with the same bits as one that was never interrupted (on the
-same number of processes, on the CPU). It decides not when states are written; ``run_folder`` knows where.
+A state is complete: a training continued from one ends with the same bits as one that was never interrupted (with the
+same number of processes, on the CPU). When states are written is decided in ``loop``, where in ``run``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from uveitis_assets.training.random_state import random_state, restore_random_st
 
 @dataclass
 class TrainerPosition:
-    """Where a training stands; plain values.
+    """How far a training is; plain values.
 
     ``epoch`` and ``batch`` count what is done: ``batch`` batches of epoch ``epoch`` (from 0), ``step`` optimizer steps
     in all. ``loss_sums`` add up the current epoch's losses, ``rows`` are the lines of metrics.jsonl.
@@ -33,47 +33,52 @@ class TrainerPosition:
     rows: list[dict[str, Any]] = field(default_factory=list)
     elapsed_s: float = 0.0
 
-    @property
-    def best_row(self) -> dict[str, Any] | None:
-        """The first of the epochs with the highest AP at the selection IoU; None before the first evaluation."""
-        judged = [row for row in self.rows if row["map_selection"] is not None]
-        return max(judged, key=lambda row: float(row["map_selection"]), default=None)
+    def best_row(self, metric: str | None) -> dict[str, Any] | None:
+        """The first of the epochs with the highest value of a metric; None where none has it."""
+        evaluated = [row for row in self.rows if metric is not None and row.get(metric) is not None]
+        return max(evaluated, key=lambda row: float(row[str(metric)]), default=None)
 
 
 @dataclass
 class TrainingState:
-    """A model in training, its averaged weights, its optimizer and the position."""
+    """A model in training, its averaged weights (None: not averaged), its optimizer and the position."""
 
     model: nn.Module
-    average: nn.Module
+    average: nn.Module | None
     optimizer: torch.optim.Optimizer
     position: TrainerPosition
 
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that are evaluated and used: the average where there is one."""
+        return self.model if self.average is None else self.average
 
-def training_state(learner: TrainingState, configuration: Mapping[str, Any]) -> dict[str, Any]:
+
+def training_state(state: TrainingState, configuration: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that a continued training needs; tensors and plain values only.
 
     The root keys epoch, model, config, metrics and optimizer are those of the earlier scripts' last.pth. Every process
     has to call this: each has random numbers of its own.
     """
-    position = asdict(learner.position)
+    position = asdict(state.position)
     return {
-        "epoch": learner.position.epoch,
-        "model": learner.model.state_dict(),
+        "epoch": state.position.epoch,
+        "model": state.model.state_dict(),
         "config": dict(configuration),
-        "metrics": learner.position.rows[-1] if learner.position.rows else {},
-        "optimizer": learner.optimizer.state_dict(),
-        "average": learner.average.state_dict(),
+        "metrics": state.position.rows[-1] if state.position.rows else {},
+        "optimizer": state.optimizer.state_dict(),
+        **({} if state.average is None else {"average": state.average.state_dict()}),
         "position": position,
         "random": gathered(random_state()),
     }
 
 
-def restore_training_state(learner: TrainingState, state: Mapping[str, Any]) -> None:
+def restore_training_state(state: TrainingState, saved: Mapping[str, Any]) -> None:
     """Set model, average, optimizer, position and random generators to a state of ``training_state``."""
-    learner.model.load_state_dict(state["model"])
-    learner.average.load_state_dict(state["average"])
+    state.model.load_state_dict(saved["model"])
+    if state.average is not None:
+        state.average.load_state_dict(saved["average"])
     # Rates and decays come from the configuration, which the state is of; Adam's moments go to the parameters' device.
-    learner.optimizer.load_state_dict(state["optimizer"])
-    learner.position = TrainerPosition(**state["position"])
-    restore_random_state(state["random"][process_rank()])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.position = TrainerPosition(**saved["position"])
+    restore_random_state(saved["random"][process_rank()])

@@ -1,12 +1,13 @@
-"""Weights on disk: reads .safetensors and PyTorch files without running code, writes .safetensors with their lineage.
+"""Reads .safetensors and PyTorch files without running code, and writes .safetensors with their lineage.
 
-It knows containers, not models: which tensors a model wants is decided in ``checkpoints``. PyTorch files are only read
-with ``weights_only``; plain data that earlier files hold beside the tensors is allowed by name.
+PyTorch files are only read with ``weights_only``; plain data that earlier files hold beside the tensors is allowed by
+name.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import pickle
@@ -42,7 +43,7 @@ _PLAIN_DATA: list[Any] = [
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """Tensors by name, on the CPU, and what the file says about them.
+    """Tensors by name, on the CPU, and what else the file holds.
 
     ``root`` names where the tensors stood in a PyTorch file: ``average``, ``model``, ``teacher``, ``state_dict``, or
     "" when the file was nothing but tensors; ``details`` are a .safetensors file's lineage, or the other roots of a
@@ -80,7 +81,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], lineage: Mapping[str
     configuration = lineage.get("configuration")
     if not isinstance(configuration, Mapping) or not isinstance(configuration.get("model"), Mapping):
         raise ValueError(
-            f"{path}: lineage: expected configuration.model, without which nobody can rebuild the model; found the "
+            f"{path}: lineage: expected configuration.model, without which the model cannot be rebuilt; found the "
             f"keys {', '.join(lineage) or 'none'}"
         )
     text = json_bytes(lineage)
@@ -102,7 +103,7 @@ def read_weights_file(path: Path) -> WeightsFile:
 
 
 def read_lineage(path: Path) -> dict[str, Any]:
-    """Lineage of a .safetensors file, from the file or else from the JSON beside it; empty where neither tells.
+    """Lineage of a .safetensors file, from the file or else from the JSON beside it; empty where neither has it.
 
     The tensors are not read. Other files have none.
 
@@ -148,10 +149,26 @@ def _damaged(path: Path, error: SafetensorError) -> ValueError:
     )
 
 
+def load_without_code(path: Path, *, device: str) -> Any:
+    """``torch.load`` of tensors and plain values alone.
+
+    Raises:
+        EOFError: the file ends early.
+        pickle.UnpicklingError: it holds something else.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        # How torch finds that a small archive lacks its end; other errors are the disk's.
+        if error.errno != errno.EINVAL:
+            raise
+        raise EOFError("it ends early") from error
+
+
 def _read_pytorch(path: Path) -> WeightsFile:
     try:
         with torch.serialization.safe_globals(_PLAIN_DATA):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_without_code(path, device="cpu")
     except pickle.UnpicklingError as error:
         reason = str(error).replace("\n", " ")
         raise ValueError(

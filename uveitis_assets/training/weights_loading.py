@@ -1,6 +1,6 @@
 """Loads a weights file into a model and reports matched, missing, unexpected and mismatched tensors; refuses bad fits.
 
-Loading without such a count hides a renamed layer until the results are bad. Reading files is ``weights_files``'s.
+Loading without such a count hides a renamed layer until the results are bad.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 _N_EXAMPLES = 5
-# Counts batches of a momentum nobody uses; frozen norms and older files lack it.
+# Counts batches for a momentum that is not used; frozen norms and older files lack it.
 _COUNTER = "num_batches_tracked"
 
 

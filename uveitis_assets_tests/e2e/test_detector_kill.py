@@ -1,6 +1,6 @@
 """SIGKILL of the real command in the middle of a training: given again, it goes on where it was killed.
 
-That the weights are then those of an undisturbed training, to the bit, is held by the tests of trainings.
+That the weights are then those of an undisturbed training, to the bit, is proven by the tests of the training loop.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What a training tells TensorBoard, W&B and the terminal, and what it keeps to itself."""
+"""What a training writes to TensorBoard and W&B, and what it writes nowhere."""
 
 from __future__ import annotations
 
-import io
 import struct
 import sys
 from pathlib import Path
@@ -10,16 +9,15 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from uveitis_assets.detection.training.train_detector import train_detector
+from uveitis_assets.training.configuration import TrainingConfiguration
 from uveitis_assets.training.curves import training_curves
 from uveitis_assets.training.logs import training_logs
-from uveitis_assets.training.progress import terminal_progress
 from uveitis_assets.training.run_folder import RunFolder
 from uveitis_assets_tests.detection.squares import squares_split, store_at, tiny
-from uveitis_assets_tests.detection.training.test_train_detector import Recorder
+from uveitis_assets_tests.training.listeners import Recorder
 
 _KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -88,38 +86,28 @@ def test_wandb_without_a_usable_key_file_says_what_to_set(tmp_path: Path, monkey
     else:
         (tmp_path / "key").write_text(content)
         monkeypatch.setenv("UVEITIS_WANDB_KEY_FILE", str(tmp_path / "key"))
-    configuration = tiny(training={"wandb_project": "lesions"})
+    options = TrainingConfiguration(wandb_project="lesions", tensorboard=False)
     with (
         pytest.raises(ValueError, match="UVEITIS_WANDB_KEY_FILE") as caught,
-        training_logs(RunFolder(tmp_path), configuration, run_id="a", step=0),
+        training_logs(RunFolder(tmp_path), options, run_id="a", step=0, configuration={}),
     ):
         pass
     assert "two words" not in str(caught.value)
 
 
-def test_curves_are_a_png_that_depends_on_the_rows_alone_and_take_earlier_rows() -> None:
+def test_curves_are_a_png_that_depends_on_the_rows_alone_and_take_rows_without_metrics() -> None:
     row = {"epoch": 1, "train_loss": 1.0, "lr": 1e-3, "val_mAP_proxy": 0.1}
-    new = [{**row, "epoch": n, "map_30": 0.3, "map_50": 0.2, "map_50_95": 0.1, "map_selection": 0.2} for n in (1, 2)]
-    first = training_curves(new)
-    assert first == training_curves(new)
+    new = [{**row, "epoch": n, "map_30": 0.3, "map_50": 0.2, "map_selection": 0.2} for n in (1, 2)]
+
+    def curves(rows: list[dict[str, Any]]) -> bytes:
+        return training_curves(
+            rows, title="AP", metrics={"map_30": "0.3", "map_50": "0.5"}, selection_metric="map_selection"
+        )
+
+    first = curves(new)
+    assert first == curves(new)
     assert first[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", first[16:24])[0] > 900
-    earlier = training_curves([row, {**row, "epoch": 2}])
-    assert earlier != first
+    assert curves([row, {**row, "epoch": 2}]) != first
     with pytest.raises(ValueError, match="at least one epoch"):
-        training_curves([])
-
-
-def test_the_terminal_shows_epochs_and_messages_as_they_are_written() -> None:
-    text = io.StringIO()
-    with terminal_progress(Console(file=text, width=120)) as progress:
-        progress.on_train_start(n_epochs=2, n_steps=4, step=0)
-        progress.on_step_end(step=2, losses={"a": 1.0, "b": 0.5}, learning_rate=1e-3)
-        progress.on_epoch_end({"epoch": 1, "train_loss": 1.5, "map_50": 0.25, "map_30": 0.5})
-        progress.on_epoch_end({"epoch": 2, "train_loss": 1.0, "map_50": None, "map_30": None})
-        progress.on_message("[bold] is not markup here")
-    shown = text.getvalue()
-    assert "epoch 1: loss 1.5000  AP@0.5 0.250  AP@0.3 0.500" in shown
-    assert "epoch 2: loss 1.0000\n" in shown
-    assert "[bold] is not markup here" in shown
-    assert "2/4" in shown
+        curves([])

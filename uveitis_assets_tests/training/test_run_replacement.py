@@ -1,4 +1,4 @@
-"""A finished run stays usable while its successor is trained and moves in, wherever the process is killed."""
+"""A finished run stays usable while the run that replaces it is trained and moves in, wherever a process is killed."""
 
 import shutil
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from uveitis_assets.detection.checkpoints.fold_weights import TrainingNotUsableE
 from uveitis_assets.storage.files import read_json, write_bytes, write_json
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.run_folder import OWN_FILES, RunFolder, begin_run, finish_run, finished_outcome
-from uveitis_assets.training.run_replacement import complete_succession, open_run_folder
+from uveitis_assets.training.run_replacement import open_run_folder, promote_pending_run
 from uveitis_assets.training.weights_files import file_digest, save_weights
 
 FORMER, NEW = {"configuration": "former"}, {"configuration": "new"}
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing of ours catches it."""
+    """Stands for SIGKILL: no code catches it."""
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, n_changes: int) -> list[str]:
     return done
 
 
-def test_a_usable_run_is_left_alone_while_its_successor_is_trained_beside_it(
+def test_a_current_run_is_left_alone_while_its_successor_is_trained_beside_it(
     store: ArtefactStore, folder: RunFolder
 ) -> None:
     before = contents(folder)
@@ -78,7 +78,7 @@ def test_a_usable_run_is_left_alone_while_its_successor_is_trained_beside_it(
     write_bytes(place.metrics_file, b"{}\n")
     assert open_run_folder(folder, NEW)[0] == place
     assert place.metrics_file.read_bytes() == b"{}\n", "a killed retraining is continued"
-    assert complete_succession(folder) is None, "it is not finished"
+    assert promote_pending_run(folder) is None, "it is not finished"
     assert contents(folder) == before
     assert fold_weights(store, "lane", 0).path == folder.best_weights
 
@@ -126,7 +126,7 @@ def test_a_process_killed_while_runs_change_places_leaves_the_new_one_usable_and
     with monkeypatch.context() as patched:
         done = kill_at(patched, n_changes)
         try:
-            complete_succession(folder)
+            promote_pending_run(folder)
         except Killed:
             assert len(done) == n_changes
         else:
@@ -135,13 +135,13 @@ def test_a_process_killed_while_runs_change_places_leaves_the_new_one_usable_and
     weights = fold_weights(store, "lane", 0)
     weights.check_unchanged()
     assert weights.digest == digest
-    complete_succession(folder)
+    promote_pending_run(folder)
     assert contents(folder) == new
     assert finished_outcome(folder, NEW) == {"best_epoch": 1}
     assert contents(RunFolder(folder.replaced_folder / "run_001")) == former
     assert [path.name for path in folder.replaced_folder.iterdir()] == ["run_001"]
-    assert not folder.successor.run_file.exists()
-    assert complete_succession(folder) is None
+    assert not folder.pending.run_file.exists()
+    assert promote_pending_run(folder) is None
     assert fold_weights(store, "lane", 0).digest == digest
 
 
@@ -171,7 +171,7 @@ def test_weights_that_were_put_there_by_hand_do_not_mix_with_a_run_that_was_kill
         path.unlink(missing_ok=True)
     by_hand = contents(folder)
     train(folder, NEW, 2.0)
-    complete_succession(folder)
+    promote_pending_run(folder)
     place, _ = open_run_folder(folder, {"configuration": "killed at once"})
     write_bytes(place.configuration_file, b"killed at once")
     killed = contents(place)
@@ -205,12 +205,12 @@ def test_figures_that_an_evaluation_draws_while_a_run_is_half_moved_do_not_stop_
         # Seven parts have moved out and got a number, and the checkpoints have moved in.
         kill_at(patched, 9)
         with pytest.raises(Killed):
-            complete_succession(folder)
+            promote_pending_run(folder)
     assert folder.best_weights.is_file()
     write_bytes(folder.figures_folder / "val_confusion.png", b"drawn meanwhile")
-    complete_succession(folder)
+    promote_pending_run(folder)
     assert contents(folder) == new
-    assert not folder.successor.path.exists()
+    assert not folder.pending.path.exists()
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut short"])
@@ -224,7 +224,7 @@ def test_a_retraining_goes_on_when_the_finished_run_loses_its_weights_meanwhile(
     assert open_run_folder(folder, NEW) == (place, None)
     assert place.last_state.read_bytes() == b"state"
     train(folder, NEW, 2.0)
-    complete_succession(folder)
+    promote_pending_run(folder)
     assert finished_outcome(folder, NEW) == {"best_epoch": 1}
     assert open_run_folder(folder, FORMER)[0] == place, "it is in use now"
 
@@ -247,7 +247,7 @@ def test_weights_put_there_by_hand_never_stand_beside_the_files_of_a_damaged_ret
         kill_at(patched, n_changes)
         with suppress(Killed):
             open_run_folder(folder, NEW)
-    assert complete_succession(folder) is None
+    assert promote_pending_run(folder) is None
     assert contents(folder) == by_hand
     fold_weights(store, "lane", 0).check_unchanged()
     assert open_run_folder(folder, NEW)[0] == place
@@ -266,7 +266,7 @@ def test_other_weights_in_a_finished_run_are_moved_away_with_it_when_it_is_train
     assert contents(RunFolder(folder.replaced_folder / "run_001")) == replaced
 
 
-def test_a_run_that_ended_before_runs_told_their_weights_is_used_as_it_is(
+def test_a_run_that_ended_before_run_files_had_a_digest_is_used_as_it_is(
     store: ArtefactStore, folder: RunFolder
 ) -> None:
     run = read_json(folder.run_file)

@@ -1,8 +1,7 @@
-"""A fold's finished weights for everything that uses them: where they lie, what they learned, and that it is they.
+"""Locates a fold's finished weights and verifies digest, classes and training images.
 
 A training replaces its best weights while it goes on, so weights are used only once it is finished: while a fold is
-trained again, those of the run before. What is written about them (digest, classes, images) is held against the very
-file that is loaded. Trainings are the business of ``training``, files of ``weights_files``.
+trained again, those of the run before.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import nn
 from uveitis_assets.detection.checkpoints.loading import load_trained_detector
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.run_folder import RunFolder, ended_with, is_unfinished
-from uveitis_assets.training.run_replacement import usable_run
+from uveitis_assets.training.run_replacement import current_run
 from uveitis_assets.training.weights_files import file_digest, read_lineage
 
 _SHOWN = 3
@@ -32,7 +31,7 @@ class FoldWeights:
 
     ``digest`` is that of the file; ``categories`` maps the ids that were learned to their names at that time;
     ``learned_images`` are the ids of all images that it, or any detector it started from, was trained on. The last two
-    are empty where the file does not tell.
+    are empty where the file does not hold them.
     """
 
     name: str
@@ -86,10 +85,10 @@ class FoldWeights:
             )
 
     def check_never_learned(self, image_ids: Collection[str], what: str) -> None:
-        """Refuse to judge weights by what they learned.
+        """Refuse to evaluate weights on images that they learned.
 
         Args:
-            image_ids: images that are to be judged.
+            image_ids: images to evaluate on.
             what: names them in the message, e.g. ``val of fold0``.
 
         Raises:
@@ -99,8 +98,9 @@ class FoldWeights:
         if learned:
             raise TrainingNotUsableError(
                 f"{self.path}: {len(learned)} of {len(image_ids)} images of {what} were learned, by it or by what it "
-                f"started from: {', '.join(learned[:_SHOWN])}{', ...' if len(learned) > _SHOWN else ''}; AP there says "
-                "nothing. Were the splits dealt again? Train on those of now, from weights that never saw these images"
+                f"started from: {', '.join(learned[:_SHOWN])}{', ...' if len(learned) > _SHOWN else ''}; AP there is "
+                "meaningless. Were splits assigned again? Train on the current ones, from weights that never saw these "
+                "images"
             )
 
 
@@ -112,7 +112,7 @@ def fold_weights(store: ArtefactStore, experiment: str, fold: int) -> FoldWeight
         TrainingNotUsableError: the training is not finished, or ended with other weights.
     """
     name = f"{experiment}/checkpoint of fold{fold}"
-    folder = usable_run(RunFolder(store.run_folder(experiment, fold)))
+    folder = current_run(RunFolder(store.run_folder(experiment, fold)))
     if is_unfinished(folder):
         raise TrainingNotUsableError(
             f"{folder.path}: {name} is being trained or was stopped on the way; materialize {name} to its end first"
@@ -120,7 +120,7 @@ def fold_weights(store: ArtefactStore, experiment: str, fold: int) -> FoldWeight
     if not folder.best_weights.is_file():
         raise FileNotFoundError(f"{folder.best_weights}: found no checkpoint; materialize {name} first")
     lineage = read_lineage(folder.best_weights)
-    if problem := other_weights(folder, name):
+    if problem := weights_problem(folder, name):
         raise TrainingNotUsableError(problem)
     return FoldWeights(
         name=name,
@@ -131,12 +131,12 @@ def fold_weights(store: ArtefactStore, experiment: str, fold: int) -> FoldWeight
     )
 
 
-def other_weights(folder: RunFolder, name: str) -> str | None:
-    """What to do when the best weights are not those that the run beside them ended with; None when they are."""
+def weights_problem(folder: RunFolder, name: str) -> str | None:
+    """Message for best weights that are not those that their run ended with; None when they are."""
     if ended_with(folder, folder.best_weights):
         return None
     return (
         f"{folder.best_weights}: expected the weights that {name} ended with ({folder.run_file.name}), found others or "
         f"damaged ones. To use them as they are, put them into the run folder of a lane of their own; materialize "
-        f"{name} to train it anew, which moves what lies there to {folder.replaced_folder.name}/"
+        f"{name} to train it anew, which moves these files to {folder.replaced_folder.name}/"
     )

@@ -25,8 +25,8 @@ def weights_lineage(
 
     ``categories`` maps ids from 1 to names; ``data_fingerprint`` is that of the labelled split; ``parent`` is
     ``parent_of`` the file that the training started from; ``learned_images`` are the ids of the images that it and the
-    training of its parent were shown, which tell what the weights must not be judged by; ``created_at`` is the
-    caller's, so that two runs that compute the same can write the same.
+    training of its parent were shown, on which the weights must not be evaluated; ``created_at`` is given, so
+    that two runs that compute the same can write the same.
     """
     return {
         "configuration": configuration.model_dump(mode="json"),

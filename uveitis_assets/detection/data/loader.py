@@ -1,6 +1,4 @@
-"""Batches of tiles for training and validation: a torch loader whose results do not depend on its workers, and whose
-failures can be read. It decides neither what is drawn nor what an item looks like.
-"""
+"""Loads batches of tiles: a torch loader whose results do not depend on its workers, and with readable errors."""
 
 from __future__ import annotations
 
@@ -19,10 +17,10 @@ Batch = tuple[list[Tensor], list[Target]]
 
 
 class LoaderWorkerError(RuntimeError):
-    """A process that loads tiles died; the message says what usually kills it."""
+    """A process that loads tiles died; the message names the usual cause."""
 
 
-class DetectorBatches:
+class TileLoader:
     """Iterates batches as two lists, images (uint8 3xSxS) and targets; ``len`` is the number of batches.
 
     Put the loop over an epoch into ``with batches.explaining_worker_deaths():``. torch learns of a dead worker by a
@@ -66,17 +64,17 @@ class DetectorBatches:
         )
 
 
-def detector_batches(
+def tile_loader(
     dataset: TileDataset,
     sampler: Sampler[Any] | None,
     *,
     batch_size: int,
     num_workers: int = 0,
     pin_memory: bool | None = None,
-) -> DetectorBatches:
+) -> TileLoader:
     """Batches of a dataset in the sampler's order, the last one smaller where it does not fill.
 
-    Call ``set_epoch`` of dataset and sampler before iterating an epoch; workers live on between epochs.
+    Call ``set_epoch`` of dataset and sampler before iterating an epoch; workers are kept between epochs.
 
     Args:
         dataset: what is loaded.
@@ -98,7 +96,7 @@ def detector_batches(
         # Nothing draws from it; given, the loader leaves the process's own random state alone.
         generator=torch.Generator().manual_seed(0),
     )
-    return DetectorBatches(loader)
+    return TileLoader(loader)
 
 
 def _one_thread(worker: int) -> None:

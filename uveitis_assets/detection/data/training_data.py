@@ -1,20 +1,20 @@
-"""Which images a training learns from and is judged on, and the batches of each epoch.
+"""Images that a training learns from and is evaluated on, and the batches of each epoch.
 
-How items look and in which order an epoch shows them is decided in ``tile_dataset`` and ``sampling``; this puts them
-together for one of several processes, beginning anywhere in an epoch.
+How items look is decided in ``tile_dataset``, their order in ``sampling``; this puts them together for one of several
+processes, beginning anywhere in an epoch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 
 from uveitis_assets.detection.configuration import DetectorConfiguration
 from uveitis_assets.detection.data.labelled_split import LabelledImage, LabelledSplit
-from uveitis_assets.detection.data.loader import Batch, detector_batches
+from uveitis_assets.detection.data.loader import Batch, tile_loader
 from uveitis_assets.detection.data.sampling import EpochSampler, limit_images, overfit_split
 from uveitis_assets.detection.data.tile_dataset import TileDataset, TilePixels
 from uveitis_assets.detection.evaluation.oriented_average_precision import has_oriented_labels
@@ -24,14 +24,13 @@ from uveitis_assets.training.distributed import n_processes, process_rank
 def chosen_splits(
     configuration: DetectorConfiguration, train: LabelledSplit, val: LabelledSplit
 ) -> tuple[LabelledSplit, LabelledSplit]:
-    """The splits a training learns from and is judged on.
+    """The splits that a training learns from and is evaluated on.
 
-    A training whose best checkpoint oriented boxes choose is refused before it begins when a lesion has none.
-
-    With ``overfit_images`` both are the same few training images: what was learned by heart has to be found again.
+    With ``overfit_images`` both are the same few training images. A training whose best checkpoint oriented boxes
+    choose is refused before it begins when a lesion has none.
 
     Raises:
-        ValueError: no image with a lesion to learn from or to be judged on, lesions of categories that the network
+        ValueError: no image with a lesion to learn from or to evaluate on, lesions of categories that the network
             does not have, or without the boxes that choose.
     """
     if configuration.overfit_images:
@@ -52,7 +51,7 @@ def chosen_splits(
 
 
 def _check_categories(split: LabelledSplit, n_categories: int) -> None:
-    """On a GPU a label that the network has no place for would end the process without a cause."""
+    """Refuse labels of categories that the network does not have: on a GPU they would end the process."""
     largest = max(int(image.truth.labels.max(initial=0)) for image in split.images)
     if largest > n_categories:
         raise ValueError(
@@ -71,13 +70,14 @@ def check_never_learned(learned_before: Collection[str], val: LabelledSplit) -> 
     if learned:
         raise ValueError(
             f"initialise: the first weights learned {len(learned)} of the {len(val.images)} images of fold {val.fold}, "
-            f"{val.split}, e.g. {learned[0]}: AP there would say nothing; start each fold from weights of the same "
+            f"{val.split}, e.g. {learned[0]}: AP there would be meaningless; start each fold from weights of the same "
             "fold and splits (initialise.experiment), or from weights that never saw these images"
         )
 
 
 def images_shown(configuration: DetectorConfiguration, train: LabelledSplit, val: LabelledSplit) -> list[LabelledImage]:
-    """The images whose pixels a training on ``chosen_splits`` reads, each once: more would only fill the tile cache."""
+    """The images whose pixels a training on ``chosen_splits`` reads, each once."""
+    # Decoding more would only fill the tile cache.
     learned = limit_images(train.images, configuration.sampling.max_images, configuration.training.seed)
     return list({image.image_id: image for image in (*learned, *val.images)}.values())
 
@@ -96,7 +96,7 @@ class EpochBatches:
             train.images, configuration.sampling, options.seed, rank=process_rank(), world_size=n_processes()
         )
         self._batch_size = options.batch_size
-        self._batches = detector_batches(
+        self._batches = tile_loader(
             self._dataset,
             self._sampler,
             batch_size=self._batch_size,
@@ -108,13 +108,12 @@ class EpochBatches:
         """Batches per epoch; the same in every process."""
         return math.ceil(self._sampler.draws_per_epoch / self._batch_size)
 
-    @contextmanager
-    def of_epoch(self, epoch: int, *, skip: int) -> Iterator[Iterator[Batch]]:
-        """The epoch's batches but the first ``skip``: uint8 images (3, S, S) and their targets.
-
-        A context, because the death of a loading process shows anywhere in the loop's body.
-        """
+    def of_epoch(self, epoch: int, *, skip: int) -> Iterator[Batch]:
+        """The epoch's batches but the first ``skip``: uint8 images (3, S, S) and their targets."""
         self._dataset.set_epoch(epoch)
         self._sampler.set_epoch(epoch, first_draw=skip * self._batch_size)
-        with self._batches.explaining_worker_deaths():
-            yield iter(self._batches)
+        return iter(self._batches)
+
+    def explaining_worker_deaths(self) -> AbstractContextManager[None]:
+        """Context around a loop over batches that turns the death of a loading process into a ``LoaderWorkerError``."""
+        return self._batches.explaining_worker_deaths()

@@ -28,7 +28,7 @@ from uveitis_assets.storage.files import read_json, write_bytes, write_json
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.device import Device, chosen_device
 from uveitis_assets.training.run_folder import RunFolder, folder_of_best_weights
-from uveitis_assets.training.run_replacement import usable_run
+from uveitis_assets.training.run_replacement import current_run
 from uveitis_assets.training.weights_files import read_lineage
 
 _SHEET_PICTURES = 9
@@ -108,7 +108,7 @@ def evaluate_fold(
 
 def reported_map_50(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> float | None:
     """AP at IoU 0.5 of the fold's newest report on validation images; None when there is none."""
-    path = usable_run(RunFolder(store.run_folder(lane.name, fold))).report_file
+    path = current_run(RunFolder(store.run_folder(lane.name, fold))).report_file
     if not path.exists():
         return None
     value: float | None = read_json(path)["ap"]["0.5"]

@@ -13,7 +13,7 @@ from uveitis_assets.configuration import Configuration, Owner
 
 
 class EncoderPretrainingConfiguration(Configuration):
-    """An encoder that learns to paint hidden patches of global images: the attributes of a defs.yaml."""
+    """An encoder that learns to predict hidden patches of global images: the attributes of a defs.yaml."""
 
     name: str = Field(pattern=r"^[a-z0-9]+(_[a-z0-9]+)*$", max_length=64, description="Lane name: key prefix, folder")
     description: str = Field("", description="One sentence about the encoder, shown in the UI")

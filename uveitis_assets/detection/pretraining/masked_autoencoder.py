@@ -1,9 +1,9 @@
 """A masked autoencoder with a ViT encoder, whose encoder weights initialise a detector's backbone.
 
 He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners": most patches are hidden, the encoder sees the rest,
-a small decoder paints the hidden ones, judged by the per-patch normalized squared error. Parameters are named as in
-the RETFound files (root ``model``), so that their encoder and decoder weights go in and ours go where theirs went. It
-is the model alone: images and steps are the business of ``encoder_pretraining``.
+a small decoder predicts the hidden ones, trained by the per-patch normalized squared error. Parameters are named as in
+the RETFound files (root ``model``), so that their encoder and decoder weights can be loaded, and ours wherever theirs
+can.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class MaskedAutoencoder(nn.Module):
         return self.norm(tokens), hidden, restore
 
     def decode(self, latent: Tensor, restore: Tensor) -> Tensor:
-        """Painted patches (B, n_patches, patch² · 3)."""
+        """Predicted patches (B, n_patches, patch² · 3)."""
         tokens = self.decoder_embed(latent)
         batch, n_seen, width = tokens.shape
         missing = self.mask_token.expand(batch, restore.shape[1] + 1 - n_seen, -1)
@@ -107,14 +107,14 @@ class MaskedAutoencoder(nn.Module):
         tokens = torch.cat([tokens[:, :1], patches], dim=1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
             tokens = block(tokens)
-        painted: Tensor = self.decoder_pred(self.decoder_norm(tokens))[:, 1:]
-        return painted
+        predicted: Tensor = self.decoder_pred(self.decoder_norm(tokens))[:, 1:]
+        return predicted
 
-    def reconstruction_loss(self, images: Tensor, painted: Tensor, hidden: Tensor) -> Tensor:
+    def reconstruction_loss(self, images: Tensor, predicted: Tensor, hidden: Tensor) -> Tensor:
         """Squared error against each patch normalized by its own mean and variance, over the hidden patches."""
         target = patches_of(images, self.shape.patch_size)
         mean, variance = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
-        error = (painted - (target - mean) / (variance + 1e-6).sqrt()).square().mean(-1)
+        error = (predicted - (target - mean) / (variance + 1e-6).sqrt()).square().mean(-1)
         return (error * hidden).sum() / hidden.sum()
 
     def encoder_state(self) -> dict[str, Tensor]:

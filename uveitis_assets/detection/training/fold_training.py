@@ -1,7 +1,7 @@
-"""One fold of a detector lane from labels to checkpoint: reads the splits, finds the first weights, trains.
+"""Trains one fold of a detector lane, from labels and first weights to a checkpoint, and inspects the checkpoint.
 
-With several processes the training runs in processes of its own, one per GPU; this one waits and passes on what they
-say. How a step is taken is the business of ``training``.
+With several processes the training runs in processes of its own, one per GPU; this one waits and passes their events
+on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uveitis_assets.detection.checkpoints.fold_weights import fold_weights, other_weights
+from uveitis_assets.detection.checkpoints.fold_weights import fold_weights, weights_problem
 from uveitis_assets.detection.data.coco_reader import read_labelled_split
 from uveitis_assets.detection.data.label_policy import with_classes
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
@@ -26,7 +26,7 @@ from uveitis_assets.storage.files import read_json
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.device import Device, chosen_device
 from uveitis_assets.training.run_folder import RunFolder, is_unfinished
-from uveitis_assets.training.run_replacement import usable_run
+from uveitis_assets.training.run_replacement import current_run
 from uveitis_assets.training.weights_files import read_weights_file
 
 
@@ -123,8 +123,8 @@ def _with_named_files(store: ArtefactStore, lane: DetectorLaneConfiguration, fol
 
 
 def inspect_checkpoint(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> CheckpointFindings:
-    """Read a fold's best weights and hold them against their lineage and against the labels of now."""
-    folder = usable_run(RunFolder(store.run_folder(lane.name, fold)))
+    """Compare a fold's best weights with their lineage and with the current labels."""
+    folder = current_run(RunFolder(store.run_folder(lane.name, fold)))
     path = folder.best_weights
     try:
         file = read_weights_file(path)
@@ -133,7 +133,7 @@ def inspect_checkpoint(store: ArtefactStore, lane: DetectorLaneConfiguration, fo
     errors = []
     if is_unfinished(folder):
         errors.append(f"{folder.path}: the training is not finished; materialize the checkpoint again to go on with it")
-    elif problem := other_weights(folder, f"{lane.name}/checkpoint of fold{fold}"):
+    elif problem := weights_problem(folder, f"{lane.name}/checkpoint of fold{fold}"):
         errors.append(problem)
     errors += [
         f"{name}: found NaN or infinity; train again with a lower learning rate"
@@ -161,11 +161,13 @@ def _lineage_errors(path: Path, lineage: Mapping[str, Any]) -> list[str]:
         return [f"{beside}: the lineage beside the weights is gone"]
     except ValueError as error:
         return [str(error)]
-    return [f"{beside}: is not the lineage that the weights themselves bear; one of the two files is of another run"]
+    return [
+        f"{beside}: expected the lineage inside the weights file, found another; one of the two files is of another run"
+    ]
 
 
 def _learned_split(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> LabelledSplit:
-    """The images that a training of now would learn."""
+    """The images that a training would learn with the current labels."""
     train = labelled_split(store, lane, fold, "train")
     return overfit_split(train, lane.overfit_images) if lane.overfit_images else train
 
@@ -191,8 +193,8 @@ class _LogProgress:
 
     def on_epoch_end(self, row: Mapping[str, Any]) -> None:
         """One line per epoch."""
-        judged = "" if row.get("map_50") is None else f", AP at IoU 0.5 {row['map_50']:.3f}"
-        self._log(f"epoch {row['epoch']} of {self._n_epochs}: loss {row['train_loss']:.4f}{judged}")
+        metric = "" if row.get("map_50") is None else f", AP at IoU 0.5 {row['map_50']:.3f}"
+        self._log(f"epoch {row['epoch']} of {self._n_epochs}: loss {row['train_loss']:.4f}{metric}")
 
     def on_message(self, message: str) -> None:
         """Something a person should know."""

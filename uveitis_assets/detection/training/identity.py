@@ -1,7 +1,4 @@
-"""What decides a training's weights: trainings of one identity are the same, and a folder of another is not continued.
-
-It names settings and data; what is written under an identity is the business of ``run_folder``.
-"""
+"""Identity of a training: digests of all settings and data that decide its weights."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ def training_identity(
 ) -> dict[str, Any]:
     """What decides a training's weights: a folder with another identity is not continued.
 
-    Settings that only change the speed, or what is written, shown or predicted later, have no part in it.
+    Settings that only change the speed, or what is written, shown or predicted later, are left out.
     """
     settings = {
         "model": configuration.model,

@@ -1,7 +1,4 @@
-"""Where a training's first weights come from: a file that the configuration names, or chance.
-
-How tensors are matched is the business of ``checkpoints``; which file an experiment's parent is, of the caller.
-"""
+"""First weights of a training: those of a file that the configuration names, or random ones."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ def initial_weights_file(store: ArtefactStore, initialise: InitialisationConfigu
         if initialise.experiment is not None:
             raise ValueError(
                 f"initialise.experiment: expected the file of {initialise.experiment}'s best weights as "
-                "initialise.checkpoint; which file that is, the caller knows"
+                "initialise.checkpoint; resolve it before the training"
             )
         return None
     path = store.root / name
@@ -44,7 +41,7 @@ def parent_weights(store: ArtefactStore, initialise: InitialisationConfiguration
 
 
 def images_learned_before(store: ArtefactStore, initialise: InitialisationConfiguration) -> frozenset[str]:
-    """Ids of the images that the first weights learned with labels; empty where their file does not tell."""
+    """Ids of the images that the first weights learned with labels; empty where their file names none."""
     path = initial_weights_file(store, initialise)
     return frozenset() if path is None else frozenset(read_lineage(path).get("learned_images", ()))
 

@@ -1,32 +1,26 @@
-r"""Training in processes of its own: starts them (torchrun), passes on what rank 0 tells, and is what they run.
+r"""Detector training in processes of its own: writes their job, starts them (torchrun), and is the module they run.
 
     python -m torch.distributed.run --standalone --nproc-per-node 4 -m -- \
         uveitis_assets.detection.training.train_process --run RUN
 
 ``RUN`` is a run folder with the file job.json, which ``train_in_processes`` writes: everything that ``train_detector``
-wants. Started without torchrun it is one process. How they train together is the business of ``training``.
+wants. Started without torchrun it is one process.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import subprocess
-import sys
-import time
-from collections import deque
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from uveitis_assets.detection.configuration import DetectorConfiguration
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
 from uveitis_assets.detection.data.split_file import split_from_plain, split_to_plain
 from uveitis_assets.storage.files import read_json, write_json
 from uveitis_assets.storage.store import ArtefactStore
-from uveitis_assets.training.processes import _KEPT_LINES, _EventWriter, _pass_on, _what_failed, _write_event
+from uveitis_assets.training.processes import run_in_processes, training_process
 from uveitis_assets.training.progress import NullListener, TrainingListener
 
 if TYPE_CHECKING:
@@ -56,38 +50,37 @@ def train_in_processes(
 
     # The folder has one job.json: a second call waits until the processes of the first have read theirs and ended.
     with store.lock(f"processes_{RunFolder(run_folder).lock_name}"):
-        errors = run_folder / "process_errors"
-        shutil.rmtree(errors, ignore_errors=True)
-        job = {
-            "root": str(store.root),
-            "raw": str(store.raw),
-            "device": device,
-            # Lanes hold more than a detector's configuration; processes get what training looks at.
-            "configuration": configuration.model_dump(mode="json", include=set(DetectorConfiguration.model_fields)),
-            "train": split_to_plain(train),
-            "val": split_to_plain(val),
-        }
-        write_json(run_folder / "job.json", job, indent=None)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_processes)]
-        # Two dashes: torchrun would take --run for an abbreviation of an option of its own.
-        command += ["-m", "--", "uveitis_assets.detection.training.train_process", "--run", str(run_folder)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        assert process.stdout is not None
-        assert process.stderr is not None
-        reader = Thread(target=last_lines.extend, args=(process.stderr,), daemon=True)
-        reader.start()
-        try:
-            values = _pass_on(process.stdout, progress or NullListener())
-            process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-            reader.join()
-        if process.returncode != 0 or values is None:
-            raise RuntimeError(_what_failed(errors, n_processes, process.returncode, last_lines))
+        write_job(store, configuration, run_folder, train, val, device=device)
+        values = run_in_processes(
+            "uveitis_assets.detection.training.train_process",
+            ["--run", str(run_folder)],
+            run_folder,
+            n_processes=n_processes,
+            listener=progress or NullListener(),
+        )
         return TrainingOutcome(**{**values, "best_weights": Path(values["best_weights"])})
+
+
+def write_job(
+    store: ArtefactStore,
+    configuration: DetectorConfiguration,
+    run_folder: Path,
+    train: LabelledSplit,
+    val: LabelledSplit,
+    *,
+    device: str,
+) -> None:
+    """Write the run folder's job.json, from which this module trains when it is run."""
+    job = {
+        "root": str(store.root),
+        "raw": str(store.raw),
+        "device": device,
+        # Lanes hold more than a detector's configuration; processes get what training looks at.
+        "configuration": configuration.model_dump(mode="json", include=set(DetectorConfiguration.model_fields)),
+        "train": split_to_plain(train),
+        "val": split_to_plain(val),
+    }
+    write_json(run_folder / "job.json", job, indent=None)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -95,47 +88,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train a lesion detector from the job.json of its run folder.")
     parser.add_argument("--run", type=Path, required=True, help="run folder that holds job.json")
     run_folder: Path = parser.parse_args(arguments).run
-    rank = int(os.environ.get("RANK", "0"))
-    try:
-        _train(run_folder, rank)
-    except Exception as error:
-        failure = {"rank": rank, "type": type(error).__name__, "message": str(error), "time": time.time()}
-        write_json(run_folder / "process_errors" / f"rank_{rank}.json", failure)
-        raise
+    job = read_json(run_folder / "job.json")
+    with training_process(run_folder, job["device"]) as process:
+        outcome = _train(run_folder, job, process.device, process.listener)
+        process.tell_outcome({**asdict(outcome), "best_weights": str(outcome.best_weights)})
 
 
-def _train(run_folder: Path, rank: int) -> None:
-    import torch
-    from torch import distributed
-
+def _train(run_folder: Path, job: Mapping[str, Any], device: str, listener: TrainingListener) -> TrainingOutcome:
     from uveitis_assets.detection.training.train_detector import train_detector
 
-    job = read_json(run_folder / "job.json")
-    device = job["device"]
-    grouped = "WORLD_SIZE" in os.environ
-    if grouped and device == "cuda":
-        local_rank = int(os.environ["LOCAL_RANK"])
-        if local_rank >= torch.cuda.device_count():
-            raise RuntimeError(
-                f"expected a GPU for each process, found {torch.cuda.device_count()}; start fewer processes"
-            )
-        torch.cuda.set_device(local_rank)
-        device = f"cuda:{local_rank}"
-    if grouped:
-        distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    outcome = train_detector(
+    return train_detector(
         ArtefactStore(root=Path(job["root"]), raw=Path(job["raw"])),
         DetectorConfiguration.model_validate(job["configuration"]),
         run_folder,
         split_from_plain(job["train"]),
         split_from_plain(job["val"]),
         device=device,
-        progress=_EventWriter() if rank == 0 else NullListener(),
+        progress=listener,
     )
-    if rank == 0:
-        _write_event("outcome", {**asdict(outcome), "best_weights": str(outcome.best_weights)})
-    if grouped:
-        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Judges a detector on labelled images as users will meet it: tiles detected, merged, and compared image by image.
+"""Evaluates a detector on labelled images: tiles detected, merged per image, and compared with the labels.
 
-With several processes every one detects a share of the images and rank 0 judges all. It chooses no checkpoint.
+With several processes each detects a share of the images, and every process evaluates all.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 
 from uveitis_assets.detection.configuration import AugmentationConfiguration, SamplingConfiguration
 from uveitis_assets.detection.data.coco_reader import read_labelled_split
-from uveitis_assets.detection.data.loader import detector_batches
+from uveitis_assets.detection.data.loader import tile_loader
 from uveitis_assets.detection.data.sampling import EpochSampler
 from uveitis_assets.detection.data.tile_dataset import TileDataset
 from uveitis_assets.detection.data.tile_store import open_tile_store
@@ -51,7 +51,7 @@ def test_an_epoch_shows_the_materialized_tiles(finished: Platform, lane: str) ->
             np.testing.assert_array_equal(cache.read(image, number), picture[tile.y0 : tile.y1, tile.x0 : tile.x1])
     dataset = TileDataset(images, AugmentationConfiguration(), 1, 128, cache)
     shown = 0
-    for pixels, targets in detector_batches(dataset, EpochSampler(images, SamplingConfiguration(), 1), batch_size=4):
+    for pixels, targets in tile_loader(dataset, EpochSampler(images, SamplingConfiguration(), 1), batch_size=4):
         for target in targets:
             assert (target["boxes"][:, 2:] > target["boxes"][:, :2]).all()
             assert (target["boxes"] >= 0).all()

@@ -1,4 +1,4 @@
-"""Weights of a fold are used once they are finished, as what they are, and never judged by what they learned."""
+"""Weights of a fold are used once they are finished, verified, and never evaluated on what they learned."""
 
 import re
 import shutil
@@ -16,20 +16,14 @@ from uveitis_assets.detection.training.train_detector import train_detector
 from uveitis_assets.storage.files import read_json, write_json
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.run_folder import RunFolder
-from uveitis_assets.training.run_replacement import complete_succession
+from uveitis_assets.training.run_replacement import promote_pending_run
 from uveitis_assets.training.weights_files import file_digest, read_weights_file, save_weights
 from uveitis_assets_tests.detection.squares import CATEGORIES, squares_split, tiny
 
 
-@pytest.fixture
-def trained(store: ArtefactStore, train: LabelledSplit, val: LabelledSplit) -> Path:
-    """The run folder of the lane ``squares``."""
-    folder = store.run_folder("squares", 0)
-    train_detector(store, tiny(training={"epochs": 1}), folder, train, val, device="cpu")
-    return folder
-
-
-def test_finished_weights_say_what_they_learned(trained: Path, store: ArtefactStore, train: LabelledSplit) -> None:
+def test_finished_weights_have_digest_classes_and_learned_images(
+    trained: Path, store: ArtefactStore, train: LabelledSplit
+) -> None:
     weights = fold_weights(store, "squares", 0)
     assert weights.digest == file_digest(trained / "checkpoints" / "best.safetensors")
     assert weights.categories == CATEGORIES
@@ -61,7 +55,7 @@ def test_weights_that_are_replaced_between_digest_and_loading_are_refused(
 
 @pytest.fixture
 def lane(val: LabelledSplit, monkeypatch: pytest.MonkeyPatch) -> DetectorLaneConfiguration:
-    """The lane ``squares``, which is judged on ``val``."""
+    """The lane ``squares``, which is evaluated on ``val``."""
     monkeypatch.setattr(fold_evaluation, "labelled_split", lambda *_: val)
     values = {**tiny().model_dump(), "name": "squares", "train_on": "eyes", "predict_on": "eyes"}
     return DetectorLaneConfiguration.model_validate(values)
@@ -77,11 +71,11 @@ def test_an_evaluation_of_weights_that_are_replaced_meanwhile_leaves_the_report_
     monkeypatch: pytest.MonkeyPatch,
     step: str,
 ) -> None:
-    done = getattr(fold_evaluation, step)
+    original = getattr(fold_evaluation, step)
 
     def slowly(*arguments: Any, **options: Any) -> Any:
         train_detector(store, tiny(training={"epochs": 1, "seed": 1}), trained, train, val, device="cpu")
-        return done(*arguments, **options)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(fold_evaluation, step, slowly)
     with pytest.raises(TrainingNotUsableError, match="was replaced while it was in use"):
@@ -91,19 +85,19 @@ def test_an_evaluation_of_weights_that_are_replaced_meanwhile_leaves_the_report_
     assert not (trained / "figures").exists()
 
 
-def test_an_evaluation_writes_beside_the_weights_that_it_judged_when_a_finished_run_moves_in_at_its_start(
+def test_an_evaluation_writes_beside_the_weights_that_it_evaluated_when_a_run_is_promoted_at_its_start(
     trained: Path, store: ArtefactStore, lane: DetectorLaneConfiguration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(trained, trained / "retraining")
 
-    def moved_in_before(*arguments: Any) -> FoldWeights:
-        complete_succession(RunFolder(trained))
+    def promoted_before(*arguments: Any) -> FoldWeights:
+        promote_pending_run(RunFolder(trained))
         return fold_weights(*arguments)
 
-    monkeypatch.setattr(fold_evaluation, "fold_weights", moved_in_before)
-    judged = fold_evaluation.evaluate_fold(store, lane, 0, split="val", device="cpu")
-    assert judged.report == trained / "val_report.json"
-    assert "checkpoint" in read_json(judged.report)
+    monkeypatch.setattr(fold_evaluation, "fold_weights", promoted_before)
+    evaluation = fold_evaluation.evaluate_fold(store, lane, 0, split="val", device="cpu")
+    assert evaluation.report == trained / "val_report.json"
+    assert "checkpoint" in read_json(evaluation.report)
     assert not (trained / "retraining").exists()
 
 
@@ -118,7 +112,7 @@ def test_an_id_that_means_another_class_now_is_refused_and_a_new_class_is_not(
         weights.check_categories({1: "red"})
 
 
-def test_images_of_the_training_and_of_what_it_started_from_are_no_judges(
+def test_images_that_were_learned_by_weights_or_their_parent_are_refused_for_evaluation(
     trained: Path, store: ArtefactStore, train: LabelledSplit, val: LabelledSplit
 ) -> None:
     others = squares_split(store, 3, split="other", seed=2)
@@ -133,7 +127,7 @@ def test_images_of_the_training_and_of_what_it_started_from_are_no_judges(
         weights.check_never_learned(["squares::train001", *(image.image_id for image in val.images)], "val of fold0")
 
 
-def test_a_training_does_not_start_from_weights_that_learned_its_judges(
+def test_a_training_does_not_start_from_weights_that_learned_its_validation_images(
     trained: Path, store: ArtefactStore, train: LabelledSplit, val: LabelledSplit
 ) -> None:
     child = tiny(training={"epochs": 1}, initialise={"checkpoint": "runs/squares/checkpoints/best.safetensors"})

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from uveitis_assets.detection.configuration import AugmentationConfiguration, SamplingConfiguration
 from uveitis_assets.detection.data.coco_reader import read_labelled_split
 from uveitis_assets.detection.data.labelled_split import LabelledImage
-from uveitis_assets.detection.data.loader import Batch, DetectorBatches, LoaderWorkerError, detector_batches
+from uveitis_assets.detection.data.loader import Batch, LoaderWorkerError, TileLoader, tile_loader
 from uveitis_assets.detection.data.sampling import EpochSampler, overfit_split
 from uveitis_assets.detection.data.tile_dataset import TileDataset, TileFiles
 from uveitis_assets.detection.data.tile_store import open_tile_store
@@ -37,7 +37,7 @@ def epochs(
     pixels = open_tile_store(store, images) if store else None
     dataset = TileDataset(images, AugmentationConfiguration(), 5, 64, pixels)
     sampler = EpochSampler(images, SamplingConfiguration(), 5)
-    batches = detector_batches(dataset, sampler, batch_size=3, num_workers=num_workers)
+    batches = tile_loader(dataset, sampler, batch_size=3, num_workers=num_workers)
     seen = []
     for epoch in range(n_epochs):
         dataset.set_epoch(epoch)
@@ -76,7 +76,7 @@ def test_a_training_that_goes_on_in_the_middle_of_an_epoch_sees_the_batches_that
     whole = epochs(images, 0, n_epochs=2)[1]
     dataset = TileDataset(images, AugmentationConfiguration(), 5, 64)
     sampler = EpochSampler(images, SamplingConfiguration(), 5)
-    batches = detector_batches(dataset, sampler, batch_size=3)
+    batches = tile_loader(dataset, sampler, batch_size=3)
     dataset.set_epoch(1)
     sampler.set_epoch(1, first_draw=2 * 3)
     assert equal(list(batches), whole[2:])
@@ -85,22 +85,22 @@ def test_a_training_that_goes_on_in_the_middle_of_an_epoch_sees_the_batches_that
 
 
 def test_without_sampler_every_tile_comes_once_in_order(images: tuple[LabelledImage, ...]) -> None:
-    batches = detector_batches(TileDataset(images, None, 0, 96), None, batch_size=5)
+    batches = tile_loader(TileDataset(images, None, 0, 96), None, batch_size=5)
     places = [(int(t["image_index"]), int(t["tile_index"])) for _, targets in batches for t in targets]
     assert places == [(image, tile) for image in range(len(images)) for tile in range(4)]
 
 
-def test_an_overfitting_run_is_judged_on_the_images_it_trains_on(store: ArtefactStore) -> None:
-    """The earlier scripts trained on the first training images and judged the first validation images."""
+def test_an_overfitting_run_is_evaluated_on_the_images_it_trains_on(store: ArtefactStore) -> None:
+    """The earlier scripts trained on the first training images and evaluated on the first validation images."""
     write_lane(store, ["", *LABELS])
     chosen = overfit_split(read_labelled_split(store, "uwf700", fold=0, split="train"), 2)
     assert [image.image_id for image in chosen.images] == ["uwf700::eye001", "uwf700::eye002"]
     sampler = EpochSampler(chosen.images, SamplingConfiguration(), 1)
-    trained = detector_batches(TileDataset(chosen.images, None, 1, 96), sampler, batch_size=2)
-    judged = detector_batches(TileDataset(chosen.images, None, 1, 96), None, batch_size=2)
+    trained = tile_loader(TileDataset(chosen.images, None, 1, 96), sampler, batch_size=2)
+    evaluated = tile_loader(TileDataset(chosen.images, None, 1, 96), None, batch_size=2)
     shown, expected = (
         {chosen.images[int(t["image_index"])].image_id for _, targets in batches for t in targets}
-        for batches in (trained, judged)
+        for batches in (trained, evaluated)
     )
     assert shown == expected == {image.image_id for image in chosen.images}
 
@@ -114,7 +114,7 @@ class DeadlyPixels(TileFiles):
         return super().read(image, tile)
 
 
-def spend(batches: DetectorBatches, step_s: float) -> None:
+def spend(batches: TileLoader, step_s: float) -> None:
     with batches.explaining_worker_deaths():
         for _ in batches:
             time.sleep(step_s)
@@ -129,7 +129,7 @@ def spend(batches: DetectorBatches, step_s: float) -> None:
 def test_a_killed_worker_gives_an_error_that_says_what_to_do(images: tuple[LabelledImage, ...], step_s: float) -> None:
     """Also when the worker dies while the training is busy with a step."""
     dataset = TileDataset(images, None, 0, 96, DeadlyPixels())
-    batches = detector_batches(dataset, None, batch_size=1, num_workers=1)
+    batches = tile_loader(dataset, None, batch_size=1, num_workers=1)
     with pytest.raises(LoaderWorkerError, match=r"loads tiles died: .*lower the number of loader workers \(now 1"):
         spend(batches, step_s)
 
@@ -144,7 +144,7 @@ def test_a_worker_that_dies_while_it_hands_a_batch_over_is_explained_too(error: 
             raise error
 
     with pytest.raises(LoaderWorkerError, match=r"died: (reset by peer|no more); .*now 3"):
-        spend(DetectorBatches(Handing()), 0.0)
+        spend(TileLoader(Handing()), 0.0)
 
 
 class FaultyPixels(TileFiles):
@@ -155,7 +155,7 @@ class FaultyPixels(TileFiles):
 
 
 def test_an_error_of_a_living_worker_is_not_called_a_death(images: tuple[LabelledImage, ...]) -> None:
-    batches = detector_batches(TileDataset(images, None, 0, 96, FaultyPixels()), None, batch_size=1, num_workers=1)
+    batches = tile_loader(TileDataset(images, None, 0, 96, FaultyPixels()), None, batch_size=1, num_workers=1)
     with pytest.raises(RuntimeError, match="tile 0 is upside down") as caught:
         spend(batches, 0.0)
     assert not isinstance(caught.value, LoaderWorkerError)
@@ -163,6 +163,6 @@ def test_an_error_of_a_living_worker_is_not_called_a_death(images: tuple[Labelle
 
 def test_a_broken_tile_keeps_its_own_error_in_a_worker(images: tuple[LabelledImage, ...]) -> None:
     images[0].tiles[1].file.write_bytes(b"no png")
-    batches = detector_batches(TileDataset(images, None, 0, 96), None, batch_size=1, num_workers=1)
+    batches = tile_loader(TileDataset(images, None, 0, 96), None, batch_size=1, num_workers=1)
     with pytest.raises(ValueError, match=r"tile_001\.png: expected a tile as PNG"):
         list(batches)

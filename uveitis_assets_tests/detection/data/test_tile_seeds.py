@@ -25,11 +25,13 @@ def test_gradients_of_a_real_detector_are_the_same_in_parts_as_in_one() -> None:
     gradients = []
     for size in (4, 1, 3):
 
-        def losses_of(images, targets):  # type: ignore[no-untyped-def]
-            seeds.set([(7, int(target["n"])) for target in targets])
-            return model(images, [{name: target[name] for name in ("boxes", "labels")} for target in targets])
+        def losses_of(tiles):  # type: ignore[no-untyped-def]
+            seeds.set([(7, int(target["n"])) for _, target in tiles])
+            labels = [{name: target[name] for name in ("boxes", "labels")} for _, target in tiles]
+            return model([image for image, _ in tiles], labels)
 
-        accumulate_gradients(losses_of, model, images, targets, names=["t"] * 4, micro_batch=size, log=print)
+        tiles = list(zip(images, targets, strict=True))
+        accumulate_gradients(losses_of, model, tiles, name_of=str, micro_batch=size, log=print)
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(gradients[0], gradients[2], rtol=1e-3, atol=1e-5)

@@ -1,21 +1,12 @@
 """The masked autoencoder against independent computations, and its training against kills."""
 
 import argparse
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
-from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from uveitis_assets.detection.pretraining.configuration import EncoderPretrainingConfiguration
 from uveitis_assets.detection.pretraining.masked_autoencoder import (
     SHAPES,
     MaskedAutoencoder,
@@ -23,17 +14,10 @@ from uveitis_assets.detection.pretraining.masked_autoencoder import (
     sine_cosine_positions,
 )
 from uveitis_assets.detection.pretraining.pretrain import pretrain_encoder
-from uveitis_assets.imaging.geometry import ImageFrames, Tile
-from uveitis_assets.imaging.png import encode_png
-from uveitis_assets.landing.manifest_table import EXPORTED_COLUMNS
-from uveitis_assets.storage.files import write_bytes, write_json
 from uveitis_assets.storage.store import ArtefactStore
-from uveitis_assets_tests.patience import patience
+from uveitis_assets_tests.detection.pretraining.preprocessed_images import configuration, lane_of_images
 
 TINY = SHAPES["tiny_p16"]
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny() -> MaskedAutoencoder:
@@ -76,16 +60,16 @@ def test_three_quarters_are_hidden_and_the_visible_ones_are_those_of_the_smalles
 def test_loss_looks_at_hidden_patches_alone_and_normalizes_each_patch() -> None:
     model = tiny()
     images = torch.rand(1, 3, 64, 64)
-    painted = torch.rand(1, 16, 768)
+    predicted = torch.rand(1, 16, 768)
     hidden = torch.zeros(1, 16)
     hidden[0, 5] = 1
     patch = images[0, :, 16:32, 16:32].permute(1, 2, 0).reshape(-1).double()
     normalized = (patch - patch.mean()) / (patch.var() + 1e-6).sqrt()
-    expected = (painted[0, 5].double() - normalized).square().mean()
-    assert model.reconstruction_loss(images, painted, hidden).item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = (predicted[0, 5].double() - normalized).square().mean()
+    assert model.reconstruction_loss(images, predicted, hidden).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_visible_patches_decide_the_painting_and_hidden_pixels_do_not() -> None:
+def test_visible_patches_decide_the_prediction_and_hidden_pixels_do_not() -> None:
     model = tiny().eval()
     images, noise = torch.rand(1, 3, 64, 64), torch.rand(1, 16)
     changed = images.clone()
@@ -105,55 +89,7 @@ def lane(store: ArtefactStore) -> ArtefactStore:
     return store
 
 
-def lane_of_images(store: ArtefactStore, n_images: int = 6) -> None:
-    """A lane with global images of coloured squares; the last image is a test image."""
-    rng = np.random.default_rng(0)
-    frames = ImageFrames((96, 96), (0, 0, 96, 96), 96, (0, 0), 96, "global", (Tile("tile_000", 0, 0, 96, 96),))
-    rows = []
-    for number in range(n_images):
-        key = f"uwf700__{number}"
-        grid = np.kron(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
-        for path in (store.global_image(key, 96), store.tile(key, "tile_000")):
-            write_bytes(path, encode_png(grid))
-        write_json(store.crop_metadata(key), frames.crop_metadata())
-        write_json(store.tiles_metadata(key), frames.tiles_metadata(f"uwf700::{number}"))
-        rows.append(
-            {
-                "image_id": f"uwf700::{number}",
-                "key": key,
-                "content_hash": f"hash{number}",
-                "fingerprint": "f",
-                "quarantine_reason": None,
-                "fold_splits": ["test" if number == n_images - 1 else "train"] * 5,
-            }
-        )
-    frame = pl.DataFrame(rows, schema_overrides={"quarantine_reason": pl.String})
-    part = frame.with_columns(
-        pl.lit(None).alias(name) for name in (*EXPORTED_COLUMNS, "batch") if name not in frame.columns
-    )
-    for path, table in (
-        (store.manifest_part("uwf700", "b00001"), part),
-        (store.stage_index("uwf700", "tiles", "b00001"), frame),
-    ):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table.write_parquet(path)
-
-
-def configuration(**changes: object) -> EncoderPretrainingConfiguration:
-    settings: dict[str, object] = {
-        "name": "mae",
-        "learn_from": ["uwf700"],
-        "encoder": "tiny_p16",
-        "epochs": 4,
-        "batch_size": 2,
-        "learning_rate": 0.1,
-        "warmup_epochs": 1,
-        "checkpoint_every_steps": 1,
-    }
-    return EncoderPretrainingConfiguration.model_validate(settings | changes)
-
-
-def test_a_fixed_batch_is_learned_by_heart() -> None:
+def test_a_fixed_batch_is_overfitted() -> None:
     model = tiny()
     images = torch.rand(4, 3, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
     noise = torch.rand(4, 16)
@@ -173,44 +109,6 @@ def test_test_images_are_never_shown(lane: ArtefactStore) -> None:
         path.unlink()
     outcome = pretrain_encoder(lane, configuration(epochs=2), device="cpu", log=lambda line: None)
     assert (outcome.n_images, outcome.n_held_out, outcome.n_steps) == (5, 1, 6)
-
-
-def test_a_killed_pretraining_ends_with_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
-    stores = [ArtefactStore(tmp_path / name, tmp_path / "raw") for name in ("whole", "killed")]
-    for store in stores:
-        lane_of_images(store)
-    pretrain_encoder(stores[0], configuration(epochs=12), device="cpu", log=lambda line: None)
-    script = textwrap.dedent(
-        f"""
-        import torch
-        torch.set_num_threads(1)
-        from pathlib import Path
-        from uveitis_assets.detection.pretraining.pretrain import pretrain_encoder
-        from uveitis_assets.storage.store import ArtefactStore
-        from uveitis_assets_tests.detection.pretraining.test_masked_autoencoder import configuration
-        root = Path({str(stores[1].root)!r})
-        pretrain_encoder(ArtefactStore(root, root / "raw"), configuration(epochs=12), device="cpu", log=print)
-        """
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.DEVNULL)
-    last = stores[1].pretraining_folder("mae") / "last.pth"
-    deadline = time.monotonic() + patience(120)
-    while not last.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (last.parent / "encoder.safetensors").exists()
-    # What a kill in the middle of writing leaves, whether this one did or not.
-    (last.parent / ".last.pth.1-2-3.partial").write_bytes(b"half")
-    lines: list[str] = []
-    pretrain_encoder(stores[1], configuration(epochs=12), device="cpu", log=lines.append)
-    assert any("continuing" in line for line in lines)
-    assert not list(last.parent.glob(".*.partial"))
-    whole, killed = (load_file(store.pretraining_folder("mae") / "encoder.safetensors") for store in stores)
-    assert whole.keys() == killed.keys()
-    for name, value in whole.items():
-        assert torch.equal(value, killed[name]), name
 
 
 def test_weights_are_continued_from_a_retfound_file_and_a_strange_file_is_refused(lane: ArtefactStore) -> None:
@@ -265,11 +163,3 @@ def test_another_file_of_the_same_name_to_start_from_starts_anew(lane: ArtefactS
     assert not torch.equal(*weights)
     pretrain_encoder(lane, starts, device="cpu", log=lines.append)
     assert any("continuing" in line for line in lines), "nothing has changed"
-
-
-def test_a_damaged_state_of_a_pretraining_is_refused_with_what_to_do(lane: ArtefactStore) -> None:
-    outcome = pretrain_encoder(lane, configuration(epochs=1), device="cpu", log=lambda line: None)
-    state = outcome.encoder.with_name("last.pth")
-    state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"last\.pth: .*damaged file .* delete it: the training then begins anew"):
-        pretrain_encoder(lane, configuration(epochs=1), device="cpu", log=lambda line: None)

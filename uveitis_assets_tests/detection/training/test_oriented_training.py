@@ -67,7 +67,7 @@ def test_training_on_oriented_labels_reports_oriented_ap_and_leaves_a_detector_t
             assert remaining.max() <= 0.4 + 1e-4
 
 
-def test_labels_without_oriented_boxes_train_an_oriented_detector_and_are_judged_by_their_boxes(
+def test_labels_without_oriented_boxes_train_an_oriented_detector_and_are_evaluated_by_their_boxes(
     store: ArtefactStore, tmp_path: Path
 ) -> None:
     train, val = squares_split(store, 4), squares_split(store, 2, split="val", seed=1)

@@ -12,7 +12,7 @@ from uveitis_assets.detection.data.labelled_split import labelled_fingerprint
 from uveitis_assets.detection.data.split_file import split_from_plain, split_to_plain
 from uveitis_assets.detection.training.train_process import train_in_processes
 from uveitis_assets_tests.detection.squares import squares_split, store_at, tiny
-from uveitis_assets_tests.detection.training.test_train_detector import Recorder
+from uveitis_assets_tests.training.listeners import Recorder
 
 
 @pytest.mark.e2e
@@ -38,12 +38,3 @@ def test_a_split_survives_the_way_to_another_process(tmp_path: Path) -> None:
     copy = split_from_plain(json.loads(json.dumps(split_to_plain(split), allow_nan=False)))
     assert labelled_fingerprint(copy.images, copy.categories) == split.fingerprint
     assert copy.images[0].tiles[0].file == split.images[0].tiles[0].file
-
-
-@pytest.mark.e2e
-def test_the_error_of_the_process_that_failed_first_ends_the_training(tmp_path: Path) -> None:
-    store = store_at(tmp_path)
-    train, val = squares_split(store, 4), squares_split(store, 2, split="val", seed=1)
-    train.images[1].tiles[0].file.unlink()
-    with pytest.raises(RuntimeError, match=r"process \d of 2 failed: UnreadableTilesError: .*train001"):
-        train_in_processes(store, tiny(), tmp_path / "run", train, val, device="cpu", n_processes=2)

@@ -1,11 +1,10 @@
-"""What a training learns from, thaws, selects and refuses, each seen in the weights or files it leaves."""
+"""What a training learns from, unfreezes, selects and refuses, each seen in the weights or files it leaves."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,23 +14,23 @@ from uveitis_assets.detection.checkpoints.loading import load_trained_detector
 from uveitis_assets.detection.data import training_data
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
 from uveitis_assets.detection.data.tile_store import tile_pixels
-from uveitis_assets.detection.evaluation.average_precision import AveragePrecision
+from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.freezing import n_frozen_blocks
+from uveitis_assets.detection.training.detector_task import DetectorTask
 from uveitis_assets.detection.training.identity import training_identity
 from uveitis_assets.detection.training.train_detector import train_detector
-from uveitis_assets.detection.training.train_detector import train_detector as training
 from uveitis_assets.storage.files import read_json
 from uveitis_assets.storage.store import ArtefactStore
-from uveitis_assets.training.gradient_accumulation import NonFiniteLossError
 from uveitis_assets_tests.detection.squares import SIDE, squares_split, tiny
-from uveitis_assets_tests.detection.training.test_train_detector import Recorder
+from uveitis_assets_tests.detection.training.test_validation import SquareFinder
+from uveitis_assets_tests.training.listeners import Recorder
 
 
 def epoch_weights(folder: Path, epoch: int) -> dict[str, torch.Tensor]:
     return load_file(folder / "checkpoints" / f"epoch_{epoch:03d}.safetensors")
 
 
-def test_blocks_are_frozen_first_and_really_train_once_they_are_thawed(store, train, val, tmp_path: Path) -> None:
+def test_blocks_are_frozen_first_and_really_train_once_they_are_unfrozen(store, train, val, tmp_path: Path) -> None:
     options = {
         "epochs": 3,
         "freeze_blocks": 4,
@@ -55,36 +54,25 @@ def test_blocks_are_frozen_first_and_really_train_once_they_are_thawed(store, tr
     assert not moved(first, second, stem)
     assert moved(second, third, stem)
     torch.manual_seed(42)
-    begun = training.build_detector(tiny().model).state_dict()
-    assert not moved(begun, first, last)
-    assert moved(begun, first, "roi_heads.")
+    initial = build_detector(tiny().model).state_dict()
+    assert not moved(initial, first, last)
+    assert moved(initial, first, "roi_heads.")
 
 
 @pytest.mark.parametrize(
     ("per_epoch", "expected"), [(0, [20, 20, 0, 0, 0]), (4, [20, 20, 16, 12, 8]), (15, [20, 20, 5, 0, 0])]
 )
-def test_blocks_thaw_some_per_epoch_or_all_at_once(per_epoch: int, expected: list[int]) -> None:
+def test_blocks_are_unfrozen_some_per_epoch_or_all_at_once(per_epoch: int, expected: list[int]) -> None:
     options = tiny(training={"freeze_blocks": 20, "freeze_epochs": 2, "unfreeze_blocks_per_epoch": per_epoch}).training
     assert [n_frozen_blocks(options, epoch) for epoch in range(5)] == expected
 
 
-def test_overfitting_is_judged_on_the_very_images_it_learned(store, train, val, monkeypatch, tmp_path: Path) -> None:
-    learned, judged = set(), set()
-    original, validate = training_data.TileDataset.__getitem__, training.validate
-
-    def item(self: Any, index: Any) -> Any:
-        found = original(self, index)
-        learned.add(self.images[int(found[1]["image_index"])].image_id)
-        return found
-
-    def seen(model: Any, split: LabelledSplit, *rest: Any, **options: Any) -> Any:
-        judged.update(image.image_id for image in split.images)
-        return validate(model, split, *rest, **options)
-
-    monkeypatch.setattr(training_data.TileDataset, "__getitem__", item)
-    monkeypatch.setattr(training, "validate", seen)
-    train_detector(store, tiny(overfit_images=3), tmp_path / "run", train, val, device="cpu")
-    assert learned == judged == {image.image_id for image in train.images[:3]}
+def test_overfitting_is_evaluated_on_the_very_images_it_learned(store, train, val) -> None:
+    task = DetectorTask(store, tiny(overfit_images=3), train, val, torch.device("cpu"))
+    learned = {task.item_name(tile) for epoch in range(2) for tiles in task.batches(epoch, 0) for tile in tiles}
+    expected = [image.image_id for image in train.images[:3]]
+    assert sorted(learned) == [f"{image_id}/tile_000" for image_id in expected]
+    assert [image.image_id for image in task.val.images] == expected
 
 
 def test_only_images_that_a_limited_training_shows_are_decoded(store, train, val) -> None:
@@ -94,88 +82,42 @@ def test_only_images_that_a_limited_training_shows_are_decoded(store, train, val
     batches = training_data.EpochBatches(configuration, train, cpu, tile_pixels(store, shown, limit_gb=1))
     drawn = set()
     for epoch in range(3):
-        with batches.of_epoch(epoch, skip=0) as of_epoch:
-            drawn |= {int(target["image_index"]) for _, targets in of_epoch for target in targets}
-    judged = [image.image_id for image in val.images]
-    assert [image.image_id for image in shown] == [*(train.images[at].image_id for at in sorted(drawn)), *judged]
-    assert len(list(store.tile_cache_folder().glob("*.rgb"))) == 2 + len(judged)
+        of_epoch = batches.of_epoch(epoch, skip=0)
+        drawn |= {int(target["image_index"]) for _, targets in of_epoch for target in targets}
+    evaluated = [image.image_id for image in val.images]
+    assert [image.image_id for image in shown] == [*(train.images[at].image_id for at in sorted(drawn)), *evaluated]
+    assert len(list(store.tile_cache_folder().glob("*.rgb"))) == 2 + len(evaluated)
 
 
-def test_the_best_checkpoint_is_the_one_with_the_highest_ap_at_the_selection_iou(
-    store, train, val, monkeypatch, tmp_path: Path
+class NearlyFinder(SquareFinder):
+    """Finds the squares, but boxes 60 % as wide as they are."""
+
+    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        found = super().forward(images)
+        for answer in found:
+            boxes = answer["boxes"]
+            boxes[:, 2] -= 0.4 * (boxes[:, 2] - boxes[:, 0])
+        return found
+
+
+@pytest.mark.parametrize(("iou", "expected"), [(0.5, 1.0), (0.7, 0.0)])
+def test_the_metric_that_chooses_the_best_checkpoint_is_ap_at_the_selection_iou(
+    store, train, val, iou: float, expected: float
 ) -> None:
-    # The losses fall all the time; AP is best in the middle, and at another IoU elsewhere.
-    precisions: Iterator[float] = iter([0.1, 0.4, 0.4, 0.2, 0.3])
-    validate = training.validate
-
-    def judged(*arguments: Any, **options: Any) -> Any:
-        evaluation = validate(*arguments, **options)
-        value = next(precisions)
-        ap = evaluation.average_precision
-        chosen = dataclasses.replace(ap, selection=AveragePrecision(dict.fromkeys(ap.selection.per_class, value)))
-        return dataclasses.replace(evaluation, average_precision=chosen)
-
-    monkeypatch.setattr(training, "validate", judged)
-    options = {"epochs": 4, "save_every_epochs": 1}
-    outcome = train_detector(store, tiny(training=options), tmp_path / "run", train, val, device="cpu")
-    assert outcome.best_epoch == 2
-    best = load_file(outcome.best_weights)
-    assert all(torch.equal(best[name], value) for name, value in epoch_weights(tmp_path / "run", 2).items())
-    assert read_json(tmp_path / "run" / "val_report.json")["best_epoch"] == 2
+    task = DetectorTask(store, tiny(evaluation={"selection_iou": iou}), train, val, torch.device("cpu"))
+    metrics = task.evaluate(NearlyFinder())
+    assert task.selection_metric is not None
+    assert metrics[task.selection_metric] == pytest.approx(expected)
+    assert metrics["map_50"] == pytest.approx(1.0)
 
 
-def test_a_training_without_progress_stops_after_its_patience(store, train, val, tmp_path: Path) -> None:
-    listener = Recorder()
-    # Rates this small change no detection: the first evaluation stays the best.
-    options = {"epochs": 9, "patience": 2, "learning_rate": 1e-12, "min_learning_rate": 0.0, "ema_decay": 0.0}
-    outcome = train_detector(
-        store, tiny(training=options), tmp_path / "run", train, val, device="cpu", progress=listener
-    )
-    assert [row["epoch"] for row in listener.rows] == [1, 2, 3]
-    assert outcome.stopped_early
-    assert outcome.n_epochs == 3
-
-
-def test_a_loss_that_is_not_finite_stops_the_training_and_names_step_and_tiles(
-    store, train, val, monkeypatch, tmp_path: Path
+def test_a_training_starts_from_another_ones_best_weights_which_its_lineage_names(
+    store, train, val, trained: Path, tmp_path: Path
 ) -> None:
-    build = training.build_detector
-
-    def poisoned(configuration: Any) -> torch.nn.Module:
-        model = build(configuration)
-        with torch.no_grad():
-            model.roi_heads.box_predictor.cls_score.bias.fill_(torch.nan)
-        return model
-
-    monkeypatch.setattr(training, "build_detector", poisoned)
-    with pytest.raises(NonFiniteLossError, match=r"epoch 1, step 1: tiles squares::train\d+/tile_000.*learning_rate"):
-        train_detector(store, tiny(), tmp_path / "run", train, val, device="cpu")
-
-
-def test_no_step_follows_gradients_longer_than_the_limit(store, train, val, monkeypatch, tmp_path: Path) -> None:
-    lengths: list[float] = []
-    step = torch.optim.AdamW.step
-
-    def measured(self: torch.optim.AdamW, *rest: Any) -> Any:
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        lengths.append(float(torch.cat([gradient.flatten() for gradient in gradients]).norm()))
-        return step(self, *rest)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", measured)
-    for limit in (1e6, 0.01):
-        options = {"epochs": 1, "gradient_clip_norm": limit}
-        train_detector(store, tiny(training=options), tmp_path / str(limit), train, val, device="cpu")
-    unlimited, limited = lengths[:2], lengths[2:]
-    assert min(unlimited) > 0.1
-    assert limited == pytest.approx([0.01, 0.01], rel=1e-3)
-
-
-def test_a_training_starts_from_another_ones_best_weights_and_says_so(store, train, val, tmp_path: Path) -> None:
-    first = train_detector(store, tiny(), store.root / "first", train, val, device="cpu")
     frozen = {"learning_rate": 1e-12, "min_learning_rate": 0.0, "ema_decay": 0.0, "weight_decay": 0.0, "epochs": 1}
-    configuration = tiny(initialise={"checkpoint": "first/checkpoints/best.safetensors"}, training=frozen)
+    configuration = tiny(initialise={"checkpoint": "runs/squares/checkpoints/best.safetensors"}, training=frozen)
     second = train_detector(store, configuration, tmp_path / "second", train, val, device="cpu")
-    parent, child = load_file(first.best_weights), load_file(second.best_weights)
+    parent, child = load_file(trained / "checkpoints" / "best.safetensors"), load_file(second.best_weights)
     assert all(torch.allclose(parent[name], child[name], atol=1e-8) for name in parent)
     lineage = read_json(second.best_weights.with_suffix(".json"))
     assert lineage["parent"]["file"] == "best.safetensors"
@@ -184,7 +126,7 @@ def test_a_training_starts_from_another_ones_best_weights_and_says_so(store, tra
     assert all(torch.equal(model.state_dict()[name], child[name]) for name in child)
 
 
-def test_images_without_lesions_alone_are_nothing_to_be_judged_on(store, train, tmp_path: Path) -> None:
+def test_images_without_lesions_alone_are_refused_for_validation(store, train, tmp_path: Path) -> None:
     empty = squares_split(store, 2, split="val", n_squares=0)
     with pytest.raises(ValueError, match="squares, fold 0, val: expected images with lesions, found none among 2"):
         train_detector(store, tiny(), tmp_path / "run", train, empty, device="cpu")

@@ -1,4 +1,4 @@
-"""A judgement during training shows the tiles as they are, and counts lesions of the images that it shows alone."""
+"""An evaluation during training shows tiles without augmentation, and counts the lesions of its own images alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SquareFinder(torch.nn.Module):
         }
 
 
-def judged(model: torch.nn.Module, split: LabelledSplit) -> Evaluation:
+def evaluate(model: torch.nn.Module, split: LabelledSplit) -> Evaluation:
     augmented = tiny(augmentation={"brightness": 0.4, "horizontal_flip": 1.0})
     cpu = torch.device("cpu")
     return validate(model, split, augmented, pixels=TileFiles(), device=cpu, amp=False, intervals=False)
@@ -50,13 +50,13 @@ def judged(model: torch.nn.Module, split: LabelledSplit) -> Evaluation:
 
 def test_a_faultless_detector_is_faultless_on_any_subset_of_the_images(train: LabelledSplit) -> None:
     for n_images in (1, 3, 4):
-        evaluation = judged(SquareFinder(), overfit_split(train, n_images))
+        evaluation = evaluate(SquareFinder(), overfit_split(train, n_images))
         assert evaluation.map_50 == pytest.approx(1.0)
 
 
-def test_tiles_are_judged_as_they_are_whatever_the_augmentation(val: LabelledSplit) -> None:
+def test_tiles_are_evaluated_as_they_are_whatever_the_augmentation(val: LabelledSplit) -> None:
     model = SquareFinder()
-    judged(model, val)
+    evaluate(model, val)
     files = [tile.file for image in val.images for tile in image.tiles]
     assert len(model.shown) == len(files)
     for shown, file in zip(model.shown, files, strict=True):

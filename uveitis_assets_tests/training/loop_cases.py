@@ -1,0 +1,88 @@
+"""The tasks that the loop's contract tests train, all of three steps an epoch, with a state after every second step.
+
+Run as a module it trains one of them and kills itself: ``python -m ... CASE ROOT STEP MOMENT``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uveitis_assets.detection.pretraining.pretrain import pretrain_encoder
+from uveitis_assets.detection.training.train_detector import train_detector
+from uveitis_assets.training.progress import TrainingListener
+from uveitis_assets_tests.detection.pretraining.preprocessed_images import configuration, lane_of_images
+from uveitis_assets_tests.detection.squares import squares_split, store_at, tiny
+from uveitis_assets_tests.training.listeners import Recorder
+from uveitis_assets_tests.training.toy_regression import ToyRegression, train_toy
+
+
+@dataclass(frozen=True)
+class LoopCase:
+    """A task; ``train(root, listener)`` trains it below a folder, in ``run``, where the state is ``state``."""
+
+    train: Callable[..., object]
+    run: str
+    state: str
+    weights: str
+    item: str
+
+
+def _train_toy(root: Path, listener: TrainingListener, *, seed: int = 1, **options: Any) -> object:
+    return train_toy(ToyRegression(seed=seed), root / "runs" / "toy", listener, seed=seed, **options)
+
+
+def _train_detector(root: Path, listener: TrainingListener, **options: Any) -> object:
+    store = store_at(root)
+    train, val = squares_split(store, 6), squares_split(store, 2, split="val", seed=1)
+    changed = tiny(training={"epochs": 3, "checkpoint_every_steps": 2, **options})
+    return train_detector(store, changed, store.run_folder("squares", 0), train, val, device="cpu", progress=listener)
+
+
+def _train_encoder(root: Path, listener: TrainingListener, **options: Any) -> object:
+    store = store_at(root)
+    if not (root / "index").exists():
+        lane_of_images(store, 7)
+    changed = configuration(**{"epochs": 3, "checkpoint_every_steps": 2, **options})
+    return pretrain_encoder(store, changed, device="cpu", log=lambda line: None, listener=listener)
+
+
+CASES = {
+    "toy": LoopCase(_train_toy, "runs/toy", "checkpoints/last.pth", "checkpoints/best.safetensors", "point"),
+    "detector": LoopCase(
+        _train_detector, "runs/squares", "checkpoints/last.pth", "checkpoints/best.safetensors", "tile squares::train"
+    ),
+    "encoder": LoopCase(_train_encoder, "pretrain_runs/mae", "last.pth", "encoder.safetensors", "image uwf700::"),
+}
+
+
+class _Killer(Recorder):
+    """Kills its process at a step, or before the state that follows it has its name, when half of it is written."""
+
+    def __init__(self, step: int, moment: str) -> None:
+        super().__init__()
+        self._step, self._moment = step, moment
+
+    def on_step_end(self, *, step: int, losses: Mapping[str, float], learning_rate: float) -> None:
+        if step == self._step and self._moment == "step":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == self._step:
+            Path.replace = self._cut_and_die  # type: ignore[method-assign]
+
+    @staticmethod
+    def _cut_and_die(source: Path, target: Path) -> None:
+        assert target.name == "last.pth"
+        source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    CASES[sys.argv[1]].train(Path(sys.argv[2]), _Killer(int(sys.argv[3]), sys.argv[4]))
