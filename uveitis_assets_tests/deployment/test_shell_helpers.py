@@ -87,7 +87,7 @@ def test_shellcheck_finds_nothing() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_build_names_the_image_and_says_what_it_was_built_from(host: Host) -> None:
+def test_build_names_the_image_and_labels_it_with_version_and_commit(host: Host) -> None:
     arguments = host.call("build.sh", IMAGE_TAG="clinic/uveitis:7")
     assert arguments[0] == "build"
     assert arguments[arguments.index("--tag") + 1] == "clinic/uveitis:7"
@@ -170,7 +170,7 @@ def test_training_mounts_raw_images_read_only_and_passes_the_lane_on(host: Host)
     assert arguments[-5:] == ["uveitis-assets:latest", "train", "uveitis_ft", "--partition", "fold0"]
 
 
-def test_training_without_a_lane_says_what_it_takes(host: Host) -> None:
+def test_training_without_a_lane_is_refused_with_an_example(host: Host) -> None:
     done = host.run("train.sh")
     assert done.returncode == 64
     assert "docker/train.sh uveitis_ft --partition fold0" in done.stderr
@@ -306,7 +306,7 @@ def test_a_tracking_key_given_later_fills_the_empty_file_and_replaces_no_other_k
     assert (done.returncode, "found no such file" in done.stderr) == (2, True)
 
 
-def test_a_lost_password_of_a_database_is_not_made_anew(host: Host, engine_socket: Path) -> None:
+def test_a_lost_password_of_a_database_is_not_replaced(host: Host, engine_socket: Path) -> None:
     assert _prepare(host, engine_socket).returncode == 0
     (host.root / "home/state/postgres/pgdata").mkdir()
     (host.root / "home/secrets/postgres_password").unlink()

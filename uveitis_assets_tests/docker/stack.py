@@ -17,8 +17,8 @@ from typing import Any
 
 import docker
 
-from uveitis_assets.deployment.settings import DeploymentSettings
 from uveitis_assets.deployment.graphql_client import WebserverError
+from uveitis_assets.deployment.settings import DeploymentSettings
 from uveitis_assets.deployment.webserver import Webserver
 from uveitis_assets_tests.conftest import REPOSITORY
 from uveitis_assets_tests.docker.engine import BASE_IMAGE, ToolMissingError, build_image, ensure_base_image, free_port

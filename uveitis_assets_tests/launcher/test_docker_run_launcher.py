@@ -58,7 +58,7 @@ def test_a_run_that_selects_a_gpu_asset_gets_the_gpu(instance, engine):
     assert container.labels["uveitis/device"] == "gpu"
 
 
-def test_a_preferring_run_falls_back_and_says_why_when_the_runtime_is_absent(instance, engine):
+def test_a_preferring_run_falls_back_with_the_reason_when_the_runtime_is_absent(instance, engine):
     engine.runtimes = ("io.containerd.runc.v2", "runc")
     launches = Launches(instance)
     run = launches.launch({"uveitis/gpu": "preferred"})
@@ -119,7 +119,7 @@ def test_another_start_failure_is_not_mistaken_for_a_missing_gpu(instance, engin
         {"docker/container_kwargs": "{"},
     ],
 )
-def test_a_wrong_tag_fails_the_run_for_good_before_any_container_is_made(instance, engine, tags):
+def test_a_wrong_tag_fails_the_run_without_retry_before_any_container_is_made(instance, engine, tags):
     launches = Launches(instance)
     run = launches.launch(tags)
     assert run.status is dg.DagsterRunStatus.FAILURE
@@ -254,7 +254,7 @@ def test_a_process_without_the_engine_leaves_stopping_to_the_daemon(instance, en
     assert launches.container(again).status == "running", "a re-execution is not stopped for its parent"
 
 
-def test_without_monitoring_a_run_that_cannot_be_stopped_says_so(tmp_path, engine, monkeypatch):
+def test_without_monitoring_a_run_that_cannot_be_stopped_is_reported(tmp_path, engine, monkeypatch):
     (tmp_path / "dagster.yaml").write_text("run_monitoring: {enabled: false}\n")
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         launches = Launches(instance)
