@@ -3,7 +3,7 @@
     .venv/bin/python docs/generate_configuration.py
 
 configuration.md is about fundus lanes, detector-configuration.md about detectors and encoders. Types, ranges, defaults
-and meanings come from the models; units and links stand here. It validates no defs.yaml.
+and meanings come from the models; units and links are in this script. It validates no defs.yaml.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from uveitis_assets.landing.layouts import layout_names
 
 REFERENCE = Path(__file__).parent / "reference"
 
-# Fields are looked up by their dotted name; those of other components than a fundus lane bear its name in front, which
+# Fields are looked up by their dotted name; those of other components than a fundus lane have its name in front, which
 # the pages leave out.
 COMPONENTS = ("reference_color.", "detector.", "encoder.")
 
@@ -168,7 +168,7 @@ HEADINGS = {
     "detector.automation": "Sensor",
 }
 
-# What stands between a group's heading and its table.
+# Text between a group's heading and its table.
 NOTES = {
     "detector.pseudo_labels": "Without this group a detector makes no pseudo-labels; `pseudo_labels: {}` takes the "
     "defaults.",
@@ -182,13 +182,14 @@ INTRODUCTION = """# Configuration
 
 | variable | default | meaning |
 |---|---|---|
-| `UVEITIS_DATA` | `./data` | Root of everything that is made |
-| `UVEITIS_RAW` | `$UVEITIS_DATA/raw` | Root of the landing folders; only `uveitis-assets demo` ever writes there |
-| `UVEITIS_WORKERS` | processors of the process | Threads over images of one run, at least 1 |
+| `UVEITIS_DATA` | `./data` | Root of all artefacts |
+| `UVEITIS_RAW` | `$UVEITIS_DATA/raw` | Root of the landing folders; only `uveitis-assets demo` writes there |
+| `UVEITIS_WORKERS` | CPUs of the process | Threads over images of one run, at least 1 |
 | `UVEITIS_PATIENT_KEY_FILE` | `$UVEITIS_DATA/ledger/patient_key` | Key of the patient pseudonyms, 64 hex digits |
 | `UVEITIS_WANDB_KEY_FILE` | none | File with one line, the W&B key; read by trainings with `training.wandb_project` |
 | `UVEITIS_REAL_DATA` | `../shared/data` | Tests only: folder of real images; without it some tests are skipped |
 | `UVEITIS_ACCEPT_SNAPSHOT` | none | Tests only: write the snapshot of the asset graph instead of comparing it |
+| `UVEITIS_TEST_PATIENCE` | 10 | Tests only: factor of every timeout, for slow machines |
 | `UVEITIS_URL` | `http://127.0.0.1:3000` | `uveitis-assets submit`: the deployment's UI |
 | `UVEITIS_SETTINGS` | `docker/.env` | `uveitis-assets doctor`: settings of the deployment |
 | `DAGSTER_HOME` | none; `make` sets `./.dagster_home` | Folder of Dagster's database and of `dagster.yaml` |
@@ -208,7 +209,7 @@ folders of the host there.
 | `UVEITIS_DEPLOYMENT` | `uveitis` | Name of the deployment: its containers and its network |
 | `WANDB_KEY_FILE` | none | File with the W&B key, copied to the secrets, where trainings find it |
 
-From them `docker/compose.yaml` makes what run containers mount and run as: `UVEITIS_USER`, `UVEITIS_DATA_MOUNT`,
+`docker/compose.yaml` derives mounts and user of run containers from them: `UVEITIS_USER`, `UVEITIS_DATA_MOUNT`,
 `UVEITIS_RAW_MOUNT`, `UVEITIS_STATE_MOUNT` and `UVEITIS_SECRETS_FOLDER`. Do not set these.
 """
 
@@ -233,7 +234,7 @@ attributes:
 ```
 
 Fields in groups are nested: `roi.method` below is the field `method` under `roi:`. An unknown field, a wrong type or a
-value outside its range is an error when the definitions are loaded. Quantities called a share lie between 0 and 1.
+value outside its range is an error when the definitions are loaded. Shares are between 0 and 1.
 """
 
 REFERENCE_COLOR = """
@@ -268,9 +269,9 @@ attributes:
 ```
 
 Fields in groups are nested: `training.epochs` below is the field `epochs` under `training:`. An unknown field, a wrong
-type or a value outside its range is an error when the definitions are loaded; whether network and numbers fit together
-(anchors, strides, frozen blocks) shows when the training starts. Scores, IoU, shares and probabilities lie between 0
-and 1.
+type or a value outside its range is an error when the definitions are loaded; whether network and numbers match
+(anchors, strides, frozen blocks) is checked when the training starts. Scores, IoU, shares and probabilities are between
+0 and 1.
 """
 
 ENCODER = """

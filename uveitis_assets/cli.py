@@ -1,4 +1,4 @@
-"""Commands beyond those of Dagster: register landed images, run the demo, submit runs to a deployment, check it.
+"""Commands beyond Dagster's own: register images, run the demo, submit runs to a deployment, check it.
 
 Everything else is Dagster's own command line (``dagster asset materialize``, ``dagster dev``). Registering and the
 demo need DAGSTER_HOME, because partition keys live in the instance's database.
@@ -38,7 +38,7 @@ def main() -> None:
 def register(
     lanes: Annotated[list[str] | None, typer.Argument(help="Lanes to register; none: all whose folder exists")] = None,
 ) -> None:
-    """Find new images, assign them to batches in the ledger, add partition keys, print what to run. Idempotent."""
+    """Find new images, assign them to batches, add partition keys, print what to run. Idempotent."""
     from uveitis_assets.components.fundus.registration import register_lane
     from uveitis_assets.fundus.reference_color import ReferenceColorError
     from uveitis_assets.landing.ledger_table import LedgerError
@@ -141,7 +141,7 @@ def doctor(
         typer.Option(envvar="UVEITIS_SETTINGS", help="Settings of the deployment, as docker/prepare.sh wrote them"),
     ] = _SETTINGS,
 ) -> None:
-    """Check the deployment on this host, or a single machine without one; every failure comes with its remedy."""
+    """Check the deployment on this host, or a single machine; every failure comes with its remedy."""
     from uveitis_assets.deployment.doctor import examine
     from uveitis_assets.storage.store import ArtefactStore
 

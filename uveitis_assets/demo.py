@@ -1,4 +1,4 @@
-"""The demo: sample images through two lanes, a small detector on the CPU and its predictions, in one process.
+"""The demo: sample images through two lanes, a small detector on the CPU, and its predictions.
 
 It runs the jobs that the UI and the daemon run, on the same instance, so that all results are in the UI.
 """
@@ -79,7 +79,7 @@ def run_demo(
     seed: int,
     detector: bool,
 ) -> None:
-    """Write the sample, run the lanes and the detector, print tables of the results and how to open the UI.
+    """Write the sample, run lanes and detector, print tables of the results and how to open the UI.
 
     Args:
         store: where everything goes.
@@ -110,7 +110,7 @@ def run_demo(
 
 
 def _write_sample(store: ArtefactStore, n_uwf: int, n_fgadr: int, seed: int) -> None:
-    """Write the sample once; folders that hold anything else, real images or another sample, are left alone."""
+    """Write the sample once; folders with other images are refused."""
     from uveitis_assets.sample import write_sample
 
     wanted = f"uwf {n_uwf} fgadr {n_fgadr} seed {seed}\n".encode()
@@ -163,7 +163,7 @@ def _run_lane(
 def _run_detector(
     store: ArtefactStore, lane: LaneConfiguration, instance: dg.DagsterInstance, definitions: dg.Definitions
 ) -> Table:
-    """Train and evaluate one fold of the detector, predict the lane's batches; returns a table of the results."""
+    """Train and evaluate one fold, predict the lane's batches; returns a table of the results."""
     from uveitis_assets.landing.ledger import registered_batches
 
     folder = store.run_folder(_DETECTOR, 0)

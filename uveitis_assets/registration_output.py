@@ -37,7 +37,7 @@ def print_registration(lane: str, report: RegistrationReport, added: int) -> Non
 
 
 def print_commands(store: ArtefactStore, lane: LaneConfiguration) -> None:
-    """Print the commands that bring the lane up to date; the sensors of a running daemon do the same by themselves."""
+    """Print the commands that bring the lane up to date, as the sensors of a running daemon do."""
     from uveitis_assets.components.fundus.keys import LaneKeys
     from uveitis_assets.fundus.reference_color import present_reference_digest
     from uveitis_assets.fundus.stale_preprocessing import stale_preprocessing

@@ -7,8 +7,8 @@ import dagster as dg
 import pytest
 from typer.testing import CliRunner
 
-from uveitis_assets import cli
 from uveitis_assets.cli import app
+from uveitis_assets.components.fundus import lanes as lanes_module
 from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
 from uveitis_assets.components.fundus.lanes import load_lanes
 from uveitis_assets.sample import write_uwf700
@@ -126,7 +126,7 @@ def test_register_asks_for_a_lost_ledger_where_there_is_a_manifest(installation:
     assert not ledger.exists()
 
 
-@pytest.mark.parametrize("content", [b"abc", b"\xff\x80" * 32])
+@pytest.mark.parametrize("content", [b"abc", b"\xff\x80" * 32], ids=["too short", "no hex digits"])
 def test_register_names_a_damaged_key_of_the_pseudonyms(installation: ArtefactStore, content: bytes) -> None:
     key = installation.patient_key_file()
     key.parent.mkdir(parents=True)
@@ -151,7 +151,7 @@ def test_register_names_damaged_reference_colours(installation: ArtefactStore, m
         return {"uwf700": lane.model_copy(update={"normalize": method})}
 
     lanes = load_lanes()
-    monkeypatch.setattr(cli, "_load_lanes", with_reference)
+    monkeypatch.setattr(lanes_module, "load_lanes", with_reference)
     path = installation.reference_color_file()
     path.parent.mkdir(parents=True)
     for content in (b"{", b"{}", b"[]", b"\xff\x80" * 9):

@@ -365,7 +365,7 @@ def test_every_json_and_python_example_can_be_read(page: Path) -> None:
         compile(text, str(page), "exec")
 
 
-def test_the_shown_validation_error_bears_the_name_of_the_model_that_is_validated() -> None:
+def test_the_shown_validation_error_names_the_model_that_is_validated() -> None:
     shown = re.findall(r"validation error for (\w+)", (DOCS / "how-to" / "add-a-dataset.md").read_text())
     assert shown == [FundusDataset.get_model_cls().__name__]
 

@@ -1,4 +1,4 @@
-"""The Docker deployment seen from the shell: queue runs on it, follow them, and check the host it runs on.
+"""Around a Docker deployment: queue and follow runs, check the host, database and engine proxy.
 
 Nothing here computes on images or runs an asset in this process; ``dagster asset materialize`` does that.
 """

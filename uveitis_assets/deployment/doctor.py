@@ -38,14 +38,14 @@ _COLOURS = {"ok": "green", "warning": "yellow", "failure": "red"}
 
 
 def diagnose_single_machine(data: Path) -> Iterator[Finding]:
-    """What ``make dev`` and in-place runs need."""
+    """Checks of what ``make dev`` and in-place runs need."""
     yield check_dagster_home(os.environ)
     yield check_sam2_checkpoint(data)
     yield check_disk_space(data, "data")
 
 
 def diagnose_deployment(settings: DeploymentSettings) -> Iterator[Finding]:
-    """What docker/compose.yaml and run containers need; later checks are left out where they cannot be made."""
+    """Checks of what docker/compose.yaml and run containers need, as far as they can be made."""
     yield from check_folders(settings)
     yield check_disk_space(settings.data, "data")
     yield check_disk_space(settings.state, "state")
@@ -62,7 +62,7 @@ def diagnose_deployment(settings: DeploymentSettings) -> Iterator[Finding]:
 
 
 def diagnose_engine(client: DockerClient, settings: DeploymentSettings) -> Iterator[Finding]:
-    """Engine, GPU runtime, image, and a container like that of a run."""
+    """Checks of engine, GPU runtime, image, and a container with the options of a run."""
     engine = check_engine(client)
     yield engine
     if engine.verdict == "failure":

@@ -50,7 +50,7 @@ def check_engine(client: DockerClient) -> Finding:
 
 
 def check_gpu_runtime(client: DockerClient, runtime: str) -> Finding:
-    """Whether NVIDIA's runtime is registered with the engine. Without it runs that prefer a GPU use the CPU."""
+    """Whether NVIDIA's runtime is registered; without it runs that prefer a GPU use the CPU."""
     check = "GPU runtime"
     runtimes = sorted(client.info().get("Runtimes") or {})
     if runtime in runtimes:

@@ -1,4 +1,4 @@
-"""A proxy before the Docker engine's socket through which the web server can stop this deployment's runs only.
+"""A proxy of the Docker engine's socket that only stops containers of this deployment.
 
 Dagster terminates a run from the web server, so the web server has to reach the engine. The engine's own socket would
 give it control of the whole host. The proxy passes on four requests: whether the engine answers, its version, the state

@@ -1,4 +1,4 @@
-"""Make the pool ``gpu`` known to a new database, before the daemon looks at the queue for the first time.
+"""Add the pool ``gpu`` to a new database before the daemon reads the queue for the first time.
 
 Dagster enters a pool with its default limit while it looks at a queue that names the pool, but obeys the limit only
 from the next look on: all GPU runs of the first look would start at once.
@@ -14,7 +14,7 @@ from uveitis_assets.orchestration.pools import GPU_POOL
 
 
 def make_gpu_pool_known(instance: dg.DagsterInstance) -> None:
-    """Enter the pool with the default limit of ``dagster.yaml``, unless it is there; a limit that was set stays."""
+    """Add the pool with the default limit of ``dagster.yaml``; an existing limit is kept."""
     storage = instance.event_log_storage
     if GPU_POOL not in {pool.name for pool in storage.get_pool_limits()}:
         storage.initialize_concurrency_limit_to_default(GPU_POOL)

@@ -39,7 +39,7 @@ class GraphqlClient:
         self.url = url.rstrip("/")
 
     def call(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
-        """Data that the web server answers.
+        """Send a query and return the data of the answer.
 
         Raises:
             WebserverUnreachableError: nothing answered, or its database was away.

@@ -1,4 +1,4 @@
-"""Checks that need no engine: folders and owners, disk space, DAGSTER_HOME and its storage, SAM 2, the web server."""
+"""Checks without the engine: folders, secrets, disk space, DAGSTER_HOME, SAM 2, the web server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MAY_BE_EMPTY = {"uveitis_wandb_key"}
 
 
 def check_folders(settings: DeploymentSettings) -> list[Finding]:
-    """Whether the mounted folders exist, belong to the deployment's user, and keep raw images and secrets apart."""
+    """Whether the mounted folders and secrets exist and belong to the deployment's user."""
     findings = []
     for name, folder in (
         ("data", settings.data),

@@ -1,4 +1,4 @@
-"""Dagster's Postgres storage for a database that may restart or crash while runs are at work.
+"""Dagster's Postgres storage for a database that may restart or crash during runs.
 
 Connecting waits for the database, kept connections that died with it are replaced, and a run whose connection breaks
 in the middle of a statement ends at once. Whether that statement was carried out is unknown, so the run is not
@@ -51,7 +51,7 @@ class RetryingPostgresStorage(DagsterPostgresStorage):
 
 
 def connect_when_available(dialect: Any, _record: Any, positional: Sequence[Any], named: dict[str, Any]) -> Any:
-    """Connect as SQLAlchemy does, trying again for a while where no Postgres answers; other databases are left to it.
+    """Connect as SQLAlchemy does, and try again while no Postgres answers; for Postgres only.
 
     Raises:
         psycopg2.OperationalError: the server refused, or there was none for ``CONNECT_TIMEOUT_S`` seconds.
@@ -90,7 +90,7 @@ def replace_dead_connection(connection: Any, record: Any, _proxy: Any) -> None:
 
 
 def end_run_on_lost_connection(context: ExceptionContext) -> None:
-    """End this process with code 75 if it is a run whose Postgres connection broke in the middle of a statement.
+    """End this process with code 75 if it is a run whose connection broke during a statement.
 
     Other processes (daemon, web server, commands) see the error: they try again by themselves, or show it.
     """

@@ -34,7 +34,7 @@ class DeploymentSettings:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Read lines of NAME=value, with or without our prefix; comments and other names are skipped.
+        """Read lines of NAME=value, with or without the prefix UVEITIS_; comments and other names are skipped.
 
         Raises:
             SettingsError: the file cannot be read, a name is missing, or a number is none.
@@ -71,7 +71,7 @@ class DeploymentSettings:
 
     @property
     def container_settings(self) -> ContainerSettings:
-        """How the launcher of docker/dagster.yaml makes run containers on this host."""
+        """Settings of run containers on this host, as the launcher of docker/dagster.yaml has them."""
         return ContainerSettings(
             deployment=self.deployment,
             user=f"{self.uid}:{self.gid}",

@@ -1,4 +1,4 @@
-"""Which runs a submission turns into: assets of one lane and one partitioning together, upstream runs first.
+"""Runs of a submission: assets of one lane and partitioning together, upstream runs first.
 
 Plain functions on names; ``submit`` asks the deployment for its assets and launches the runs.
 """
@@ -19,7 +19,7 @@ _RANGE_END_TAG = "dagster/asset_partition_range_end"
 
 
 class SubmissionError(ValueError):
-    """The submission names an asset or partition that the deployment does not have; the message lists what exists."""
+    """The submission names an unknown asset or partition; the message lists what exists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Wanted:
     everything: bool = False
 
     def check(self) -> None:
-        """Raise SubmissionError when more than one is set, or the range is none."""
+        """Raise SubmissionError when more than one is set, or the range is malformed."""
         given = [self.partition is not None, self.partition_range is not None, self.missing, self.everything]
         if sum(given) > 1:
             raise SubmissionError("give one of --partition, --partition-range, --missing and --all")

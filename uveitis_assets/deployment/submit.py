@@ -115,13 +115,13 @@ def follow(
     on_change: Callable[[PlannedRun, RunState], None],
     poll_s: float = _POLL_S,
 ) -> list[FinishedRun]:
-    """Wait until every run has ended or was deleted, and every retry of it; returns the ends in the order of launching.
+    """Wait for the end of every run and its retries; returns the ends in the order of launching.
 
     Args:
         webserver: where the runs are.
         launched: runs by id.
         on_change: called whenever a run, or a retry of it, has another status.
-        poll_s: seconds between two looks.
+        poll_s: seconds between two polls.
 
     Raises:
         WebserverUnreachableError: nothing answered for five minutes; the runs go on.

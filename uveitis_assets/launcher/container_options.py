@@ -1,4 +1,4 @@
-"""How every run container is made: user, mounts, secrets, shared memory, and the rights it gives up.
+"""Options of every run container: user, mounts, secrets, shared memory, dropped rights.
 
 The deployment declares its mounts here and only here, so that code locations and runs cannot disagree about them.
 Everything is fresh per call: no table is shared between two runs.
@@ -63,7 +63,7 @@ class ContainerSettings:
     secrets_folder: str | None
 
     def check(self) -> None:
-        """Raise ValueError for a mount or secret that cannot be honoured, before any container is made."""
+        """Raise ValueError for an invalid mount or secret, before any container is made."""
         build_mounts(self)
 
 
@@ -73,7 +73,7 @@ def own_user() -> str:
 
 
 def build_mounts(settings: ContainerSettings) -> list[Mount]:
-    """Mounts of every run container. A bind whose host folder is missing is refused by the engine, not created.
+    """Mounts of every run container. The engine refuses, and does not create, a missing host folder.
 
     Raises:
         ValueError: a volume is not ``source:target`` or reaches the engine's socket, or a secret has no folder.
@@ -136,7 +136,7 @@ def build_options(
 def build_environment(
     settings: ContainerSettings, deployment_environment: Sequence[str], overrides: Mapping[str, Any], device: str
 ) -> list[str]:
-    """Variables of one run as KEY=VALUE or KEY (taken from the launcher's own); a later one wins over an earlier."""
+    """Variables of one run as KEY=VALUE, or KEY for the launcher's own value; later ones replace earlier."""
     # A user without an entry in the image's /etc/passwd has neither a home folder nor a name, and libraries ask.
     homeless = [] if settings.user == IMAGE_USER else ["HOME=/tmp", "USER=uveitis"]
     secrets = [f"{name.upper()}_FILE=/run/secrets/{name}" for name in settings.secrets]

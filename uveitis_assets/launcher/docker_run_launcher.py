@@ -1,4 +1,4 @@
-"""The run launcher of the deployment: one container per run, on a GPU, on the CPU instead, or not at all.
+"""The run launcher of the deployment: one container per run, on a GPU or on the CPU.
 
 It decides about the GPU; dagster-docker's launcher creates, stops and watches containers. The
 decision is written on the run (tag ``uveitis/device``) before the container is made, so that every later question
@@ -62,7 +62,7 @@ _Answer = TypeVar("_Answer")
 
 
 class GpuDockerRunLauncher(DockerRunLauncher):
-    """Launch each run in a container of its own, with a GPU when its tags ask for one and the host has one.
+    """Launches each run in its own container, with a GPU if its tags ask for one and the host has one.
 
     Fields beyond those of ``DockerRunLauncher`` are described in ``config_type``.
     """
@@ -115,11 +115,11 @@ class GpuDockerRunLauncher(DockerRunLauncher):
         self._launch(context, super().launch_run)
 
     def resume_run(self, context: ResumeRunContext) -> None:
-        """Launch a new container for a run whose container died; the device is decided anew."""
+        """Launch a new container for a run whose container died; the device is decided again."""
         self._launch(context, super().resume_run)
 
     def get_container_context(self, dagster_run: dg.DagsterRun) -> DockerContainerContext:
-        """Configuration of this run's container: the deployment's and code location's, the run's own, the device."""
+        """Configuration of this run's container: of deployment, code location and run, and its device."""
         context = super().get_container_context(dagster_run)
         check_deployment_options(context.container_kwargs)
         overrides = parse_overrides(dagster_run.tags)

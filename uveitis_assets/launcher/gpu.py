@@ -1,4 +1,4 @@
-"""Which processor a run gets: its need from tags, the GPU it is assigned, and the container options for that.
+"""Chooses the GPU of a run, and the container options that attach it.
 
 Plain functions on tags and names; ``docker_run_launcher`` asks the engine and starts containers.
 """
@@ -59,7 +59,7 @@ def device_options(device: str, gpu_runtime: str) -> dict[str, Any]:
 
 
 def device_environment(device: str) -> list[str]:
-    """Variables that tell NVIDIA's runtime the same: images and hosts whose default is that runtime heed only them."""
+    """Variables that tell NVIDIA's runtime the same; where it is the default runtime, only they count."""
     if device == CPU:
         return ["NVIDIA_VISIBLE_DEVICES=void"]
     visible = "all" if device == ALL_GPUS else device.removeprefix(_ONE_GPU)

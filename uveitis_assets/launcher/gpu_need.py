@@ -22,7 +22,7 @@ _WEAKEST_FIRST = list(GpuNeed)
 
 
 def resolve_need(run_tags: Mapping[str, str], asset_tags: Mapping[str, Mapping[str, str]]) -> GpuNeed:
-    """The run's own ``uveitis/gpu`` tag, else the strongest need among its assets (name to tags), else none.
+    """The run's own ``uveitis/gpu`` tag, else the strongest need of its assets (name to tags), else none.
 
     Raises:
         LaunchRefusedError: a tag holds another value than ``required``, ``preferred`` or ``none``.

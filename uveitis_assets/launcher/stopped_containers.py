@@ -57,7 +57,7 @@ def _exit_cause(attrs: Mapping[str, Any]) -> str:
 
 
 def log_tail(container: Any, lines: int) -> str:
-    """The container's last log lines, at most 8 KiB of them, or why they cannot be had."""
+    """The container's last log lines, at most 8 KiB of them, or why they cannot be read."""
     try:
         raw = bytes(container.logs(tail=lines))
     except APIError as error:
@@ -69,7 +69,7 @@ def log_tail(container: Any, lines: int) -> str:
 def remove_expired(
     client: Any, deployment: str, retention: timedelta, now: datetime, is_active: Callable[[str], bool]
 ) -> list[str]:
-    """Remove this deployment's stopped containers that ended longer than ``retention`` ago; return their names.
+    """Remove this deployment's containers that stopped over ``retention`` ago; return their names.
 
     Containers of other deployments, running ones and those whose run is still active stay: monitoring has yet to
     read the reason from them.

@@ -48,22 +48,22 @@ class Wire:
         with client, socket.socket(socket.AF_UNIX) as server:
             try:
                 server.connect(str(self._server))
-                with client.makefile("rb") as said, server.makefile("rb") as answered:
-                    server.sendall(_message(said))
-                    client.sendall(_answer(answered))
-                    while self._carry_one(said, server, answered, client):
+                with client.makefile("rb") as requests, server.makefile("rb") as answers:
+                    server.sendall(_message(requests))
+                    client.sendall(_answer(answers))
+                    while self._carry_one(requests, server, answers, client):
                         pass
             except OSError:
                 return
 
-    def _carry_one(self, said: BinaryIO, server: socket.socket, answered: BinaryIO, client: socket.socket) -> bool:
-        kind = said.read(1)
-        message = _message(said)
+    def _carry_one(self, requests: BinaryIO, server: socket.socket, answers: BinaryIO, client: socket.socket) -> bool:
+        kind = requests.read(1)
+        message = _message(requests)
         moment = self._breaks(message[4:-1].decode()) if kind == b"Q" else None
         if moment is Moment.BEFORE:
             return False
         server.sendall(kind + message)
-        answer = _answer(answered)
+        answer = _answer(answers)
         if moment is Moment.AFTER:
             return False
         client.sendall(answer)

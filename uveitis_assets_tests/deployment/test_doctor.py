@@ -45,7 +45,7 @@ ANSWER: dict[str, Any] = {
 
 @pytest.fixture
 def settings(tmp_path: Path) -> DeploymentSettings:
-    """Of a deployment in good order that belongs to whoever runs the test."""
+    """Of a deployment in good order that belongs to the user of the test."""
     for folder in ("data", "raw", "state/dagster", "state/postgres", "state/engine", "secrets"):
         (tmp_path / folder).mkdir(parents=True)
     for secret, content in (("postgres_password", "secret"), ("uveitis_wandb_key", "")):
@@ -91,7 +91,7 @@ def test_a_missing_folder_comes_with_the_command_that_makes_it(settings: Deploym
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root gives folders away")
-def test_a_folder_of_somebody_else_is_found(settings: DeploymentSettings) -> None:
+def test_a_folder_of_another_user_is_found(settings: DeploymentSettings) -> None:
     os.chown(settings.state / "dagster", 4321, 4321)
     [finding] = _bad(check_folders(settings))
     assert "belongs to uid 4321, containers run as 0" in finding.detail
@@ -316,7 +316,9 @@ def test_an_image_that_is_not_there_is_to_be_built(settings: DeploymentSettings,
     assert engine.asked == []
 
 
-def test_a_container_that_dies_says_its_last_line(settings: DeploymentSettings, answer: dict[str, Any]) -> None:
+def test_a_container_that_fails_is_reported_with_its_last_line(
+    settings: DeploymentSettings, answer: dict[str, Any]
+) -> None:
     engine = Engine(answer)
     engine.exit_code = 78
     findings = _diagnose(engine, settings)

@@ -39,7 +39,7 @@ def test_only_the_web_server_is_reachable_and_only_from_this_host(services: dict
     assert services["webserver"]["ports"] == ["127.0.0.1:${PORT:-3000}:3000"]
 
 
-def test_the_engine_is_reached_by_the_daemon_and_by_the_gate_which_has_no_network(services: dict[str, Any]) -> None:
+def test_the_engine_is_reached_by_the_daemon_and_by_the_proxy_which_has_no_network(services: dict[str, Any]) -> None:
     holders = {
         name for name, service in services.items() if any("docker.sock" in mount for mount in service["volumes"])
     }

@@ -1,80 +1,17 @@
 """The shell helpers against a docker that records its arguments: what users' variables turn into."""
 
-import getpass
 import hashlib
 import os
 import shutil
-import socket
-import stat
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from uveitis_assets_tests.conftest import REPOSITORY
-from uveitis_assets_tests.patience import patience
-
-DOCKER = REPOSITORY / "docker"
-_RECORDING = """\
-#!/bin/sh
-if [ "$1" = info ]; then echo "$FAKE_RUNTIMES"; exit 0; fi
-printf 'BUILDKIT=%s\\n' "${DOCKER_BUILDKIT:-}" >"$FAKE_RECORD"
-printf '%s\\n' "$@" >>"$FAKE_RECORD"
-"""
-
-
-@dataclass
-class Host:
-    """A host with a docker that records, and with or without an NVIDIA GPU."""
-
-    root: Path
-    environment: dict[str, str]
-
-    def call(self, script: str, *arguments: str, **variables: str) -> list[str]:
-        """Run the script; returns the arguments that docker got."""
-        done = self.run(script, *arguments, **variables)
-        assert done.returncode == 0, done.stderr
-        return (self.root / "record").read_text().splitlines()[1:]
-
-    def run(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [DOCKER / script, *arguments],
-            env=self.environment | variables,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=patience(60),
-            stdin=subprocess.DEVNULL,
-        )
-
-    def add_gpu(self) -> None:
-        self.program("nvidia-smi", "#!/bin/sh\necho 'GPU 0: a test'\n")
-        self.environment["FAKE_RUNTIMES"] = '{"nvidia":{"path":"nvidia-container-runtime"},"runc":{"path":"runc"}}'
-
-    def program(self, name: str, text: str) -> None:
-        path = self.root / "bin" / name
-        path.write_text(text)
-        path.chmod(0o755)
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    (tmp_path / "bin").mkdir()
-    environment = {
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "HOME": str(tmp_path),
-        "FAKE_RECORD": str(tmp_path / "record"),
-        "FAKE_RUNTIMES": '{"runc":{"path":"runc"}}',
-        "UVEITIS_DATA": str(tmp_path / "data"),
-        "DAGSTER_HOME": str(tmp_path / "dagster_home"),
-    }
-    host = Host(tmp_path, environment)
-    host.program("docker", _RECORDING)
-    return host
+from uveitis_assets_tests.deployment.shell_host import DOCKER, Host
 
 
 def test_shellcheck_finds_nothing() -> None:
@@ -87,7 +24,7 @@ def test_shellcheck_finds_nothing() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_build_names_the_image_and_says_what_it_was_built_from(host: Host) -> None:
+def test_build_names_the_image_and_labels_it_with_version_and_commit(host: Host) -> None:
     arguments = host.call("build.sh", IMAGE_TAG="clinic/uveitis:7")
     assert arguments[0] == "build"
     assert arguments[arguments.index("--tag") + 1] == "clinic/uveitis:7"
@@ -170,7 +107,7 @@ def test_training_mounts_raw_images_read_only_and_passes_the_lane_on(host: Host)
     assert arguments[-5:] == ["uveitis-assets:latest", "train", "uveitis_ft", "--partition", "fold0"]
 
 
-def test_training_without_a_lane_says_what_it_takes(host: Host) -> None:
+def test_training_without_a_lane_is_refused_with_an_example(host: Host) -> None:
     done = host.run("train.sh")
     assert done.returncode == 64
     assert "docker/train.sh uveitis_ft --partition fold0" in done.stderr
@@ -217,143 +154,6 @@ def test_an_export_of_nothing_is_an_error_and_leaves_no_file(host: Host) -> None
     assert done.returncode == 2
     assert "found none of runs" in done.stderr
     assert not archive.exists()
-
-
-@pytest.fixture
-def engine_socket(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "engine.sock"
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
-        yield path
-
-
-def _settings(host: Host) -> dict[str, str]:
-    lines = (host.root / "env").read_text().splitlines()
-    return dict(line.split("=", 1) for line in lines if not line.startswith("#"))
-
-
-def _prepare(host: Host, engine_socket: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    own = {
-        "SETTINGS_FILE": str(host.root / "env"),
-        "UVEITIS_HOME": str(host.root / "home"),
-        "UVEITIS_DATA": "",
-        "UVEITIS_UID": "4321",
-        "UVEITIS_GID": "4322",
-        "DOCKER_SOCKET": str(engine_socket),
-    }
-    return host.run("prepare.sh", **(own | variables))
-
-
-def test_preparing_makes_a_password_that_only_its_owner_can_read(host: Host, engine_socket: Path) -> None:
-    done = _prepare(host, engine_socket)
-    assert done.returncode == 0, done.stderr
-    password = host.root / "home/secrets/postgres_password"
-    assert len(password.read_text()) == 48
-    assert stat.S_IMODE(password.stat().st_mode) == 0o600
-    settings = _settings(host)
-    assert password.read_text() not in (host.root / "env").read_text() + done.stdout + done.stderr
-    assert settings["UVEITIS_UID"] == "4321"
-    assert settings["DOCKER_GID"] == str(engine_socket.stat().st_gid)
-    if getpass.getuser() == "root":
-        assert (password.stat().st_uid, password.stat().st_gid) == (4321, 4322)
-
-
-def test_preparing_twice_changes_nothing(host: Host, engine_socket: Path) -> None:
-    _prepare(host, engine_socket)
-    before = (host.root / "env").read_bytes(), (host.root / "home/secrets/postgres_password").read_bytes()
-    assert _prepare(host, engine_socket, PORT="9999").returncode == 0
-    assert ((host.root / "env").read_bytes(), (host.root / "home/secrets/postgres_password").read_bytes()) == before
-    (host.root / "env").unlink()
-    assert _prepare(host, engine_socket, PORT="9999").returncode == 0
-    assert _settings(host)["PORT"] == "9999"
-    assert (host.root / "home/secrets/postgres_password").read_bytes() == before[1]
-
-
-def test_preparing_again_makes_the_secrets_that_an_older_version_did_not(host: Host, engine_socket: Path) -> None:
-    folder = {"UVEITIS_SECRETS": str(host.root / "kept apart")}
-    assert _prepare(host, engine_socket, **folder).returncode == 0
-    password = (host.root / "kept apart/postgres_password").read_bytes()
-    settings = (host.root / "env").read_bytes()
-    secret = host.root / "kept apart/uveitis_wandb_key"
-    secret.unlink()
-    # The folder, uid and gid are those of the deployment, whatever the second call's variables say.
-    done = _prepare(host, engine_socket, UVEITIS_UID="77")
-    assert done.returncode == 0, done.stderr
-    assert secret.read_bytes() == b""
-    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
-    if getpass.getuser() == "root":
-        assert (secret.stat().st_uid, secret.stat().st_gid) == (4321, 4322)
-    assert (host.root / "env").read_bytes() == settings
-    assert (host.root / "kept apart/postgres_password").read_bytes() == password
-    assert not (host.root / "home/secrets").exists()
-
-
-def test_a_tracking_key_given_later_fills_the_empty_file_and_replaces_no_other_key(
-    host: Host, engine_socket: Path
-) -> None:
-    assert _prepare(host, engine_socket).returncode == 0
-    secret, key = host.root / "home/secrets/uveitis_wandb_key", host.root / "key"
-    assert secret.read_bytes() == b""
-    key.write_text("0123456789\n")
-    done = _prepare(host, engine_socket, WANDB_KEY_FILE=str(key))
-    assert done.returncode == 0, done.stderr
-    assert secret.read_text() == "0123456789\n"
-    key.write_text("9876543210\n")
-    done = _prepare(host, engine_socket, WANDB_KEY_FILE=str(key))
-    assert f"{secret} holds another key than {key}" in done.stdout
-    assert secret.read_text() == "0123456789\n"
-    done = _prepare(host, engine_socket, WANDB_KEY_FILE=str(host.root / "none"))
-    assert (done.returncode, "found no such file" in done.stderr) == (2, True)
-
-
-def test_a_lost_password_of_a_database_is_not_made_anew(host: Host, engine_socket: Path) -> None:
-    assert _prepare(host, engine_socket).returncode == 0
-    (host.root / "home/state/postgres/pgdata").mkdir()
-    (host.root / "home/secrets/postgres_password").unlink()
-    done = _prepare(host, engine_socket)
-    assert (done.returncode, "Restore the file" in done.stderr) == (2, True)
-    assert not (host.root / "home/secrets/postgres_password").exists()
-
-
-def test_the_tracking_key_is_copied_to_the_secrets_and_an_empty_file_stands_for_none(
-    host: Host, engine_socket: Path
-) -> None:
-    (host.root / "key").write_text("0123456789\n")
-    done = _prepare(host, engine_socket, WANDB_KEY_FILE=str(host.root / "key"))
-    assert done.returncode == 0, done.stderr
-    secret = host.root / "home/secrets/uveitis_wandb_key"
-    assert secret.read_text() == "0123456789\n"
-    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
-    assert "0123456789" not in (host.root / "env").read_text() + done.stdout + done.stderr
-
-    (host.root / "env").unlink()
-    assert _prepare(host, engine_socket).returncode == 0
-    assert secret.read_text() == "0123456789\n", "what is there stays"
-    secret.unlink()
-    (host.root / "env").unlink()
-    assert _prepare(host, engine_socket).returncode == 0
-    assert secret.read_text() == ""
-    if getpass.getuser() == "root":
-        assert (secret.stat().st_uid, secret.stat().st_gid) == (4321, 4322)
-
-
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        ({"UVEITIS_UID": "0"}, "found uid 0"),
-        ({"WANDB_KEY_FILE": "/nowhere/key"}, "WANDB_KEY_FILE=/nowhere/key: found no such file"),
-        ({"UVEITIS_DATA": "relative"}, "expected an absolute path"),
-        ({"UVEITIS_DATA": "/srv/data", "UVEITIS_RAW": "/srv/data/raw"}, "lies inside /srv/data"),
-        ({"DOCKER_SOCKET": "/nowhere.sock"}, "found no socket of a Docker engine"),
-    ],
-)
-def test_preparing_refuses_what_cannot_work(
-    host: Host, engine_socket: Path, variables: dict[str, str], message: str
-) -> None:
-    done = _prepare(host, engine_socket, **variables)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert not (host.root / "env").exists()
 
 
 def _weights_script(host: Host, content: bytes) -> Path:

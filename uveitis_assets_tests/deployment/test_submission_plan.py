@@ -161,12 +161,12 @@ def test_what_the_deployment_does_not_have_is_refused_with_what_it_has(
     ],
 )
 def test_wishes_that_no_deployment_could_fulfil_are_refused_before_it_is_asked(wanted: Wanted, message: str) -> None:
-    nobody = Console(file=io.StringIO())
+    console = Console(file=io.StringIO())
     with pytest.raises(SubmissionError, match=re.escape(message)):
-        submit_and_follow("http://127.0.0.1:9", ["uwf"], wanted, tags={}, longest=16, console=nobody)
+        submit_and_follow("http://127.0.0.1:9", ["uwf"], wanted, tags={}, longest=16, console=console)
 
 
-def test_an_asset_without_registered_partitions_says_how_to_get_some() -> None:
+def test_an_asset_without_registered_partitions_is_refused_with_how_to_register_some() -> None:
     empty = [replace(LANE[0], partitions=())]
     with pytest.raises(SubmissionError, match="uveitis-assets register uwf"):
         plan_stages(empty, set(), Wanted(everything=True), 16, lambda _: set())

@@ -187,7 +187,7 @@ def test_a_run_that_is_deleted_ends_the_submission_as_a_failure(served: Served) 
 
 
 @pytest.mark.parametrize("tag", ["held", "=yes", ""])
-def test_a_tag_without_key_or_value_queues_nothing_and_says_how_to_write_one(served: Served, tag: str) -> None:
+def test_a_tag_without_key_or_value_queues_nothing_and_is_refused_with_an_example(served: Served, tag: str) -> None:
     before = len(served.runs())
     done = served.submit("eye/tiles", "--partition", "b00001", "--tag", tag)
     assert done.exit_code == 2
@@ -211,7 +211,7 @@ def test_following_waits_for_a_web_server_that_goes_away(served: Served) -> None
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "127.0.0.1:3000"])
-def test_without_a_web_server_it_says_how_to_start_one_or_name_it(url: str) -> None:
+def test_without_a_web_server_the_error_tells_how_to_start_or_name_one(url: str) -> None:
     done = _submit(url, "eye/tiles", "--all")
     assert done.exit_code == 2
     assert url in done.output

@@ -94,7 +94,7 @@ class Deployment:
             if time.monotonic() > deadline:
                 tails = "\n".join(log.read_text(errors="replace")[-4000:] for log in self.logs)
                 statuses = [(run.run_id, run.status, run.tags) for run in self.instance.get_runs(limit=5)]
-                raise AssertionError(f"waited {limit_s} s for {what}; runs: {statuses}; logs:\n{tails}")
+                raise AssertionError(f"waited {patience(limit_s)} s for {what}; runs: {statuses}; logs:\n{tails}")
             time.sleep(0.2)
 
     def container(self, run_id: str) -> Any:

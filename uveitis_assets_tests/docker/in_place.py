@@ -17,7 +17,7 @@ _ARTEFACTS = ("manifests", "splits", "preproc", "labels_coco", "labels_debug")
 
 
 def artefacts(root: Path, lane: str = "") -> dict[str, str]:
-    """Digest of every artefact by its path below ``root``; of one lane only those that bear its name."""
+    """Digest of every artefact by its path below ``root``; of one lane only those with its name."""
     found = [file for folder in _ARTEFACTS for file in sorted((root / folder).rglob("*")) if file.is_file()]
     found = [file for file in found if lane in str(file.relative_to(root))]
     return {str(file.relative_to(root)): hashlib.blake2b(file.read_bytes()).hexdigest() for file in found}

@@ -1,4 +1,4 @@
-"""Runs in containers of a real engine: what they are, how they die, what is said about it, what stays behind."""
+"""Runs in containers of a real engine: what they are, how they die, how that is reported, what stays behind."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_a_run_materializes_in_a_container_that_gave_up_its_rights(deployment: D
     assert {"team": "retina", "tier": "night", "dagster/run_id": run_id}.items() <= labels.items()
 
 
-def test_a_killed_container_is_noticed_named_and_its_run_retried(deployment: Deployment):
+def test_a_killed_container_is_reported_and_its_run_retried(deployment: Deployment):
     release = deployment.shared / "release"
     release.unlink(missing_ok=True)
     run_id = deployment.submit("waiting")
@@ -48,10 +48,10 @@ def test_a_killed_container_is_noticed_named_and_its_run_retried(deployment: Dep
     release.touch()
 
     assert deployment.finished(run_id).status is dg.DagsterRunStatus.FAILURE
-    said = "\n".join(deployment.messages(run_id))
-    assert "ended by SIGKILL (exit code 137)" in said
-    assert "waiting for the test" in said, "the end of the container's log is quoted"
-    assert "OOM" not in said
+    failure = "\n".join(deployment.messages(run_id))
+    assert "ended by SIGKILL (exit code 137)" in failure
+    assert "waiting for the test" in failure, "the end of the container's log is quoted"
+    assert "OOM" not in failure
 
     children = dg.RunsFilter(tags={"dagster/parent_run_id": run_id})
     deployment.wait("the retry", lambda: deployment.instance.get_runs(children))
@@ -61,13 +61,13 @@ def test_a_killed_container_is_noticed_named_and_its_run_retried(deployment: Dep
     # The asset holds the one slot of its pool: the retry could only run once the dead run's slot was free again.
 
 
-def test_a_run_that_exceeds_its_memory_limit_says_so(deployment: Deployment):
+def test_a_run_that_exceeds_its_memory_limit_fails_with_the_limit(deployment: Deployment):
     run_id = deployment.submit("memory_hungry", {**overrides(mem_limit="300m"), "dagster/max_retries": "0"})
     assert deployment.finished(run_id).status is dg.DagsterRunStatus.FAILURE
-    said = "\n".join(deployment.messages(run_id))
-    assert "Out of memory (OOM)" in said
-    assert "memory limit of 300 MiB" in said
-    assert "taking memory" in said
+    failure = "\n".join(deployment.messages(run_id))
+    assert "Out of memory (OOM)" in failure
+    assert "memory limit of 300 MiB" in failure
+    assert "taking memory" in failure
 
 
 @pytest.mark.usefixtures("stand_in_gpu_runtime")
@@ -78,8 +78,8 @@ def test_a_run_that_prefers_a_gpu_is_started_again_on_the_cpu_when_the_engine_ha
     run = deployment.finished(run_id)
     assert run.status is dg.DagsterRunStatus.SUCCESS
     assert run.tags["uveitis/device"] == "cpu"
-    (said,) = [message for message in deployment.messages(run_id) if "prefers a GPU and gets the CPU" in message]
-    assert "could not select device driver" in said
+    (failure,) = [message for message in deployment.messages(run_id) if "prefers a GPU and gets the CPU" in message]
+    assert "could not select device driver" in failure
     assert deployment.metadata("prefers_gpu")["visible_gpus"] == "void"
     own = deployment.client.containers.list(all=True, filters={"label": f"dagster/run_id={run_id}"})
     assert [container.id for container in own] == [run.tags["docker/container_id"]], "no failed start stays behind"
@@ -102,9 +102,9 @@ def test_a_run_that_requires_a_gpu_fails_at_once_with_what_to_install_and_is_not
     run = deployment.finished(run_id)
     assert run.status is dg.DagsterRunStatus.FAILURE
     assert run.tags["dagster/will_retry"] == "false"
-    said = "\n".join(deployment.messages(run_id))
-    assert "could not select device driver" in said
-    assert "Install the NVIDIA driver and the NVIDIA Container Toolkit" in said
+    failure = "\n".join(deployment.messages(run_id))
+    assert "could not select device driver" in failure
+    assert "Install the NVIDIA driver and the NVIDIA Container Toolkit" in failure
     assert not deployment.client.containers.list(all=True, filters={"label": f"dagster/run_id={run_id}"})
 
 

@@ -15,8 +15,9 @@ from uveitis_assets_tests.conftest import REPOSITORY
 from uveitis_assets_tests.docker.engine import BASE_IMAGE, build_image
 from uveitis_assets_tests.docker.in_place import artefacts, make_fgadr_in_place
 from uveitis_assets_tests.docker.stack import FINISHED, IMAGE, OWNER, Stack
+from uveitis_assets_tests.patience import patience
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(patience(1800))]
 
 
 def _owners(root: Path) -> set[tuple[int, int]]:

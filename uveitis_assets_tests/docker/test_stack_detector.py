@@ -8,8 +8,9 @@ import pytest
 from uveitis_assets.deployment.webserver import Webserver
 from uveitis_assets.sample import write_uwf700
 from uveitis_assets_tests.docker.stack import FINISHED, OWNER, TRACKING_KEY, Stack
+from uveitis_assets_tests.patience import patience
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(patience(1800))]
 
 _LANE = "overfit_10"
 # Seconds on a processor. W&B keeps its log in the run's folder, because nobody here has an account.
@@ -75,7 +76,7 @@ def labelled(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.mark.usefixtures("labelled")
-def test_runs_over_one_gpu_slot_queue_and_outlive_restarts_of_daemon_and_web_server(stack: Stack) -> None:
+def test_runs_over_one_gpu_slot_queue_and_go_on_after_restarts_of_daemon_and_web_server(stack: Stack) -> None:
     ids = [_train(stack, fold, _SMALL, _OFFLINE) for fold in ("fold0", "fold1")]
     first = stack.wait("a training at work", lambda: next((r for r in map(stack.run, ids) if r["startTime"]), None))
     [waiting] = [run_id for run_id in ids if run_id != first["runId"]]
@@ -103,12 +104,12 @@ def test_runs_over_one_gpu_slot_queue_and_outlive_restarts_of_daemon_and_web_ser
 
 
 @pytest.mark.usefixtures("labelled")
-def test_a_run_out_of_memory_says_so_with_its_limit_and_what_to_do(stack: Stack) -> None:
+def test_a_run_out_of_memory_fails_with_its_limit_and_what_to_do(stack: Stack) -> None:
     run_id = _train(stack, "fold2", _LARGE, {"mem_limit": "900m"})
     stack.wait("its end", lambda: stack.run(run_id)["status"] in FINISHED)
-    [said] = Webserver(stack.settings.url).failures(run_id)
-    assert "Out of memory (OOM)" in said
-    assert "memory limit of 900 MiB" in said
-    assert 'docker/container_kwargs={"mem_limit": "1800m"}' in said
-    assert "Last lines of its log" in said
+    [failure] = Webserver(stack.settings.url).failures(run_id)
+    assert "Out of memory (OOM)" in failure
+    assert "memory limit of 900 MiB" in failure
+    assert 'docker/container_kwargs={"mem_limit": "1800m"}' in failure
+    assert "Last lines of its log" in failure
     assert stack.container(stack.run(run_id)).attrs["State"]["OOMKilled"]

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from uveitis_assets.deployment.retrying_postgres import LOST_CONNECTION_EXIT_CODE
 from uveitis_assets.sample import write_fgadr
 from uveitis_assets_tests.docker.in_place import artefacts, make_fgadr_in_place
 from uveitis_assets_tests.docker.stack import Stack
 from uveitis_assets_tests.patience import patience
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(patience(1800))]
 
 # The run's step is done within seconds, and Dagster by itself gives up on its database after about eleven.
 _OUTAGE_S = 40
@@ -34,15 +35,17 @@ def _at_work(stack: Stack, known: set[str]) -> dict[str, Any]:
     return dict(stack.wait("a run at work", started))
 
 
-def _check_runs_and_artefacts(stack: Stack, known: set[str], work: Path) -> None:
-    runs = [(run["jobName"], run["status"]) for run in stack.runs() if run["runId"] not in known]
-    assert runs == [("fgadr_lane", "SUCCESS"), ("fgadr_labels", "SUCCESS")], "each ran once, and none was retried"
+def _runs(stack: Stack, known: set[str]) -> list[tuple[str, str]]:
+    return [(run["jobName"], run["status"]) for run in stack.runs() if run["runId"] not in known]
+
+
+def _check_artefacts(stack: Stack, work: Path) -> None:
     made = artefacts(stack.settings.data, "fgadr")
     assert artefacts(make_fgadr_in_place(stack.settings, work / "in_place"), "fgadr") == made
     assert list(stack.settings.data.rglob("*.partial")) == []
 
 
-def test_a_submission_outlives_restarts_of_daemon_web_server_and_code_server(stack: Stack, tmp_path: Path) -> None:
+def test_a_submission_goes_on_after_restarts_of_daemon_web_server_and_code_server(stack: Stack, tmp_path: Path) -> None:
     _land_new_images(stack, tmp_path, 3)
     known = {run["runId"] for run in stack.runs()}
     submission = stack.start_submit("fgadr", "--all")
@@ -54,10 +57,12 @@ def test_a_submission_outlives_restarts_of_daemon_web_server_and_code_server(sta
         assert stack.run(run["runId"])["status"] == "STARTED"
     output, _ = submission.communicate(timeout=patience(300))
     assert submission.returncode == 0, output
-    _check_runs_and_artefacts(stack, known, tmp_path)
+    expected = [("fgadr_lane", "SUCCESS"), ("fgadr_labels", "SUCCESS")]
+    assert _runs(stack, known) == expected, "each ran once, and none was retried"
+    _check_artefacts(stack, tmp_path)
 
 
-def test_a_run_outlives_a_restart_and_a_crash_of_postgres(stack: Stack, tmp_path: Path) -> None:
+def test_a_submission_succeeds_though_postgres_restarts_and_crashes(stack: Stack, tmp_path: Path) -> None:
     _land_new_images(stack, tmp_path, 5, 1024)
     known = {run["runId"] for run in stack.runs()}
     submission = stack.start_submit("fgadr", "--all")
@@ -69,10 +74,14 @@ def test_a_run_outlives_a_restart_and_a_crash_of_postgres(stack: Stack, tmp_path
         killed = stack.compose("kill", "postgres")
         assert killed.returncode == 0, killed.stderr
     time.sleep(_OUTAGE_S)
-    assert stack.container(run).status == "running"
+    # Or the crash came in the middle of a statement: the run is then retried.
+    container = stack.container(run)
+    assert container.status == "running" or container.attrs["State"]["ExitCode"] == LOST_CONNECTION_EXIT_CODE
     started = stack.compose("start", "postgres")
     assert started.returncode == 0, started.stderr
     output, _ = submission.communicate(timeout=patience(300))
     assert submission.returncode == 0, output
     stack.wait_until_healthy()
-    _check_runs_and_artefacts(stack, known, tmp_path)
+    succeeded = [job for job, status in _runs(stack, known) if status == "SUCCESS"]
+    assert succeeded == ["fgadr_lane", "fgadr_labels"]
+    _check_artefacts(stack, tmp_path)

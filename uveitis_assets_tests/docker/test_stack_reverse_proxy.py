@@ -18,7 +18,7 @@ from uveitis_assets_tests.docker.engine import ToolMissingError, free_port
 from uveitis_assets_tests.docker.stack import Stack
 from uveitis_assets_tests.patience import patience
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(patience(600))]
 
 _SIGNED_IN = {"Authorization": f"Basic {base64.b64encode(b'doctor:open sesame').decode()}"}
 _WEB_SOCKET = {

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from uveitis_assets_tests.docker.stack import IMAGE, OWNER, POSTGRES_IMAGE, TRACKING_KEY, Stack
+from uveitis_assets_tests.patience import patience
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(patience(1800))]
 
 
 def test_no_secret_is_in_a_configuration_history_log_or_file(stack: Stack) -> None:

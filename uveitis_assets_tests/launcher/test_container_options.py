@@ -35,7 +35,7 @@ def test_every_container_gives_up_its_rights_whatever_the_run_asks_for():
     assert not {"privileged", "cap_add", "volumes", "runtime", "device_requests"} & set(options)
 
 
-def test_shared_memory_is_ample_unless_the_deployment_or_the_run_says_otherwise():
+def test_shared_memory_is_8g_unless_the_deployment_or_the_run_sets_it():
     assert build_options(_settings(), {}, {}, "cpu")["shm_size"] == "8g"
     assert build_options(_settings(), {"shm_size": "2g"}, {}, "cpu")["shm_size"] == "2g"
     assert build_options(_settings(), {"shm_size": "2g"}, {"shm_size": "16g"}, "cpu")["shm_size"] == "16g"

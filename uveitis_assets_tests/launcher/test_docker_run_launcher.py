@@ -14,6 +14,7 @@ import pytest
 import yaml
 from docker.errors import APIError, DockerException
 
+from uveitis_assets.deployment.retrying_postgres import LOST_CONNECTION_EXIT_CODE
 from uveitis_assets.launcher import GpuDockerRunLauncher
 from uveitis_assets.launcher.refusal import LaunchRefusedError
 from uveitis_assets_tests.launcher.fake_engine import NO_GPU_DRIVER, FakeEngine
@@ -57,14 +58,14 @@ def test_a_run_that_selects_a_gpu_asset_gets_the_gpu(instance, engine):
     assert container.labels["uveitis/device"] == "gpu"
 
 
-def test_a_preferring_run_falls_back_and_says_why_when_the_runtime_is_absent(instance, engine):
+def test_a_preferring_run_falls_back_with_the_reason_when_the_runtime_is_absent(instance, engine):
     engine.runtimes = ("io.containerd.runc.v2", "runc")
     launches = Launches(instance)
     run = launches.launch({"uveitis/gpu": "preferred"})
     assert run.tags["uveitis/device"] == "cpu"
     assert launches.container(run).status == "running"
-    (said,) = [message for message in launches.messages(run) if "prefers a GPU and gets the CPU" in message]
-    assert "no runtime 'nvidia' (it lists io.containerd.runc.v2, runc)" in said
+    (reason,) = [message for message in launches.messages(run) if "prefers a GPU and gets the CPU" in message]
+    assert "no runtime 'nvidia' (it lists io.containerd.runc.v2, runc)" in reason
 
 
 def test_a_preferring_run_falls_back_when_the_gpu_container_does_not_start_and_leaves_none_behind(instance, engine):
@@ -78,9 +79,9 @@ def test_a_preferring_run_falls_back_when_the_gpu_container_does_not_start_and_l
     assert any(NO_GPU_DRIVER in message and "gets the CPU" in message for message in launches.messages(run))
 
 
-@pytest.mark.parametrize("trouble", ["no runtime", "start fails"])
-def test_a_requiring_run_fails_at_once_with_what_to_install_and_is_not_retried(instance, engine, trouble):
-    if trouble == "no runtime":
+@pytest.mark.parametrize("problem", ["no runtime", "start fails"])
+def test_a_requiring_run_fails_at_once_with_what_to_install_and_is_not_retried(instance, engine, problem):
+    if problem == "no runtime":
         engine.runtimes = ("runc",)
     else:
         engine.gpu_start_error = NO_GPU_DRIVER
@@ -99,7 +100,7 @@ def test_a_requiring_run_fails_at_once_with_what_to_install_and_is_not_retried(i
     (failure,) = failures
     assert "NVIDIA Container Toolkit" in failure.message
     assert "nvidia-ctk runtime configure" in failure.message
-    assert ("no runtime 'nvidia'" if trouble == "no runtime" else NO_GPU_DRIVER) in failure.message
+    assert ("no runtime 'nvidia'" if problem == "no runtime" else NO_GPU_DRIVER) in failure.message
 
 
 def test_another_start_failure_is_not_mistaken_for_a_missing_gpu(instance, engine):
@@ -118,7 +119,7 @@ def test_another_start_failure_is_not_mistaken_for_a_missing_gpu(instance, engin
         {"docker/container_kwargs": "{"},
     ],
 )
-def test_a_wrong_tag_fails_the_run_for_good_before_any_container_is_made(instance, engine, tags):
+def test_a_wrong_tag_fails_the_run_without_retry_before_any_container_is_made(instance, engine, tags):
     launches = Launches(instance)
     run = launches.launch(tags)
     assert run.status is dg.DagsterRunStatus.FAILURE
@@ -202,7 +203,22 @@ def test_a_dead_container_is_reported_with_its_cause_and_the_end_of_its_log(inst
     assert health.msg.endswith("epoch 2\nepoch 3")
     never_started = launches.launcher.get_run_worker_debug_info(run)
     assert "Out of memory (OOM)" in never_started
+    assert "dagster/retry_strategy" not in launches.run(run.run_id).tags
     assert "epoch 3" in never_started
+
+
+def test_a_run_that_lost_its_database_is_retried_from_its_first_step(instance, engine):
+    launches = Launches(instance)
+    run = launches.launch()
+    container = launches.container(run)
+    container.status = "exited"
+    container.attrs["State"] = {"Status": "exited", "ExitCode": LOST_CONNECTION_EXIT_CODE}
+    health = launches.launcher.check_run_worker_health(run)
+    assert health.status.name == "FAILED"
+    assert health.msg.startswith("The run lost its connection to Dagster's database and ended (exit code 75)")
+    instance.report_run_failed(run)
+    assert launches.run(run.run_id).tags["dagster/retry_strategy"] == "ALL_STEPS"
+    assert launches.run(run.run_id).tags["dagster/will_retry"] == "true"
 
 
 def test_launching_removes_old_containers_of_finished_runs(instance, engine):
@@ -238,7 +254,7 @@ def test_a_process_without_the_engine_leaves_stopping_to_the_daemon(instance, en
     assert launches.container(again).status == "running", "a re-execution is not stopped for its parent"
 
 
-def test_without_monitoring_a_run_that_cannot_be_stopped_says_so(tmp_path, engine, monkeypatch):
+def test_without_monitoring_a_run_that_cannot_be_stopped_is_reported(tmp_path, engine, monkeypatch):
     (tmp_path / "dagster.yaml").write_text("run_monitoring: {enabled: false}\n")
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         launches = Launches(instance)

@@ -34,7 +34,7 @@ def test_an_unknown_need_names_its_asset_and_the_values_that_exist():
         resolve_need({}, {"uwf/tiles": {"uveitis/gpu": "yes"}})
 
 
-def test_gpus_are_assigned_to_whoever_is_least_busy_in_declared_order():
+def test_the_least_used_gpu_is_assigned_in_declared_order():
     assert choose_gpu(["0", "1"], []) == "gpu:0"
     assert choose_gpu(["0", "1"], ["gpu:0"]) == "gpu:1"
     assert choose_gpu(["0", "1"], ["gpu:0", "gpu:1", "cpu"]) == "gpu:0"

@@ -1,4 +1,4 @@
-"""What is said about a dead container, and which stopped containers are removed."""
+"""How the end of a container is reported, and which stopped containers are removed."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -81,7 +81,7 @@ def test_retention_counts_from_the_end_of_the_container(hours: float, removed: l
     assert remove_expired(engine, "clinic", timedelta(hours=hours), NOW, lambda run_id: False) == removed
 
 
-def test_containers_that_outlive_their_run_are_stopped_and_no_others():
+def test_containers_that_go_on_after_their_run_are_stopped_and_no_others():
     engine = FakeEngine()
     _stopped(engine, "abandoned", status="running", finished=NEVER)
     _stopped(engine, "working", status="running", finished=NEVER)

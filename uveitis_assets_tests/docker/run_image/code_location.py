@@ -51,7 +51,7 @@ def waiting(context: dg.AssetExecutionContext) -> None:
     deadline = time.monotonic() + 120
     while not (SHARED / "release").exists():
         if time.monotonic() > deadline:
-            raise dg.Failure("nobody released the asset")
+            raise dg.Failure("the asset was not released")
         time.sleep(0.1)
 
 
