@@ -220,3 +220,13 @@ def test_a_lane_of_a_new_family_shares_no_name_with_those_of_others(
         f"recordings at {folder}/a/defs.yaml:2; rename one of them"
     )
     assert expected in "".join(traceback.format_exception(raised.value))
+
+
+def test_attributes_of_another_model_are_refused_and_those_without_a_file_have_no_places() -> None:
+    context = dg.ComponentTree.for_test().load_context
+    with pytest.raises(TypeError, match="expected the attributes of RecordingDataset, found None"):
+        RecordingDataset.load(None, context)
+    with pytest.raises(TypeError, match="expected the attributes of RecordingDataset, found Configuration"):
+        RecordingDataset.load(Configuration(), context)
+    lane = RecordingDataset.load(RecordingConfiguration(name="recordings"), context)
+    assert (lane.lane_name, lane.places) == ("recordings", {})
