@@ -11,13 +11,13 @@ from blake3 import blake3
 from uveitis_assets.landing.change_detection import landing_fingerprint
 from uveitis_assets.landing.configuration import SplitConfiguration
 from uveitis_assets.landing.content_hash import sample_content_hash
-from uveitis_assets.landing.layouts import register_layout, unregister_layout
+from uveitis_assets.landing.layouts import Layout, register_layout, unregister_layout
 from uveitis_assets.landing.ledger import read_ledger, registered_images
 from uveitis_assets.landing.manifest import build_manifest_part, export_manifest
 from uveitis_assets.landing.manifest_images import manifest_images
 from uveitis_assets.landing.manifest_table import read_manifest
 from uveitis_assets.landing.registration import register
-from uveitis_assets.landing.samples import LandedSample
+from uveitis_assets.landing.samples import LandedSample, LandingScan
 from uveitis_assets.stages.stale_batches import stale_batches
 from uveitis_assets_tests.landing.landing_samples import build, jpeg, land, lane, later, live
 from uveitis_assets_tests.landing.series_layout import SERIES
@@ -253,6 +253,50 @@ def test_series_are_read_back_from_the_manifest_with_their_files(landed, series)
     (three,) = (image for image in registered_images(landed, series, "b00001") if image.image_id == "lane::three")
     found = {image.image_id: image for image in manifest_images(landed, ["lane"], ["lane"])}
     assert (found["lane::three"].files, found["lane::three"].file_hashes) == (three.files, three.file_hashes)
+
+
+def figures(dataset, tree):
+    """Figures, each with its mask where there is one."""
+    return LandingScan(
+        tuple(
+            LandedSample(
+                relative_path=file,
+                dataset=dataset.name,
+                patient=file,
+                files=(file, f"masks/{file}") if f"masks/{file}" in tree.files else (),
+                roles=("image", "mask") if f"masks/{file}" in tree.files else (),
+            )
+            for file in tree.files
+            if "/" not in file
+        )
+    )
+
+
+@pytest.mark.parametrize("figure", ["unchanged", "changed"])
+def test_a_figure_that_lost_its_mask_is_set_aside_and_one_that_changed_too_is_another(store, series, figure):
+    register_layout(Layout("figures", figures, SERIES.probe))
+    try:
+        dataset = lane("figures")
+        land(store, "a.slice", b"slice: a figure")
+        mask = land(store, "masks/a.slice", b"slice: its mask")
+        register(store, dataset)
+        mask.unlink()
+        if figure == "changed":
+            land(store, "a.slice", b"slice: another figure")
+        report = register(store, dataset)
+        if figure == "unchanged":
+            assert report.quarantined == {"lane::a.slice": "missing"}
+            assert detail_of(store, "lane::a.slice").startswith(
+                "masks/a.slice: registered as one of 2 files of a.slice"
+            )
+            land(store, "masks/a.slice", b"slice: its mask")
+            assert register(store, dataset).quarantined == {}
+        else:
+            assert (report.changed, report.quarantined) == (("lane::a.slice",), {})
+            (image,) = registered_images(store, dataset, "b00002")
+            assert (image.files, image.content_hash) == ((image.path,), blake3(b"slice: another figure").hexdigest())
+    finally:
+        unregister_layout("figures")
 
 
 def test_two_registrations_at_once_agree(store, series):
