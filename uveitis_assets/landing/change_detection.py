@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from itertools import chain
 from pathlib import Path
 
 import polars as pl
@@ -77,15 +76,24 @@ def _rewritten_in_place(
             .select("relative_path", "size", "mtime_ns", "ctime_ns", "label_paths", "label_stamps", *several)
             .collect()
         )
+    if several:
+        is_group = pl.col("files").list.len() > 0
+        rows = rows.select(
+            "relative_path",
+            pl.when(~is_group).then("size"),
+            "mtime_ns",
+            "ctime_ns",
+            label_paths=pl.concat_list("files", "label_paths"),
+            label_stamps=pl.concat_list("file_stamps", "label_stamps"),
+        )
     found = []
-    for path, size, mtime_ns, ctime_ns, label_paths, label_stamps, *of_several in rows.iter_rows():
-        files, file_stamps = of_several or ((), ())
-        if not files:
+    for path, size, mtime_ns, ctime_ns, stamped_paths, stamps in rows.iter_rows():
+        if size is not None:
             state = file_stamp(f"{folder}/{path}")
             if state is not None and state != (size, mtime_ns, ctime_ns):
                 found.append(f"{path}{state}")
-        for file, stored in chain(zip(files, file_stamps, strict=True), zip(label_paths, label_stamps, strict=True)):
-            state = file_stamp(f"{folder}/{file}") if stored else None
-            if state is not None and not is_stamp_of(stored, state):
-                found.append(f"{file}{state}")
+        for stamped_path, stamp in zip(stamped_paths, stamps, strict=True):
+            state = file_stamp(f"{folder}/{stamped_path}") if stamp else None
+            if state is not None and not is_stamp_of(stamp, state):
+                found.append(f"{stamped_path}{state}")
     return found

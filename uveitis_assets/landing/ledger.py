@@ -11,7 +11,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import polars as pl
 
@@ -80,9 +80,6 @@ class LedgerEntry:
     file_stamps: tuple[str, ...] = ()
 
 
-_LISTS = tuple(name for name, kind in (LEDGER_SCHEMA | FILES_SCHEMA).items() if kind == pl.List(pl.String))
-
-
 def refuse_lost_ledger(store: ArtefactStore, lane: str) -> None:
     """Refuse to begin a ledger, or go on without one, where one was: nothing else holds its ids.
 
@@ -104,9 +101,13 @@ def read_ledger(store: ArtefactStore, lane: str) -> list[LedgerEntry]:
     path = store.ledger_file(lane)
     if not path.exists():
         return []
-    frame = read_ledger_table(path)
-    lists = [name for name in _LISTS if name in frame.columns]
-    return [LedgerEntry(**{**row, **{name: tuple(row[name]) for name in lists}}) for row in frame.iter_rows(named=True)]
+    return [_entry(row) for row in read_ledger_table(path).iter_rows()]
+
+
+def _entry(row: tuple[Any, ...]) -> LedgerEntry:
+    """The entry of a row: the ledger's columns are in the order of the fields."""
+    values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in row]
+    return LedgerEntry(*values)
 
 
 def registered_batches(store: ArtefactStore, lane: str) -> list[str]:

@@ -138,7 +138,7 @@ def test_a_manifest_of_two_assignments_is_refused_with_what_to_materialize_and_r
     build(store, visits, after)
     killed = [path.read_bytes() for path in store.manifest_parts("lane")]
     build(store, visits)
-    # Killed after the first of three parts was dealt again.
+    # Killed after the first of three parts was assigned again.
     assert store.manifest_part("lane", "b00001").read_bytes() == first
     store.manifest_part("lane", "b00001").write_bytes(killed[0])
     refusal = "found b00001 assigned by another than the last one; materialize any batch of lane/manifest again"

@@ -11,13 +11,13 @@ from blake3 import blake3
 from uveitis_assets.landing.change_detection import landing_fingerprint
 from uveitis_assets.landing.configuration import SplitConfiguration
 from uveitis_assets.landing.content_hash import sample_content_hash
-from uveitis_assets.landing.layouts import register_layout, unregister_layout
+from uveitis_assets.landing.layouts import Layout, register_layout, unregister_layout
 from uveitis_assets.landing.ledger import read_ledger, registered_images
 from uveitis_assets.landing.manifest import build_manifest_part, export_manifest
 from uveitis_assets.landing.manifest_images import manifest_images
 from uveitis_assets.landing.manifest_table import read_manifest
 from uveitis_assets.landing.registration import register
-from uveitis_assets.landing.samples import LandedSample
+from uveitis_assets.landing.samples import LandedSample, LandingScan
 from uveitis_assets.stages.stale_batches import stale_batches
 from uveitis_assets_tests.landing.landing_samples import build, jpeg, land, lane, later, live
 from uveitis_assets_tests.landing.series_layout import SERIES
@@ -38,7 +38,7 @@ def slices(store, folder, seed=0):
 @pytest.fixture
 def landed(store, series):
     """Three registered series and their manifest."""
-    for seed, folder in enumerate(("one", "two", "deep/three")):
+    for seed, folder in enumerate(("one", "two", "deep/no.3")):
         slices(store, folder, seed)
     build(store, series)
     return store
@@ -59,8 +59,8 @@ def manifest_rows(store):
 
 def test_series_land_in_batches_with_all_their_files_in_order(landed, series):
     first = registered_images(landed, series, "b00001")
-    assert [image.image_id for image in first] == ["lane::one", "lane::three"]
-    one = first[0]
+    assert [image.image_id for image in first] == ["lane::no.3", "lane::one"]
+    one = first[1]
     files = [landed.raw / "ds" / "one" / f"{number}.slice" for number in range(5)]
     assert (one.path, one.files) == (landed.raw / "ds" / "one", tuple(files))
     assert one.file_hashes == tuple(hashes_of(files))
@@ -225,7 +225,7 @@ def test_the_sensor_s_look_notices_a_file_of_a_series_rewritten_in_place(landed,
 def test_a_round_of_looks_counts_the_files_of_all_series(landed, series):
     quiet = landing_fingerprint(landed, series, 0, fewest_files_per_tick=5)
     land(landed, "two/4.slice", b"slice rewritten")
-    # Three series of five files: three looks of one series each, sorted as registered (deep/three, one, two).
+    # Three series of five files: three looks of one series each, sorted as registered (deep/no.3, one, two).
     looks = [landing_fingerprint(landed, series, tick, fewest_files_per_tick=5) != quiet for tick in range(3)]
     assert looks == [False, False, True]
 
@@ -250,9 +250,51 @@ def test_the_manifest_names_all_files_and_reports_those_gone_or_changed_since(la
 
 
 def test_series_are_read_back_from_the_manifest_with_their_files(landed, series):
-    (three,) = (image for image in registered_images(landed, series, "b00001") if image.image_id == "lane::three")
+    (three,) = (image for image in registered_images(landed, series, "b00001") if image.image_id == "lane::no.3")
     found = {image.image_id: image for image in manifest_images(landed, ["lane"], ["lane"])}
-    assert (found["lane::three"].files, found["lane::three"].file_hashes) == (three.files, three.file_hashes)
+    assert (found["lane::no.3"].files, found["lane::no.3"].file_hashes) == (three.files, three.file_hashes)
+
+
+def figures(dataset, tree):
+    """Figures, each with its mask where there is one."""
+    return LandingScan(
+        tuple(
+            LandedSample(
+                relative_path=file,
+                dataset=dataset.name,
+                patient=file,
+                files=(file, f"masks/{file}") if f"masks/{file}" in tree.files else (),
+                roles=("image", "mask") if f"masks/{file}" in tree.files else (),
+            )
+            for file in tree.files
+            if "/" not in file
+        )
+    )
+
+
+@pytest.mark.parametrize("figure", ["unchanged", "changed"])
+def test_a_figure_that_lost_its_mask_is_set_aside_and_one_that_changed_too_is_another(store, series, figure):
+    register_layout(Layout("figures", figures, SERIES.probe))
+    try:
+        dataset = lane("figures")
+        land(store, "a.slice", b"slice: a figure")
+        mask = land(store, "masks/a.slice", b"slice: its mask")
+        register(store, dataset)
+        mask.unlink()
+        if figure == "changed":
+            land(store, "a.slice", b"slice: another figure")
+        report = register(store, dataset)
+        if figure == "unchanged":
+            assert report.quarantined == {"lane::a": "missing"}
+            assert detail_of(store, "lane::a").startswith("masks/a.slice: registered as one of 2 files of a.slice")
+            land(store, "masks/a.slice", b"slice: its mask")
+            assert register(store, dataset).quarantined == {}
+        else:
+            assert (report.changed, report.quarantined) == (("lane::a",), {})
+            (image,) = registered_images(store, dataset, "b00002")
+            assert (image.files, image.content_hash) == ((image.path,), blake3(b"slice: another figure").hexdigest())
+    finally:
+        unregister_layout("figures")
 
 
 def test_two_registrations_at_once_agree(store, series):

@@ -63,8 +63,12 @@ def register_layout(layout: Layout) -> None:
 
 
 def unregister_layout(name: str) -> None:
-    """Take a layout out of the registry again; configurations that name it are refused from then on."""
-    del _LAYOUTS[name]
+    """Take a layout out of the registry again; configurations that name it are refused from then on.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    del _LAYOUTS[find_layout(name).name]
 
 
 def layout_names() -> tuple[str, ...]:

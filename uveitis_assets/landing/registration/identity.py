@@ -37,8 +37,9 @@ class ImageNaming:
             if entry.content_hash:
                 return "img_" + entry.content_hash[:16]
             return pseudonym(self.key, "path", entry.relative_path, prefix="unread_")
-        # The name of a folder of files has no extension.
-        stem = self.identifiers.get(entry.relative_path) or (path.name if entry.files else path.stem)
+        # The name of a folder has no extension.
+        is_file = not entry.files or entry.relative_path in entry.files
+        stem = self.identifiers.get(entry.relative_path) or (path.stem if is_file else path.name)
         stem = normalize("NFC", stem)
         stem = "".join("_" if category(character) == "Cc" else character for character in stem)
         if len(stem.encode()) > _MAX_STEM_BYTES:

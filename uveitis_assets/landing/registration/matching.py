@@ -48,7 +48,7 @@ def _compare(
 ) -> LedgerEntry | None:
     """Bring an entry up to what was read; returns its successor if the content was replaced."""
     entry = update.entries[index]
-    lost = _lost_file(entry, content)
+    lost = _lost_file(entry, sample, content)
     if not content.content_hash or lost is not None:
         # It cannot be read now, or not as a whole: what is known about it stays, the reason is new.
         reason, detail = content.quarantine_reason, content.quarantine_detail
@@ -75,7 +75,7 @@ def _compare(
     return _new_entry(sample, content, image_id, patient=patient_of(entry, sample))
 
 
-def _lost_file(entry: LedgerEntry, content: SampleContent) -> str | None:
+def _lost_file(entry: LedgerEntry, sample: LandedSample, content: SampleContent) -> str | None:
     """The first registered file that is not there, where nothing else about the sample changed.
 
     A sample is incomplete rather than another one as long as all its present files are registered ones: a disk that is
@@ -83,10 +83,11 @@ def _lost_file(entry: LedgerEntry, content: SampleContent) -> str | None:
     """
     if not entry.files or not content.content_hash:
         return None
-    registered = Counter(map(stamped_hash, entry.file_stamps))
-    if not Counter(map(stamped_hash, content.file_stamps)) < registered:
+    # One file alone may be left of several.
+    present_hashes = Counter(map(stamped_hash, content.file_stamps) if content.files else [content.content_hash])
+    if not present_hashes < Counter(map(stamped_hash, entry.file_stamps)):
         return None
-    present = set(content.files)
+    present = set(sample.members)
     # There are fewer files than were registered: at least one name is not there.
     return next(file for file in entry.files if file not in present)
 
