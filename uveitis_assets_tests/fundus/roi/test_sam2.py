@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from uveitis_assets.fundus.configuration import Sam2Configuration
-from uveitis_assets.fundus.roi.choice import sam2 as roi_sam2
+from uveitis_assets.fundus.roi import sam2 as roi_sam2
 from uveitis_assets.fundus.roi.sam2 import (
     Sam2Segmenter,
     choose_mask,
