@@ -6,15 +6,15 @@ written is decided in ``loop``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from uveitis_assets.training.distributed import average_gradients, mean_over_processes
 from uveitis_assets.training.ema import update_average
-from uveitis_assets.training.gradient_accumulation import NonFiniteLossError, accumulate_gradients
+from uveitis_assets.training.gradient_accumulation import NonFiniteLossError, StepLosses, accumulate_gradients
 from uveitis_assets.training.learning_rate import learning_rate, set_learning_rate
 from uveitis_assets.training.progress import TrainingListener
 from uveitis_assets.training.state import TrainingState
@@ -64,9 +64,9 @@ def take_step(
         NonFiniteLossError: loss or gradients became NaN or infinite; names epoch, step and items.
         RuntimeError: one item alone does not fit into the GPU's memory.
     """
-    position, step = state.position, state.position.step
+    position = state.position
     rate = learning_rate(
-        step,
+        position.step,
         n_steps=n_steps,
         warmup_steps=options.warmup_steps,
         peak=options.learning_rate,
@@ -74,31 +74,7 @@ def take_step(
     )
     set_learning_rate(state.optimizer, rate)
 
-    def losses_of(part: Sequence[Item]) -> Mapping[str, Tensor]:
-        return task.losses(state.model, part, step=step)
-
-    try:
-        result = accumulate_gradients(
-            losses_of,
-            state.model,
-            items,
-            name_of=task.item_name,
-            noun=task.item_noun,
-            advice=task.advice_out_of_memory,
-            micro_batch=position.micro_batch,
-            log=listener.on_message,
-        )
-        average_gradients(state.model.parameters())
-        if options.gradient_clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(state.model.parameters(), options.gradient_clip_norm)
-            if not torch.isfinite(norm):
-                names = ", ".join(map(task.item_name, items))
-                raise NonFiniteLossError(
-                    f"{task.item_noun}s {names}: expected finite gradients, found norm {norm.item():g}"
-                )
-    except NonFiniteLossError as error:
-        where = f"epoch {position.epoch + 1}, step {step + 1}"
-        raise NonFiniteLossError(f"{where}: {error}; {task.advice_not_finite}") from error
+    result = _set_gradients(task, state, items, clip_norm=options.gradient_clip_norm, log=listener.on_message)
     state.optimizer.step()
     position.step += 1
     position.batch += 1
@@ -109,3 +85,38 @@ def take_step(
     for name, loss in losses.items():
         position.loss_sums[name] = position.loss_sums.get(name, 0.0) + loss
     listener.on_step_end(step=position.step, losses=losses, learning_rate=rate)
+
+
+def _set_gradients(
+    task: Task[Item],
+    state: TrainingState,
+    items: Sequence[Item],
+    *,
+    clip_norm: float | None,
+    log: Callable[[str], None],
+) -> StepLosses:
+    """Set the model's gradients: of all processes' batches, no longer than ``clip_norm``."""
+    position, step = state.position, state.position.step
+    try:
+        result = accumulate_gradients(
+            lambda part: task.losses(state.model, part, step=step),
+            state.model,
+            items,
+            name_of=task.item_name,
+            noun=task.item_noun,
+            advice=task.advice_out_of_memory,
+            micro_batch=position.micro_batch,
+            log=log,
+        )
+        average_gradients(state.model.parameters())
+        if clip_norm is not None:
+            norm = nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
+            if not torch.isfinite(norm):
+                names = ", ".join(map(task.item_name, items))
+                raise NonFiniteLossError(
+                    f"{task.item_noun}s {names}: expected finite gradients, found norm {norm.item():g}"
+                )
+    except NonFiniteLossError as error:
+        where = f"epoch {position.epoch + 1}, step {step + 1}"
+        raise NonFiniteLossError(f"{where}: {error}; {task.advice_not_finite}") from error
+    return result

@@ -105,17 +105,7 @@ def load_matching_weights(
         share=_share(names, matched, own),
     )
     for part in parts:
-        share = _share(part.tensors, matched, own)
-        if share < min_matched:
-            misfits = [
-                line for line in (*report.shape_mismatch, *report.missing) if line.partition(":")[0] in part.tensors
-            ]
-            raise WeightsMismatchError(
-                f"{report.summary()}; expected at least {min_matched:.1%} of the {part.name}, found {share:.1%} "
-                f"({examples(misfits)}): set {part.settings} as the file was trained with, take the file of this "
-                "network, load its backbone alone (initialise.mode: backbone_only), or lower min_matched if the rest "
-                "may start from random weights"
-            )
+        _check_part(part, report, _share(part.tensors, matched, own), min_matched)
     if report.share < min_matched:
         raise WeightsMismatchError(
             f"{report.summary()}; expected at least {min_matched:.1%}: take the file of this network, or lower "
@@ -129,6 +119,19 @@ def load_matching_weights(
         )
     model.load_state_dict({name: given[name] for name in matched}, strict=False)
     return report
+
+
+def _check_part(part: Part, report: LoadReport, share: float, min_matched: float) -> None:
+    """Refuse a file that has too little of one part, however much it has of the others."""
+    if share >= min_matched:
+        return
+    misfits = [line for line in (*report.shape_mismatch, *report.missing) if line.partition(":")[0] in part.tensors]
+    raise WeightsMismatchError(
+        f"{report.summary()}; expected at least {min_matched:.1%} of the {part.name}, found {share:.1%} "
+        f"({examples(misfits)}): set {part.settings} as the file was trained with, take the file of this network, load "
+        "its backbone alone (initialise.mode: backbone_only), or lower min_matched if the rest may start from random "
+        "weights"
+    )
 
 
 def _share(names: Collection[str], matched: Collection[str], own: Mapping[str, Tensor]) -> float:

@@ -277,7 +277,7 @@ def test_a_killed_retraining_leaves_the_finished_run_usable_and_ends_as_a_traini
     assert outcome.best_weights == folder / "checkpoints" / "best.safetensors"
     assert not (folder / "retraining").exists()
     assert (folder / "replaced" / "run_001" / "metrics.jsonl").read_bytes() == before[folder / "metrics.jsonl"]
-    case = LoopCase(train_toy, ".", "checkpoints/last.pth", "checkpoints/best.safetensors", "point")
+    case = LoopCase(train_toy, ".", "checkpoints/last.pth", "checkpoints/best.safetensors", "item")
     assert ending(case, folder) == ending(case, tmp_path / "alone")
     assert train_toy(other, folder, NullListener()).was_finished
 

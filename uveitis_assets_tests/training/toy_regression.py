@@ -22,7 +22,6 @@ class ToyRegression(RunTask[int]):
     """Learns sin(x) of points by their number; dropout draws from the process's random numbers."""
 
     selection_metric = "fit"
-    item_noun = "point"
 
     def __init__(self, *, seed: int = 1, dropout: float = 0.2, batch_size: int = 4) -> None:
         self._seed, self._dropout, self._batch_size = seed, dropout, batch_size
