@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib.util
 import io
 import json
@@ -223,14 +224,40 @@ def test_every_landing_problem_has_a_row_and_every_row_a_cause() -> None:
     assert codes <= set(rows) <= codes | set(get_args(QuarantineReason))
 
 
-def test_the_configuration_pages_are_up_to_date() -> None:
-    script = DOCS / "generate_configuration.py"
-    specification = importlib.util.spec_from_file_location("generate_configuration", script)
+def script_of_docs(name: str) -> Any:
+    """A script of the folder docs/ as a module."""
+    specification = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    pages = module.pages()
+    return module
+
+
+def test_the_picture_of_the_packages_is_up_to_date() -> None:
+    drawn = script_of_docs("draw_rooms").draw()
+    assert (DOCS / "images" / "rooms.svg").read_text() == drawn, "run .venv/bin/python docs/draw_rooms.py"
+
+
+def test_the_design_lists_the_packages_in_the_order_of_the_import_rules() -> None:
+    rules = configparser.ConfigParser()
+    rules.read(REPOSITORY / "importlinter.ini")
+    layers = [
+        # Packages in parentheses need not exist.
+        sorted(name.rpartition(".")[2] for name in layer.replace(" ", "").split("|") if not name.startswith("("))
+        for layer in rules["importlinter:contract:house"]["layers"].strip().split("\n")
+    ]
+    design = (DOCS / "explanation" / "design.md").read_text()
+    table = design.partition("| package | holds |")[2].partition("\n\n")[0]
+    rows = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in table.splitlines()[2:]]
+    place = {name: number for number, row in enumerate(rows) for name in row}
+    ordered = [place[name] for layer in layers for name in layer]
+    assert len(ordered) > 10
+    assert ordered == sorted(ordered)
+
+
+def test_the_configuration_pages_are_up_to_date() -> None:
+    pages = script_of_docs("generate_configuration").pages()
     assert len(pages) == 2
     for path, text in pages.items():
         assert path.read_text() == text, "run .venv/bin/python docs/generate_configuration.py"

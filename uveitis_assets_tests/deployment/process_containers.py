@@ -1,6 +1,6 @@
-"""The deployment's launcher on an engine whose containers are processes of this machine, each on a wire of its own.
+"""The deployment's launcher on an engine whose containers are processes of this machine.
 
-A run's environment names the event at which its wire breaks (``BREAK_AT=after STEP_START``: the event is stored, and
+A run's environment may name the event at which its wire breaks (``BREAK_AT=after STEP_START``: the event is stored, and
 the answer lost). Each such wire breaks once, so that the retry of the run, which copies its tags, keeps its connection.
 """
 
@@ -26,6 +26,7 @@ URL_VARIABLE = "TEST_DATABASE_URL"
 # Folder of the server's socket, in which wires listen too.
 SERVER_VARIABLE = "TEST_DATABASE_FOLDER"
 _processes = multiprocessing.get_context("forkserver")
+# Without it each run would import Dagster first, which takes longer than the run.
 _processes.set_forkserver_preload(["dagster", "dagster_postgres", "uveitis_assets_tests.deployment.retried_lane"])
 
 
@@ -72,11 +73,12 @@ class ProcessRunLauncher(GpuDockerRunLauncher):
 
 
 def _run(name: str, command: Sequence[str], environment: dict[str, str]) -> None:
-    """What the container executes: ``dagster api execute_run ...`` with its database at the other end of the wire."""
-    server = Path(os.environ[SERVER_VARIABLE])
+    """What the container executes: ``dagster api execute_run ...``, with its database at the other end of the wire."""
     os.environ.update(environment)
-    wire = Wire(server, server / name, _break_once(environment.get("BREAK_AT", ""), server))
-    os.environ[URL_VARIABLE] = wire.url
+    if "BREAK_AT" in environment:
+        server = Path(os.environ[SERVER_VARIABLE])
+        wire = Wire(server, server / name, _break_once(environment["BREAK_AT"], server))
+        os.environ[URL_VARIABLE] = wire.url
     sys.argv = list(command)
     runpy.run_module("dagster", run_name="__main__")
 

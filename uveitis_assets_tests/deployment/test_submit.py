@@ -28,6 +28,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(patience(120))]
 _START_S = 120
 _SETTINGS = """\
 telemetry: {enabled: false}
+# The deployment's, with processes for containers.
+run_launcher:
+  module: uveitis_assets_tests.deployment.process_containers
+  class: ProcessRunLauncher
+  config: {image: none}
 run_queue:
   dequeue_interval_seconds: 1
   # Runs that stay in the queue.
@@ -129,7 +134,7 @@ def test_a_partition_is_queued_followed_and_made(served: Served) -> None:
     assert run.job_name == "eye_lane"
     assert run.tags["uveitis/lane"] == "eye"
     assert run.tags["asked/by"] == "a test"
-    assert f"eye/manifest, eye/tiles[b00002]: success  {served.url}/runs/{run.run_id}" in done.output
+    assert f"eye/manifest, eye/tiles[b00002]: success on cpu  {served.url}/runs/{run.run_id}" in done.output
 
 
 def test_missing_partitions_and_then_the_labels_are_made_in_order(served: Served) -> None:
