@@ -239,7 +239,11 @@ class _BatchRun(Generic[Source, Name]):
             for stage in self._task.stages
             if stage not in job.stages and (row := self._valid_row(item, stage, transient=True)) is not None
         }
-        work = self._task.start(item, finished, prepared)
+        try:
+            work = self._task.start(item, finished, prepared)
+        except Exception as error:
+            self._fail(item, job.stages, error)
+            return
         for position, stage in enumerate(job.stages):
             begun, written = time.perf_counter(), work.bytes_written
             try:
@@ -252,10 +256,7 @@ class _BatchRun(Generic[Source, Name]):
                     self._quarantine(item, later, error)
                 return
             except Exception as error:
-                with self._outcome_lock:
-                    self.failures.append((item.item_id, error))
-                    for later in job.stages[position:]:
-                        self._outcomes[later].n_failed += 1
+                self._fail(item, job.stages[position:], error)
                 return
             finally:
                 with self._outcome_lock:
@@ -278,6 +279,12 @@ class _BatchRun(Generic[Source, Name]):
         self._task.discard_former(item, stage, former, self._fingerprint(item, stage))
         if former is not None and stage in self._journals:
             self._journals[stage].begin(item.item_id)
+
+    def _fail(self, item: BatchItem[Source], stages: Sequence[Name], error: Exception) -> None:
+        with self._outcome_lock:
+            self.failures.append((item.item_id, error))
+            for stage in stages:
+                self._outcomes[stage].n_failed += 1
 
     def _finish(self, item: BatchItem[Source], stage: Name, row: Row) -> None:
         if stage in self._journals:

@@ -455,12 +455,6 @@ def test_reinhard_without_reference_colours_stops_before_any_image(store: Artefa
     assert not (store.root / "preproc").exists()
 
 
-def test_two_images_with_one_artefact_name_are_refused(store: ArtefactStore) -> None:
-    image = land(store, "a.png", fundus_picture(1))
-    with pytest.raises(ValueError, match="lane__a: 2 images"):
-        preprocess(store, [image, replace(image, image_id="lane__a")])
-
-
 def test_quarantine_details_name_the_image_by_the_name_it_may_have(store: ArtefactStore) -> None:
     image = land(store, "patient4711.png", fundus_picture(1))
     image = replace(image, image_id="lane::3f2a", name="lane::3f2a.png")

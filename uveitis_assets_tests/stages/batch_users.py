@@ -210,7 +210,7 @@ class Prediction(BatchUser):
 # A third family, as small as one can be: groups of files that hold numbers -----------------------------------
 
 GroupStage = Literal["sums", "reports"]
-_GROUP_SCHEMA = pl.Schema(
+GROUP_SCHEMA = pl.Schema(
     dict.fromkeys(
         ("image_id", "key", "content_hash", "fingerprint", "quarantine_reason", "quarantine_detail"), pl.String
     )
@@ -246,14 +246,14 @@ class GroupWork(ItemWork[GroupStage]):
 class GroupTask(BatchTask[list[Path], GroupStage]):
     items_name = "groups"
 
-    def __init__(self, store: ArtefactStore, version: str) -> None:
+    def __init__(self, store: ArtefactStore, version: str, schema: pl.Schema = GROUP_SCHEMA) -> None:
         self._store, self.version = store, version
         super().__init__(
             f"groups[{BATCH}]",
             [_group(folder) for folder in sorted((store.raw / "groups").iterdir())],
             {
                 stage: StageRecords(
-                    _GROUP_SCHEMA,
+                    schema,
                     store.stage_index("groups", stage, BATCH),
                     store.stage_journal("groups", stage, BATCH),
                 )

@@ -6,6 +6,7 @@ import multiprocessing
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -13,27 +14,26 @@ from typing import Any
 import polars as pl
 import pytest
 
-from uveitis_assets.stages.batch_outcome import BatchFailedError
+from uveitis_assets.stages.batch_outcome import BatchFailedError, BatchOutcome
+from uveitis_assets.stages.batch_run import run_batch
+from uveitis_assets.stages.index import read_stage_index
 from uveitis_assets.stages.journal import StageJournal
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
 from uveitis_assets_tests.patience import patience
-from uveitis_assets_tests.stages.batch_users import BATCH, USERS, BatchUser
+from uveitis_assets_tests.stages.batch_users import BATCH, GROUP_SCHEMA, USERS, BatchUser, Groups, GroupStage, GroupTask
 from uveitis_assets_tests.stages.disk_faults import count_steps, fill_disk, kill, make_read_only, spread, tear_off
 
 Computed = set[tuple[str, str]]
+
+WITH_JOURNALS = pytest.mark.parametrize(
+    "user", [user for user in USERS if user.has_journal], indirect=True, ids=lambda user: type(user).__name__
+)
 
 
 @pytest.fixture(scope="module", params=USERS, ids=lambda user: type(user).__name__)
 def user(request: pytest.FixtureRequest) -> BatchUser:
     found: BatchUser = request.param
     return found
-
-
-@pytest.fixture
-def journaled(user: BatchUser) -> BatchUser:
-    if not user.has_journal:
-        pytest.skip("its artefacts record themselves what is done")
-    return user
 
 
 @pytest.fixture(scope="module")
@@ -234,8 +234,9 @@ def test_an_item_without_room_on_the_disk_is_named_after_the_others_are_done(
     assert user.artefacts(store) == expected
 
 
+@WITH_JOURNALS
 def test_a_journal_without_room_on_the_disk_is_named_and_the_run_is_continued(
-    journaled: BatchUser,
+    user: BatchUser,
     landed: Path,
     expected: dict[str, bytes],
     copy: Callable[[Path], ArtefactStore],
@@ -245,9 +246,9 @@ def test_a_journal_without_room_on_the_disk_is_named_and_the_run_is_continued(
     with monkeypatch.context() as patch:
         fill_disk(patch, lambda path: path.suffix == ".journal")
         with pytest.raises(OSError, match=rf"No space left on device: .*{BATCH}\.journal"):
-            journaled.run(store)
-    journaled.run(store)
-    assert journaled.artefacts(store) == expected
+            user.run(store)
+    user.run(store)
+    assert user.artefacts(store) == expected
 
 
 def test_an_index_without_room_on_the_disk_is_named_and_nothing_is_computed_again(
@@ -304,20 +305,21 @@ def test_a_damaged_index_is_named_and_once_it_is_deleted_made_again(
         assert user.artefacts(store) == expected
 
 
+@WITH_JOURNALS
 @pytest.mark.parametrize("damage", ["torn", "no text"])
 def test_a_damaged_journal_costs_only_the_lines_that_are_damaged(
-    journaled: BatchUser,
+    user: BatchUser,
     made: Path,
     expected: dict[str, bytes],
     copy: Callable[[Path], ArtefactStore],
     computed: Computed,
     damage: str,
 ) -> None:
-    store, stage = copy(made), journaled.stages[-1]
-    rows = journaled_rows(journaled, store, stage)
-    journal = store.stage_journal(journaled.lane, stage, BATCH)
-    journaled.index(store, stage).unlink()
-    lost = journaled.usable[0]
+    store, stage = copy(made), user.stages[-1]
+    rows = read_stage_index(user.index(store, stage))
+    journal = store.stage_journal(user.lane, stage, BATCH)
+    user.index(store, stage).unlink()
+    lost = user.usable[0]
     with StageJournal(journal) as writer:
         for item_id, row in rows.items():
             if item_id != lost:
@@ -326,14 +328,9 @@ def test_a_damaged_journal_costs_only_the_lines_that_are_damaged(
         tear_off(journal)
     else:
         journal.write_bytes(journal.read_bytes() + b"\n\xff\x00\x80\n[1]\n{}\n")
-    journaled.run(store)
+    user.run(store)
     assert computed == {(lost, stage)}
-    assert journaled.artefacts(store) == expected
-
-
-def journaled_rows(user: BatchUser, store: ArtefactStore, stage: str) -> dict[str, dict[str, Any]]:
-    table = pl.read_parquet(user.index(store, stage))
-    return {row["image_id"]: row for row in table.to_dicts()}
+    assert user.artefacts(store) == expected
 
 
 # Items --------------------------------------------------------------------------------------------------------
@@ -406,3 +403,55 @@ def test_one_worker_and_several_write_the_same_bytes(
         store = copy(landed)
         user.run(store, workers=workers)
         assert user.artefacts(store) == expected
+
+
+# What a family may get wrong ----------------------------------------------------------------------------------
+
+
+def run_groups(store: ArtefactStore, begin: Callable[[], GroupTask], workers: int = 1) -> BatchOutcome[GroupStage]:
+    return run_batch(store, "groups", BATCH, begin, lock_name=Groups().lock_name, workers=workers)
+
+
+def test_an_item_whose_work_cannot_begin_fails_alone(store: ArtefactStore) -> None:
+    class Unready(GroupTask):
+        def start(self, item: Any, rows: Any, prepared: Any) -> Any:
+            if item.item_id == "groups::two":
+                raise FileNotFoundError("no such device")
+            return super().start(item, rows, prepared)
+
+    Groups().land(store)
+    with pytest.raises(BatchFailedError, match=r"1 of 4 groups failed.*\ngroups::two: FileNotFoundError") as caught:
+        run_groups(store, lambda: Unready(store, "1"))
+    counts = caught.value.outcome.stages["reports"]
+    assert (counts.n_images, counts.n_done, counts.n_failed, counts.n_quarantined) == (4, 2, 1, {"bad_label": 1})
+
+
+def test_a_stage_whose_index_has_no_reasons_cannot_quarantine(store: ArtefactStore) -> None:
+    schema = pl.Schema({name: kind for name, kind in GROUP_SCHEMA.items() if not name.startswith("quarantine")})
+    Groups().land(store)
+    with pytest.raises(TypeError, match="sums cannot list groups::words as bad_label: no such column"):
+        run_groups(store, lambda: GroupTask(store, "1", schema))
+
+
+def test_two_items_with_one_artefact_name_are_refused(store: ArtefactStore) -> None:
+    class Twice(GroupTask):
+        def __init__(self, store: ArtefactStore, version: str) -> None:
+            super().__init__(store, version)
+            self.items = [*self.items, replace(self.items[0], item_id=self.items[0].key)]
+
+    Groups().land(store)
+    with pytest.raises(ValueError, match="groups__one: 2 groups of the batch share this artefact name"):
+        run_groups(store, lambda: Twice(store, "1"))
+    with pytest.raises(ValueError, match="at least one worker, found 0"):
+        run_groups(store, lambda: GroupTask(store, "1"), workers=0)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_progress_counts_the_items_that_have_something_to_do(store: ArtefactStore, workers: int) -> None:
+    Groups().land(store)
+    seen: list[tuple[int, int]] = []
+    run_batch(
+        store, "groups", BATCH, lambda: GroupTask(store, "1"), lock_name=Groups().lock_name,
+        workers=workers, progress=lambda done, to_do: seen.append((done, to_do)),
+    )  # fmt: skip
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]

@@ -176,14 +176,14 @@ def test_previews_can_be_left_out(finished: Platform) -> None:
 
 
 def test_one_failing_key_leaves_the_others_materialized(finished: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = preprocess.preprocess_registered_batch
+    original = preprocess.preprocess_batch
 
     def fail_second(*arguments: Any, **options: Any) -> Any:
         if arguments[2] == "b00002":
             raise OSError(28, "No space left on device")
         return original(*arguments, **options)
 
-    monkeypatch.setattr(preprocess, "preprocess_registered_batch", fail_second)
+    monkeypatch.setattr(preprocess, "preprocess_batch", fail_second)
     result = finished.run("uwf700", "b00001", "b00003")
     assert not result.success
     assert finished.materialized("uwf700/manifest") == {"b00001", "b00002", "b00003"}
