@@ -188,7 +188,8 @@ class TrainingLoop(Generic[Item]):
         epoch = position.epoch + 1
         metrics: Mapping[str, float | None] = {}
         if metric is not None and (epoch % options.evaluate_every == 0 or epoch == options.epochs):
-            metrics = self.task.evaluate(state.evaluated)
+            with state.in_evaluation_mode() as model:
+                metrics = self.task.evaluate(model)
         group = state.optimizer.param_groups[0]
         row = self.task.epoch_row(
             EpochResult(

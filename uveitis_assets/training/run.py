@@ -123,16 +123,18 @@ def _finish(
     loop: TrainingLoop[Item], task: RunTask[Item], folder: RunFolder, identity: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Report on the best weights and mark the run as finished, last of all; returns ``finished_outcome``."""
-    best, model, position = loop.best_row, loop.state.evaluated, loop.state.position
+    best, position = loop.best_row, loop.state.position
     if best is None:
         raise ValueError(
             f"{folder.path}: no epoch was evaluated; expected evaluate_every {loop.options.evaluate_every} to be at "
             "most the number of epochs"
         )
-    model.load_state_dict(read_weights_file(folder.best_weights).tensors)
+    loop.state.evaluated.load_state_dict(read_weights_file(folder.best_weights).tensors)
+    with loop.state.in_evaluation_mode() as model:
+        reported = task.report(model, folder, best, position.rows)
     values = {
         "best_epoch": best["epoch"],
-        **task.report(model, folder, best, position.rows),
+        **reported,
         "n_epochs": position.epoch,
         "n_steps": position.step,
         "stopped_early": position.epoch < loop.options.epochs,

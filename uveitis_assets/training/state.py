@@ -6,7 +6,8 @@ same number of processes, on the CPU). When states are written is decided in ``l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -52,6 +53,18 @@ class TrainingState:
     def evaluated(self) -> nn.Module:
         """The weights that are evaluated and used: the average where there is one."""
         return self.model if self.average is None else self.average
+
+    @contextmanager
+    def in_evaluation_mode(self) -> Iterator[nn.Module]:
+        """Context in which ``evaluated`` is in evaluation mode; a model in training goes back to its mode."""
+        if self.average is not None:
+            yield self.average
+            return
+        self.model.eval()
+        try:
+            yield self.model
+        finally:
+            self.model.train()
 
 
 def training_state(state: TrainingState, configuration: Mapping[str, Any]) -> dict[str, Any]:

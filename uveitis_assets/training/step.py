@@ -73,7 +73,6 @@ def take_step(
         lowest=options.min_learning_rate,
     )
     set_learning_rate(state.optimizer, rate)
-
     result = _set_gradients(task, state, items, clip_norm=options.gradient_clip_norm, log=listener.on_message)
     state.optimizer.step()
     position.step += 1

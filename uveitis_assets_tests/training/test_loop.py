@@ -254,6 +254,20 @@ def test_epochs_between_evaluations_have_no_metric_and_the_last_one_always_has(t
     assert [row["epoch"] for row in listener.rows if row.get("fit") is not None] == [2, 4, 5]
 
 
+def test_a_model_without_an_average_is_evaluated_in_evaluation_mode_and_trained_in_its_own(
+    tmp_path: Path,
+) -> None:
+    options = StepOptions(4, 0.05, 1e-3, warmup_steps=2)
+    task, modes = ToyRegression(), list[bool]()
+    losses = task.losses
+    task.losses = lambda model, items, *, step: modes.append(model.training) or losses(model, items, step=step)
+    outcome = train_toy(task, tmp_path, NullListener(), epochs=2, step=options)
+    assert modes == [True, True, True, False] * 2
+    model, _ = ToyRegression().build()
+    model.load_state_dict(load_file(outcome.best_weights))
+    assert ToyRegression().evaluate(model.eval())["fit"] == outcome.values["fit"]
+
+
 def test_a_state_is_written_after_minutes_too(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train_toy(ToyRegression(), tmp_path, Recorder(2), checkpoint_every_steps=0, checkpoint_every_minutes=0.0)

@@ -68,19 +68,6 @@ def train_detector(
         RuntimeError: one tile alone does not fit into the GPU's memory.
     """
     task = DetectorTask(store, configuration, train, val, torch.device(device))
-    return train_detector_task(task, store, configuration, run_folder, device=device, progress=progress)
-
-
-def train_detector_task(
-    task: DetectorTask,
-    store: ArtefactStore,
-    configuration: DetectorConfiguration,
-    run_folder: Path,
-    *,
-    device: str,
-    progress: TrainingListener | None = None,
-) -> TrainingOutcome:
-    """``train_detector`` of a task that is made already."""
     options = configuration.training
 
     def open_logs(folder: RunFolder, step: int) -> AbstractContextManager[list[TrainingListener]]:
