@@ -1,5 +1,8 @@
 """The component EncoderPretraining: a defs.yaml becomes an encoder that learned from images without labels."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import dagster as dg
 
 from uveitis_assets.components.encoder.assets import encoder_asset
@@ -18,19 +21,19 @@ class EncoderPretraining(LaneComponent[EncoderPretrainingConfiguration]):
     def lane_name(self) -> str:
         return self.configuration.name
 
-    def lane_definitions(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+    def lane_definitions(self, context: dg.ComponentLoadContext, lanes: Sequence[LaneComponent[Any]]) -> dg.Definitions:
         """The encoder's asset.
 
         Raises:
             ValueError: a lane that it names does not exist; the message names the file.
         """
-        lanes = LaneKeys.of_project(context)
-        unknown = sorted(set(self.configuration.learn_from) - set(lanes))
+        known = LaneKeys.of_project(lanes)
+        unknown = sorted(set(self.configuration.learn_from) - set(known))
         if unknown:
             raise ValueError(
                 f"{context.path / 'defs.yaml'}: learn_from: found no lane {', '.join(unknown)}, expected some of "
-                f"{', '.join(sorted(lanes))}"
+                f"{', '.join(sorted(known))}"
             )
         return dg.Definitions(
-            assets=[encoder_asset(self.configuration, [lanes[name] for name in self.configuration.learn_from])]
+            assets=[encoder_asset(self.configuration, [known[name] for name in self.configuration.learn_from])]
         )

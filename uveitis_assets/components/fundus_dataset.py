@@ -1,5 +1,8 @@
 """The component FundusDataset: a defs.yaml becomes a lane of assets, checks, jobs, sensors and a schedule."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import dagster as dg
 
 from uveitis_assets.components.fundus.assets import lane_assets
@@ -27,13 +30,13 @@ class FundusDataset(LaneComponent[LaneConfiguration]):
         """The lane and where its defs.yaml sets what other lanes may contradict."""
         return PlacedLane(self.configuration, self.places)
 
-    def lane_definitions(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+    def lane_definitions(self, context: dg.ComponentLoadContext, lanes: Sequence[LaneComponent[Any]]) -> dg.Definitions:
         """Assets, checks, jobs, sensors and schedule of the lane.
 
         Raises:
             LaneConflictError: the lanes of the project cannot be used together.
         """
-        check_lanes_compatible([lane.placed for lane in context.component_tree.get_all_components(FundusDataset)])
+        check_lanes_compatible([lane.placed for lane in lanes if isinstance(lane, FundusDataset)])
         lane = self.configuration
         return dg.Definitions(
             assets=lane_assets(lane),

@@ -1,5 +1,8 @@
 """The component LesionDetector: a defs.yaml becomes a lane of checkpoint, evaluation and predictions."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import dagster as dg
 
 from uveitis_assets.components.detector.assets import detector_assets
@@ -21,13 +24,13 @@ class LesionDetector(LaneComponent[DetectorLaneConfiguration]):
     def lane_name(self) -> str:
         return self.configuration.name
 
-    def lane_definitions(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+    def lane_definitions(self, context: dg.ComponentLoadContext, lanes: Sequence[LaneComponent[Any]]) -> dg.Definitions:
         """Assets, checks, jobs and sensor of the lane.
 
         Raises:
             ValueError: the lanes or the detector that it names do not fit; the message names the file.
         """
-        detector, project = self.configuration, Project.of(context)
+        detector, project = self.configuration, Project.of(lanes)
         try:
             keys = DetectorKeys.of(detector, project.lanes)
             upstream = [*project.first_weights(detector, keys), *project.learned_pseudo_labels(detector)]

@@ -1,5 +1,8 @@
 """The component ReferenceColor: colour statistics of regular fundus images, for Reinhard normalization."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import dagster as dg
 
 from uveitis_assets.components.fundus.keys import REFERENCE_COLOR, manifest_key
@@ -24,7 +27,7 @@ class ReferenceColor(LaneComponent[ReferenceColorConfiguration]):
     def lane_name(self) -> None:
         return None
 
-    def lane_definitions(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+    def lane_definitions(self, context: dg.ComponentLoadContext, lanes: Sequence[LaneComponent[Any]]) -> dg.Definitions:
         """The asset."""
         return dg.Definitions(assets=[_reference_color(self.configuration)])
 

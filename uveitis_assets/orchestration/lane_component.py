@@ -1,7 +1,7 @@
 """The base of every component that a defs.yaml instantiates as a lane, and how lanes of a project find each other."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -61,8 +61,10 @@ class LaneComponent(dg.Component, Generic[ConfigurationT]):
         return NamedLane(self.kind, self.lane_name, self.places.get("name", ""))
 
     @abstractmethod
-    def lane_definitions(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """Assets, checks, jobs, sensors and schedules of the lane."""
+    def lane_definitions(
+        self, context: dg.ComponentLoadContext, lanes: "Sequence[LaneComponent[Any]]"
+    ) -> dg.Definitions:
+        """Assets, checks, jobs, sensors and schedules of the lane, beside all lanes of the project."""
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """The lane's definitions, once no two lanes of the project share a name.
@@ -70,8 +72,11 @@ class LaneComponent(dg.Component, Generic[ConfigurationT]):
         Raises:
             LaneConflictError: lanes of any family share a name; the message names both files.
         """
-        check_lane_names(_all_lanes(context))
-        return self.lane_definitions(context)
+        lanes: list[LaneComponent[Any]] = context.component_tree.get_all_components(
+            LaneComponent  # type: ignore[type-abstract]
+        )
+        check_lane_names(lanes)
+        return self.lane_definitions(context, lanes)
 
 
 def check_lane_names(lanes: Iterable[LaneComponent[Any]]) -> None:
@@ -83,17 +88,13 @@ def check_lane_names(lanes: Iterable[LaneComponent[Any]]) -> None:
     check_names_unique([lane.named for lane in lanes if lane.named is not None])
 
 
-def lane_configurations(context: dg.ComponentLoadContext, family: type[ConfigurationT]) -> dict[str, ConfigurationT]:
-    """Configurations of all lanes of one family in the project, by lane name.
+def lane_configurations(lanes: Iterable[LaneComponent[Any]], family: type[ConfigurationT]) -> dict[str, ConfigurationT]:
+    """Configurations of those lanes that are of one family, by lane name.
 
     A family's ``keys.py`` makes keys of them, so that other families refer to its assets without importing more.
     """
     return {
         lane.lane_name: lane.configuration
-        for lane in _all_lanes(context)
+        for lane in lanes
         if lane.lane_name is not None and isinstance(lane.configuration, family)
     }
-
-
-def _all_lanes(context: dg.ComponentLoadContext) -> list[LaneComponent[Configuration]]:
-    return context.component_tree.get_all_components(LaneComponent)  # type: ignore[type-abstract]

@@ -2,8 +2,9 @@
 
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -38,7 +39,7 @@ class RecordingDataset(LaneComponent[RecordingConfiguration]):
     def lane_name(self) -> str:
         return self.configuration.name
 
-    def lane_definitions(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+    def lane_definitions(self, context: dg.ComponentLoadContext, lanes: Sequence[LaneComponent[Any]]) -> dg.Definitions:
         lane = self.configuration
         sums_key, means_key = dg.AssetKey([lane.name, "sums"]), dg.AssetKey([lane.name, "means"])
         batches = dg.DynamicPartitionsDefinition(name=f"{lane.name}_batches")

@@ -1,7 +1,8 @@
 """The assets of other lanes that a detector's training begins with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
@@ -10,7 +11,7 @@ from uveitis_assets.components.encoder.keys import EncoderKeys
 from uveitis_assets.components.fundus.keys import LaneKeys
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.orchestration.fold_keys import fold_key
-from uveitis_assets.orchestration.lane_component import lane_configurations
+from uveitis_assets.orchestration.lane_component import LaneComponent, lane_configurations
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,12 @@ class Project:
     encoders: Mapping[str, EncoderKeys]
 
     @classmethod
-    def of(cls, context: dg.ComponentLoadContext) -> "Project":
+    def of(cls, lanes: Sequence[LaneComponent[Any]]) -> "Project":
         """The lanes beside the component that is loaded."""
         return cls(
-            LaneKeys.of_project(context),
-            lane_configurations(context, DetectorLaneConfiguration),
-            EncoderKeys.of_project(context),
+            LaneKeys.of_project(lanes),
+            lane_configurations(lanes, DetectorLaneConfiguration),
+            EncoderKeys.of_project(lanes),
         )
 
     def first_weights(self, detector: DetectorLaneConfiguration, keys: DetectorKeys) -> list[dg.AssetDep]:

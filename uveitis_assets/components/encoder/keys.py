@@ -1,11 +1,13 @@
 """Name of an encoder's asset; other families know encoders by this alone."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
 from uveitis_assets.detection.pretraining.configuration import EncoderPretrainingConfiguration
-from uveitis_assets.orchestration.lane_component import lane_configurations
+from uveitis_assets.orchestration.lane_component import LaneComponent, lane_configurations
 
 
 @dataclass(frozen=True)
@@ -15,9 +17,9 @@ class EncoderKeys:
     name: str
 
     @classmethod
-    def of_project(cls, context: dg.ComponentLoadContext) -> "dict[str, EncoderKeys]":
+    def of_project(cls, lanes: Iterable[LaneComponent[Any]]) -> "dict[str, EncoderKeys]":
         """Keys of all encoders of the project, by name."""
-        return {name: cls(name) for name in lane_configurations(context, EncoderPretrainingConfiguration)}
+        return {name: cls(name) for name in lane_configurations(lanes, EncoderPretrainingConfiguration)}
 
     @property
     def encoder(self) -> dg.AssetKey:

@@ -1,6 +1,8 @@
 """Names of a fundus lane's assets, partitions and jobs; other families know fundus lanes by these alone."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
@@ -8,7 +10,7 @@ from uveitis_assets.components.fundus.lane_configuration import LaneConfiguratio
 from uveitis_assets.fundus.configuration import STAGES, PreprocessStage
 from uveitis_assets.landing.samples import SPLITS, Split
 from uveitis_assets.orchestration.fold_keys import fold_key, fold_keys, fold_number
-from uveitis_assets.orchestration.lane_component import lane_configurations
+from uveitis_assets.orchestration.lane_component import LaneComponent, lane_configurations
 
 LANE_TAG = "uveitis/lane"
 LABELS_TAG = "uveitis/labels"
@@ -42,9 +44,9 @@ class LaneKeys:
         )
 
     @classmethod
-    def of_project(cls, context: dg.ComponentLoadContext) -> "dict[str, LaneKeys]":
+    def of_project(cls, lanes: Iterable[LaneComponent[Any]]) -> "dict[str, LaneKeys]":
         """Keys of all fundus lanes of the project, by lane name."""
-        return {name: cls.of(lane) for name, lane in lane_configurations(context, LaneConfiguration).items()}
+        return {name: cls.of(lane) for name, lane in lane_configurations(lanes, LaneConfiguration).items()}
 
     @property
     def batches_name(self) -> str:
