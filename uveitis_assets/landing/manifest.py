@@ -117,7 +117,8 @@ def _manifest_rows(
     live = members.with_columns(assigned["fold_splits"]).filter(pl.col("state") == "live").sort("image_id")
     folder = store.raw_folder(dataset.folder)
     rows = [_manifest_row(store, dataset, folder, member, key) for member in live.iter_rows(named=True)]
-    frame = pl.DataFrame(rows, schema=MANIFEST_SCHEMA | FILES_SCHEMA).with_columns(
+    schema = MANIFEST_SCHEMA | (FILES_SCHEMA if "files" in live.columns else {})
+    frame = pl.DataFrame(rows, schema=schema).with_columns(
         split_name=pl.lit(splits.name), split_fingerprint=pl.lit(assignment.fingerprint)
     )
     return frame, problems, state
@@ -134,7 +135,7 @@ def _manifest_row(
     if reason is None:
         reason, detail = _changed_since(folder, dataset, member)
     label_paths = [] if hides_names else member["label_paths"]
-    return {
+    row = {
         "image_id": member["image_id"],
         "filepath": "" if hides_names else store.name_of(path),
         "dataset": member["dataset"],
@@ -155,9 +156,11 @@ def _manifest_row(
         "label_hashes": [stamped_hash(stamp) for stamp in member["label_stamps"][: len(label_paths)]],
         "batch": member["batch"],
         "fold_splits": member["fold_splits"],
-        "files": [] if hides_names else [store.name_of(folder / file) for file in member.get("files", ())],
-        "file_hashes": [stamped_hash(stamp) for stamp in member.get("file_stamps", ())],
     }
+    if "files" in member:
+        row["files"] = [] if hides_names else [store.name_of(folder / file) for file in member["files"]]
+        row["file_hashes"] = [stamped_hash(stamp) for stamp in member["file_stamps"]]
+    return row
 
 
 def export_manifest(store: ArtefactStore, dataset: DatasetConfiguration, splits: SplitConfiguration) -> ManifestSummary:
