@@ -182,7 +182,7 @@ def test_a_lineage_of_another_run_beside_the_weights_fails_the_check(trained: Pl
     finally:
         beside.write_bytes(before)
     assert not other.passed
-    assert "expected the lineage inside the weights, found another" in str(other.metadata["findings"].value)
+    assert "expected the lineage inside the weights file, found another" in str(other.metadata["findings"].value)
 
 
 def test_an_override_cannot_train_into_another_lanes_folder(trained: Platform) -> None:
