@@ -8,6 +8,10 @@ from hypothesis import settings
 
 from uveitis_assets.storage.store import ArtefactStore
 
+# Several workers share the cores: threads of each numerical library on top of them wait for each other. Set before
+# torch and OpenCV are imported, here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A time limit per example would fail on slow machines; derandomized examples make runs repeatable.
 settings.register_profile("uveitis", deadline=None, derandomize=True)
 settings.load_profile("uveitis")

@@ -21,9 +21,9 @@ pytestmark = [
 def sample(tmp_path_factory: pytest.TempPathFactory) -> SampleInstance:
     """Finished runs: uwf700 with a good and a broken batch, fgadr as a range, a clinic with patients' names."""
     sample = SampleInstance.create(tmp_path_factory.mktemp("user_interface"))
-    sample_instance.run_uwf700(sample, 5, (780, 614), n_label_partitions=1)
+    sample_instance.run_uwf700(sample, 5, (520, 410), n_label_partitions=1)
     sample_instance.land_broken_delivery(sample)
-    sample_instance.run_fgadr(sample, 3, 512)
+    sample_instance.run_fgadr(sample, 3, 256)
     sample_instance.run_clinic(sample)
     return sample
 

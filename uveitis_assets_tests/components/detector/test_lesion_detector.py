@@ -48,6 +48,8 @@ attributes:
     timm_model: test_resnet
     norm: group
     input_size: 96
+    pyramid_channels: 32
+    head_width: 64
     rpn_post_nms_train: 200
     rpn_post_nms_test: 100
   training:
