@@ -49,7 +49,7 @@ lint: install ## Lint, check formatting, types, imports between rooms, and write
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports importlinter.ini
-	! grep -rnE --include='*.py' --exclude-dir=storage '\.write_text\(|\.write_bytes\(|open\([^)]*["'"'"'](w|a|x|r\+)[bt+]*["'"'"']' uveitis_assets
+	! grep -rnE --include='*.py' --exclude-dir=storage '\.write_text\(|\.write_bytes\(|\.rename\(|os\.fdopen\([^)]*w|open\([^)]*["'"'"'](w|a|x|r\+)[bt+]*["'"'"']' uveitis_assets
 
 format: install ## Format the code
 	$(BIN)/ruff check --fix .

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from uveitis_assets.cli_output import console
+from uveitis_assets.messages import enumeration
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -74,5 +75,4 @@ def print_commands(store: ArtefactStore, lane: LaneConfiguration) -> None:
 
 def _print_list(title: str, items: Sequence[str]) -> None:
     if items:
-        more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
-        console.print(f"  {title}: {', '.join(items[:_LISTED])}{more}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  {title}: {enumeration(items, _LISTED)}", markup=False, highlight=False, soft_wrap=True)

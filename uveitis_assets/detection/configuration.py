@@ -25,9 +25,9 @@ class ModelConfiguration(Configuration):
         "convolutional network of timm",
     )
     timm_model: str = Field("resnet18", description="timm_fpn: name of the convolutional network in timm")
-    neck: Literal["simple_feature_pyramid", "legacy_upsampled"] = Field(
+    neck: Literal["simple_feature_pyramid", "earlier_upsampled"] = Field(
         "simple_feature_pyramid",
-        description="ViT backbones: ViTDet's simple feature pyramid; legacy_upsampled only loads earlier checkpoints",
+        description="ViT backbones: ViTDet's simple feature pyramid; earlier_upsampled only loads earlier checkpoints",
     )
     vit_mlp: Literal["gelu", "swiglu"] = Field(
         "gelu", description="ViT backbones: swiglu for DINOv2 files whose blocks have mlp.w12 and mlp.w3"
@@ -72,8 +72,8 @@ class ModelConfiguration(Configuration):
 
     @model_validator(mode="after")
     def _neck_fits_backbone(self) -> Self:
-        if self.neck == "legacy_upsampled" and not self.backbone.startswith("retfound_"):
-            raise ValueError(f"neck: expected legacy_upsampled with a retfound_ backbone, found {self.backbone}")
+        if self.neck == "earlier_upsampled" and not self.backbone.startswith("retfound_"):
+            raise ValueError(f"neck: expected earlier_upsampled with a retfound_ backbone, found {self.backbone}")
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from uveitis_assets.fundus.configuration import PreprocessConfiguration, PreprocessStage
 from uveitis_assets.stages.index import Row
-from uveitis_assets.storage.files import TEMPORARY_SUFFIX
+from uveitis_assets.storage.files import TEMPORARY_SUFFIX, temporary_beginning
 from uveitis_assets.storage.store import ArtefactStore
 
 
@@ -60,7 +60,7 @@ def remove_partial_files(store: ArtefactStore, keys: Collection[str], global_siz
 
     Folders are listed once; those of other batches stay.
     """
-    beginnings = {f".{key}{extension}"[:201] for key in keys for extension in (".png", ".json")}
+    beginnings = {temporary_beginning(f"{key}{extension}") for key in keys for extension in (".png", ".json")}
     some = next(iter(keys), "")
     folders = {
         path.parent

@@ -6,7 +6,6 @@ enter, so that others recompute nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
@@ -16,6 +15,7 @@ from uveitis_assets.fundus.configuration import (
     PreprocessStage,
     RoiConfiguration,
 )
+from uveitis_assets.storage.digests import short_digest
 
 
 def stage_fingerprints(
@@ -84,4 +84,4 @@ def _normalization_settings(normalize: NormalizationConfiguration, reference_col
 
 
 def _digest(value: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return short_digest(json.dumps(value, sort_keys=True))

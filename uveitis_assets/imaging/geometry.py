@@ -162,3 +162,9 @@ class ImageFrames:
                 for tile in tiles_metadata["tiles"]
             ),
         )
+
+
+def box_areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Areas (N,) of boxes (N, 4) as x0, y0, x1, y1."""
+    areas: NDArray[np.float64] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return areas

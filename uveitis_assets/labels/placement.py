@@ -22,7 +22,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from uveitis_assets.imaging.geometry import AxisAlignedTransform, Tile
+from uveitis_assets.imaging.geometry import AxisAlignedTransform, Tile, box_areas
 from uveitis_assets.labels.lesions import Lesions, only_areas
 
 KeptBy = Literal["ratio", "cover", "best"]
@@ -93,11 +93,11 @@ def place_in_tiles(
     if not len(lesions) or not tiles:
         return placed
     projected = raw_to_tiling.apply_boxes(lesions.boxes)
-    whole = _areas(projected)
+    whole = box_areas(projected)
     boxes = _clip(projected, (0, 0, *tiling_size))
     outlines = shapely.transform(lesions.outlines, raw_to_tiling.apply)
     corners = None if lesions.corners is None else raw_to_tiling.apply(lesions.corners)
-    areas = _areas(boxes)
+    areas = box_areas(boxes)
     shared, cover, clipped = _shares(outlines, boxes, whole, tiles)
 
     visible = shared > 0
@@ -143,7 +143,7 @@ def _shares(
     clipped = np.empty(shape, dtype=object)
     for index, tile in enumerate(tiles):
         window = (tile.x0, tile.y0, tile.x1, tile.y1)
-        inside = _areas(_clip(boxes, window))
+        inside = box_areas(_clip(boxes, window))
         meets = np.flatnonzero(inside > 0)
         parts = outlines[meets]
         crossing = inside[meets] < whole[meets]
@@ -158,11 +158,6 @@ def _shares(
 def _clip(boxes: NDArray[np.float64], window: tuple[int, int, int, int]) -> NDArray[np.float64]:
     x0, y0, x1, y1 = window
     return np.clip(boxes, (x0, y0, x0, y0), (x1, y1, x1, y1))
-
-
-def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    areas: NDArray[np.float64] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return areas
 
 
 def _coco_polygons(outline: shapely.Geometry, tile: Tile) -> list[list[float]]:

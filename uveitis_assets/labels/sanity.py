@@ -14,6 +14,7 @@ from typing import Any, Literal
 import polars as pl
 
 from uveitis_assets.landing.samples import SPLITS, Split
+from uveitis_assets.messages import enumeration
 from uveitis_assets.storage.files import read_json
 from uveitis_assets.storage.store import ArtefactStore
 
@@ -182,6 +183,4 @@ def check_split(
 def _finding(severity: Severity, what: str, cases: Sequence[object], *, limit: int = EXAMPLES) -> list[Finding]:
     if not cases:
         return []
-    shown = ", ".join(str(case) for case in cases[:limit])
-    more = f" and {len(cases) - limit} more" if len(cases) > limit else ""
-    return [Finding(severity, f"{len(cases)} {what}: {shown}{more}")]
+    return [Finding(severity, f"{len(cases)} {what}: {enumeration(cases, limit)}")]

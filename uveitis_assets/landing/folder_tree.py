@@ -35,7 +35,7 @@ def list_landing_tree(folder: Path, raw_root: Path) -> LandingTree:
     if not folder.is_dir():
         problems.append(
             LandingProblem(
-                ".", "missing_folder", f"expected the folder {folder}, found none; create it or mend the link"
+                ".", "missing_folder", f"expected the folder {folder}, found none; create it or correct the link"
             )
         )
     files: list[str] = []

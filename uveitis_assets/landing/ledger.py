@@ -119,9 +119,15 @@ def registered_batches(store: ArtefactStore, lane: str) -> list[str]:
 
 
 def registered_images(store: ArtefactStore, dataset: DatasetConfiguration, batch: str) -> list[RegisteredImage]:
-    """The batch's live images (neither superseded nor gone), sorted by image id."""
+    """The batch's live images (neither superseded nor gone), sorted by image id; none before the first registration.
+
+    Raises:
+        LedgerError: there is no ledger although the lane has manifest parts; or it is damaged.
+    """
     path = store.ledger_file(dataset.name)
     if not path.exists():
+        # Without its ledger a batch would pass for one that all images have left.
+        refuse_lost_ledger(store, dataset.name)
         return []
     folder = store.raw_folder(dataset.folder)
     with ledger_read_errors(path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from uveitis_assets.landing.ledger import registered_batches
+from uveitis_assets.messages import enumeration
 from uveitis_assets.storage.files import write_bytes
 from uveitis_assets.storage.store import ArtefactStore
 
@@ -106,9 +107,8 @@ def require_parts(store: ArtefactStore, lane: str, stages: Collection[str], made
         made = set(made_before).union(*(store.indexed_batches(lane, stage) for stage in stages))
         missing = [batch for batch in missing if batch in made]
     if missing:
-        more = f" and {len(missing) - _LISTED} more batches" if len(missing) > _LISTED else ""
         raise ValueError(
-            f"{lane}: found no manifest of {', '.join(missing[:_LISTED])}{more} in "
+            f"{lane}: found no manifest of {enumeration(missing, _LISTED, 'batches')} in "
             f"{store.manifest_part(lane, missing[0]).parent}; materialize {lane}/manifest first"
         )
 

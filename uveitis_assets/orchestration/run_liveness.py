@@ -71,7 +71,7 @@ def _fail_if_dead(instance: dg.DagsterInstance, lock: Path) -> bool:
 def locks_folder() -> Path | None:
     """Folder of the locks of this machine's runs; None without DAGSTER_HOME, where no run is kept."""
     home = os.environ.get("DAGSTER_HOME")
-    return Path(home) / "run_locks" if home else None
+    return Path(home) / "living_runs" if home else None
 
 
 class _LockedRuns(dg.Executor):

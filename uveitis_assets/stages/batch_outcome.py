@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from uveitis_assets.messages import listing
+
 FAILURES_SHOWN = 20
 
 Name = TypeVar("Name", bound=str)
@@ -65,5 +67,4 @@ class BatchFailedError(RuntimeError):
 
 def shown(lines: Sequence[str]) -> str:
     """The first lines of a list, and how many more there are."""
-    more = [f"and {len(lines) - FAILURES_SHOWN} more"] if len(lines) > FAILURES_SHOWN else []
-    return "\n".join([*lines[:FAILURES_SHOWN], *more])
+    return "\n".join(listing(lines, FAILURES_SHOWN))

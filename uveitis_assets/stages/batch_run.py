@@ -211,7 +211,9 @@ class _BatchRun(Generic[Source, Name]):
                         progress(n_done, len(jobs))
                 return
             try:
-                finished = self._in_threads(((job, None) for job in jobs) if prepared is None else prepared, pool)
+                finished = self._in_threads(
+                    ((job, None) for job in jobs) if prepared is None else prepared, pool, workers
+                )
                 for n_done, future in enumerate(finished, start=1):
                     future.result()
                     if progress is not None:
@@ -221,13 +223,14 @@ class _BatchRun(Generic[Source, Name]):
                 raise
 
     def _in_threads(
-        self, prepared: Iterator[tuple[Job[Source, Name], Any]], pool: ThreadPoolExecutor
+        self, prepared: Iterator[tuple[Job[Source, Name], Any]], pool: ThreadPoolExecutor, workers: int
     ) -> Iterator[Future[None]]:
         """Submits jobs as they are prepared, with few waiting at any time; yields those that have ended."""
         waiting: set[Future[None]] = set()
+        most = max(_WAITING_JOBS, 2 * workers)
         for job, value in prepared:
             waiting.add(pool.submit(self._process, job, value))
-            if len(waiting) >= _WAITING_JOBS:
+            if len(waiting) >= most:
                 ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from ended
         yield from as_completed(waiting)
@@ -267,11 +270,13 @@ class _BatchRun(Generic[Source, Name]):
                 self._outcomes[stage].n_done += 1
 
     def _check_usable(self, stage: Name, finished: Mapping[Name, Row]) -> None:
-        """Quarantines the item where an earlier run did so in the stage before."""
-        stages = list(self._task.stages)
-        before = finished.get(stages[stages.index(stage) - 1]) if stage != stages[0] else None
-        if before is not None and (reason := before.get("quarantine_reason")) is not None:
-            raise QuarantineError(reason, before["quarantine_detail"] or "")
+        """Quarantines the item where an earlier run did so in a stage before."""
+        for before in self._task.stages:
+            if before == stage:
+                return
+            row = finished.get(before, {})
+            if (reason := row.get("quarantine_reason")) is not None:
+                raise QuarantineError(reason, row["quarantine_detail"] or "")
 
     def _invalidate(self, item: BatchItem[Source], stage: Name) -> None:
         """Records that the stage's earlier result is not valid any more, before its files are overwritten."""

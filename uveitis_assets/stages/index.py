@@ -39,10 +39,12 @@ def read_index_table(path: Path, columns: list[str] | None = None) -> pl.DataFra
         table.get_column("image_id")
     except pl.exceptions.PolarsError as error:
         lane, stage = path.parts[-3:-1]
+        # Predictions are indexed below the lane that they are of, and are assets of the detector's lane.
+        is_prediction = stage.startswith("predictions_")
+        asset = f"{stage.removeprefix('predictions_')}/predictions" if is_prediction else f"{lane}/{stage}"
         found = str(error).partition("\n")[0]
         raise ValueError(
-            f"{path}: expected a stage index, found {found}; delete the file and materialize "
-            f"{lane}/{stage}[{path.stem}] again"
+            f"{path}: expected a stage index, found {found}; delete the file and materialize {asset}[{path.stem}] again"
         ) from error
     return table
 

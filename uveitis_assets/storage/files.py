@@ -72,7 +72,12 @@ def write_if_absent(path: Path, data: bytes, *, mode: int = 0o644) -> bool:
 def _temporary(path: Path) -> Path:
     """A file beside ``path`` that names its writer, so that others can tell whether it was abandoned."""
     writer = f"{os.getpid()}-{_process_table()}-{secrets.token_hex(4)}"
-    return path.with_name(f".{path.name[:150]}.{writer}{TEMPORARY_SUFFIX}")
+    return path.with_name(f"{temporary_beginning(path.name)}.{writer}{TEMPORARY_SUFFIX}")
+
+
+def temporary_beginning(name: str) -> str:
+    """How the names of the temporary files begin that are renamed to ``name``; cut, so that the writer fits in."""
+    return f".{name[:200]}"
 
 
 @functools.cache
@@ -139,3 +144,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}; delete or repair the file")
     return value
+
+
+def move(source: Path, target: Path) -> None:
+    """Renames a file or a folder within one file system; replaces a file, refuses to replace a folder with files."""
+    source.rename(target)

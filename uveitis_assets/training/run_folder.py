@@ -7,7 +7,6 @@ place of a finished one.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import pickle
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 import yaml
 
+from uveitis_assets.storage.digests import short_digest
 from uveitis_assets.storage.files import read_json, write_bytes, write_json
 from uveitis_assets.training.weights_files import file_digest, load_without_code, read_lineage
 
@@ -47,7 +47,7 @@ class RunFolder:
     @property
     def lock_name(self) -> str:
         """Name of the folder's locks, the same whatever path leads to it."""
-        return hashlib.blake2b(str(self.path.resolve()).encode(), digest_size=8).hexdigest()
+        return short_digest(str(self.path.resolve()))
 
     @property
     def pending(self) -> RunFolder:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uveitis_assets.storage.files import remove_half_files
+from uveitis_assets.storage.files import move, remove_half_files
 from uveitis_assets.training.run_folder import (
     OWN_FILES,
     RunFolder,
@@ -96,7 +96,7 @@ def promote_pending_run(folder: RunFolder) -> str | None:
             if (folder.path / name).is_dir():
                 # An evaluation wrote it after the checkpoints had moved in: it is of the same weights.
                 shutil.rmtree(folder.path / name)
-            (pending.path / name).rename(folder.path / name)
+            move(pending.path / name, folder.path / name)
     shutil.rmtree(pending.path)
     return None if target is None else f"{folder.path}: the former run was moved to {target.relative_to(folder.path)}"
 
@@ -116,7 +116,7 @@ def _set_aside(run: RunFolder, replaced: Path) -> Path | None:
         _number(gathered)
     gathered.mkdir(parents=True, exist_ok=True)
     for name in held:
-        (run.path / name).rename(gathered / name)
+        move(run.path / name, gathered / name)
     return _number(gathered)
 
 
@@ -132,7 +132,7 @@ def _number(gathered: Path) -> Path | None:
     number = 1
     while (target := gathered.with_name(f"run_{number:03d}")).exists():
         number += 1
-    gathered.rename(target)
+    move(gathered, target)
     return target
 
 

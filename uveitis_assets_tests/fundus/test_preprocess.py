@@ -27,7 +27,7 @@ from uveitis_assets.imaging.geometry import ImageFrames
 from uveitis_assets.landing.samples import RegisteredImage
 from uveitis_assets.stages.batch_outcome import BatchFailedError, BatchOutcome
 from uveitis_assets.stages.index import read_index_metadata, read_stage_index, write_stage_index
-from uveitis_assets.storage.files import read_json, write_json
+from uveitis_assets.storage.files import read_json, temporary_beginning, write_json
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
 from uveitis_assets_tests.fundus.preprocess_inputs import (
     SMALL,
@@ -510,6 +510,18 @@ def test_partial_files_of_a_killed_run_are_removed_but_only_of_this_batch(store:
     assert [path for path in ours if path.exists()] == []
     assert all(path.exists() for path in foreign)
     assert not journal.exists()
+
+
+def test_partial_files_of_an_image_with_a_long_name_are_removed(store: ArtefactStore) -> None:
+    image = land(store, f"{'a' * 149}.png", fundus_picture(1))
+    preprocess(store, [image])
+    store.stage_journal("lane", "roi_masks", "b00001").write_bytes(b"")
+    mask = store.roi_mask(artefact_key(image.image_id))
+    half = mask.with_name(f"{temporary_beginning(mask.name)}.123-abcdef01.partial")
+    half.write_bytes(b"half")
+    preprocess(store, [image])
+    assert mask.exists()
+    assert not half.exists()
 
 
 def test_progress_and_statistics_are_reported(store: ArtefactStore) -> None:

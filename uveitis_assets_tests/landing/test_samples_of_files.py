@@ -167,6 +167,22 @@ def test_a_removed_folder_is_gone_and_returns_into_its_batch(landed, series):
     assert live(landed)["one"].batch == batch
 
 
+def test_a_folder_that_cannot_be_listed_is_not_gone(landed, series, monkeypatch):
+    before = live(landed)
+    real = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/two"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    report = register(landed, series)
+    assert report.gone == ()
+    assert [(problem.path, problem.reason) for problem in report.problems] == [("two/", "unreadable")]
+    assert live(landed).keys() == before.keys()
+
+
 def test_a_copied_folder_is_a_duplicate_in_the_splits_of_the_first(landed, series):
     shutil.copytree(landed.raw / "ds" / "one", landed.raw / "ds" / "z copy")
     report = register(landed, series)

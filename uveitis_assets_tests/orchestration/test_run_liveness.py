@@ -136,8 +136,8 @@ def test_the_sensor_fails_dead_runs_and_requests_nothing(
 ) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     run_id = started(instance)
-    (tmp_path / "run_locks").mkdir()
-    (tmp_path / "run_locks" / f"{run_id}.lock").touch()
+    (tmp_path / "living_runs").mkdir()
+    (tmp_path / "living_runs" / f"{run_id}.lock").touch()
     context = dg.build_sensor_context(instance=instance)
     result = dead_runs(context)
     assert isinstance(result, dg.SkipReason)
@@ -191,5 +191,5 @@ def test_a_command_that_was_killed_does_not_keep_the_pool_from_the_next(
     statuses = [run.status for run in installation.instance().get_runs()]
     assert statuses == [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
     # The next look removes the lock of the run that finished.
-    assert fail_dead_runs(installation.instance(), installation.home / "run_locks") == []
-    assert not list((installation.home / "run_locks").iterdir())
+    assert fail_dead_runs(installation.instance(), installation.home / "living_runs") == []
+    assert not list((installation.home / "living_runs").iterdir())

@@ -16,11 +16,20 @@ import pytest
 
 from uveitis_assets.stages.batch_outcome import BatchFailedError, BatchOutcome
 from uveitis_assets.stages.batch_run import run_batch
-from uveitis_assets.stages.index import read_stage_index
+from uveitis_assets.stages.index import Row, read_stage_index
 from uveitis_assets.stages.journal import StageJournal
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
 from uveitis_assets_tests.patience import patience
-from uveitis_assets_tests.stages.batch_users import BATCH, GROUP_SCHEMA, USERS, BatchUser, Groups, GroupStage, GroupTask
+from uveitis_assets_tests.stages.batch_users import (
+    BATCH,
+    GROUP_SCHEMA,
+    USERS,
+    BatchUser,
+    Groups,
+    GroupStage,
+    GroupTask,
+    GroupWork,
+)
 from uveitis_assets_tests.stages.disk_faults import count_steps, fill_disk, kill, make_read_only, spread, tear_off
 
 Computed = set[tuple[str, str]]
@@ -455,3 +464,24 @@ def test_progress_counts_the_items_that_have_something_to_do(store: ArtefactStor
         workers=workers, progress=lambda done, to_do: seen.append((done, to_do)),
     )  # fmt: skip
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_as_many_items_are_computed_at_once_as_there_are_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, n_workers = store_at(tmp_path), 20
+    for number in range(n_workers):
+        path = store.raw / "groups" / f"g{number}" / "0.txt"
+        path.parent.mkdir(parents=True)
+        path.write_text(str(number))
+    all_at_work = threading.Barrier(n_workers, timeout=patience(20))
+    original = GroupWork.run
+
+    def run(work: GroupWork, stage: GroupStage) -> Row:
+        if stage == "sums":
+            all_at_work.wait()
+        return original(work, stage)
+
+    monkeypatch.setattr(GroupWork, "run", run)
+    Groups().run(store, workers=n_workers)
+    assert len(list((store.root / "groups").glob("*.report"))) == n_workers

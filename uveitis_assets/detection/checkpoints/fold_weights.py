@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from uveitis_assets.detection.checkpoints.loading import load_trained_detector
+from uveitis_assets.messages import enumeration
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.run_folder import RunFolder, ended_with, is_unfinished
 from uveitis_assets.training.run_replacement import current_run
@@ -98,7 +99,7 @@ class FoldWeights:
         if learned:
             raise TrainingNotUsableError(
                 f"{self.path}: {len(learned)} of {len(image_ids)} images of {what} were learned, by it or by what it "
-                f"started from: {', '.join(learned[:_SHOWN])}{', ...' if len(learned) > _SHOWN else ''}; AP there is "
+                f"started from: {enumeration(learned, _SHOWN)}; AP there is "
                 "meaningless. Were splits assigned again? Train on the current ones, from weights that never saw these "
                 "images"
             )

@@ -99,7 +99,7 @@ def _transformer(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         if (shape.width, shape.depth) == (width, depth):
             return {
                 "backbone": name,
-                "neck": "legacy_upsampled",
+                "neck": "earlier_upsampled",
                 "pyramid_channels": len(projection),
                 "input_size": math.isqrt(n_tokens - 1) * PATCH_STRIDE,
             }
@@ -118,7 +118,7 @@ def _resnet(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _check_anchors(path: Path, tensors: Mapping[str, Tensor], configuration: ModelConfiguration) -> None:
     n_found = len(_wanted(path, tensors, "rpn.head.cls_logits.weight"))
     # Empty sizes mean those of the network itself, as faster_rcnn takes them.
-    legacy_neck = configuration.neck == "legacy_upsampled"
+    legacy_neck = configuration.neck == "earlier_upsampled"
     own = LEGACY_ANCHOR_SIZES if legacy_neck else default_anchor_sizes([configuration.finest_stride])
     n_expected = len((configuration.anchor_sizes or own)[0]) * len(configuration.anchor_ratios)
     if n_found != n_expected:

@@ -6,13 +6,13 @@ replaced, is left to that one. Pixels are read by ``tile_files``.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from uveitis_assets.imaging.geometry import ImageFrames
 from uveitis_assets.stages.batch_ownership import ids_owned_by_other_batches
 from uveitis_assets.stages.index import read_stage_index
+from uveitis_assets.storage.digests import short_digest
 from uveitis_assets.storage.files import read_json
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
@@ -59,7 +59,7 @@ def read_preprocessed_images(store: ArtefactStore, lane: str, batch: str) -> lis
                 key=key,
                 frames=frames,
                 tiles=tuple(PreprocessedTile(store.tile(key, tile.tile_id)) for tile in frames.tiles),
-                fingerprint=hashlib.blake2b(content.encode(), digest_size=8).hexdigest(),
+                fingerprint=short_digest(content),
             )
         )
     return images

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from uveitis_assets.imaging.geometry import box_areas
+
 Rows = NDArray[np.int64]
 
 # Candidate pairs looked at together: 8 columns of them take about 250 MB.
@@ -113,9 +115,3 @@ def pair_intersection(one: NDArray[np.float64], other: NDArray[np.float64]) -> N
     height = np.minimum(one[:, 3], other[:, 3]) - np.maximum(one[:, 1], other[:, 1])
     shared: NDArray[np.float64] = np.maximum(width, 0.0) * np.maximum(height, 0.0)
     return shared
-
-
-def box_areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Areas (N,) of boxes (N, 4)."""
-    areas: NDArray[np.float64] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return areas

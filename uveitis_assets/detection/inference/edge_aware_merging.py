@@ -22,8 +22,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.detection.inference.batched_nms import box_areas, overlapping_pairs, pair_intersection, pair_iou
+from uveitis_assets.detection.inference.batched_nms import overlapping_pairs, pair_intersection, pair_iou
 from uveitis_assets.detection.inference.detection_table import DetectionTable
+from uveitis_assets.imaging.geometry import box_areas
 
 Rows = NDArray[np.int64]
 

@@ -17,7 +17,6 @@ order of the score as written, ties by label, then by box. No patient appears.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets.imaging.geometry import AxisAlignedTransform, ImageFrames
+from uveitis_assets.storage.digests import short_digest
 from uveitis_assets.storage.files import json_bytes, read_json, write_bytes
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
@@ -70,7 +70,7 @@ def prediction_fingerprint(
         "merge": _merge_settings(configuration),
         "code": code_version,
     }
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return short_digest(json.dumps(value, sort_keys=True))
 
 
 def write_prediction(

@@ -34,6 +34,6 @@ def _backbone(configuration: ModelConfiguration) -> Backbone:
         return resnet50_backbone(configuration)
     if configuration.backbone == "timm_fpn":
         return timm_backbone(configuration)
-    if configuration.neck == "legacy_upsampled":
+    if configuration.neck == "earlier_upsampled":
         return LegacyTransformerBackbone(configuration)
     return PyramidTransformerBackbone(configuration)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from uveitis_assets.detection.configuration import DetectorConfiguration
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
+from uveitis_assets.storage.digests import short_digest
 from uveitis_assets.training.distributed import n_processes
 
 
@@ -43,9 +43,8 @@ def training_identity(
         # Once validation scaled tiles in a way of its own, and another epoch may have been the best.
         plain["selection"].append("scaled as in training")
     plain["initialise"] = [configuration.initialise.mode, configuration.initialise.min_matched] if parent else None
-    digest = hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=8)
     return {
-        "configuration": digest.hexdigest(),
+        "configuration": short_digest(json.dumps(plain, sort_keys=True)),
         "training labels": train.fingerprint,
         "validation labels": val.fingerprint,
         "initial weights": None if parent is None else parent["digest"],

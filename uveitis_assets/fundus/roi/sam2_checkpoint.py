@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uveitis_assets.fundus.roi.sam2_model import Sam2UnavailableError
+from uveitis_assets.messages import enumeration
 
 if TYPE_CHECKING:
     import torch
@@ -59,8 +60,7 @@ class CheckpointReport:
 def _counted(what: str, names: Sequence[str]) -> str:
     if not names:
         return f"0 {what}"
-    more = ", ..." if len(names) > N_KEYS_NAMED else ""
-    return f"{len(names)} {what} ({', '.join(names[:N_KEYS_NAMED])}{more})"
+    return f"{len(names)} {what} ({enumeration(names, N_KEYS_NAMED)})"
 
 
 def read_sam2_checkpoint(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -86,8 +86,7 @@ def read_sam2_checkpoint(checkpoint: Path) -> dict[str, torch.Tensor]:
     state = content.get("model")
     if not isinstance(state, Mapping):
         keys = sorted(map(str, content))
-        named = ", ".join(keys[:N_KEYS_NAMED]) + (", ..." if len(keys) > N_KEYS_NAMED else "")
-        raise Sam2UnavailableError(_other_form(checkpoint, f"root keys [{named}]"))
+        raise Sam2UnavailableError(_other_form(checkpoint, f"root keys [{enumeration(keys, N_KEYS_NAMED)}]"))
     for key, value in state.items():
         if not (isinstance(key, str) and isinstance(value, torch.Tensor)):
             raise Sam2UnavailableError(_other_form(checkpoint, f"{type(value).__name__} at model[{key!r}]"))

@@ -155,7 +155,7 @@ def _match_rows(
     for row in rows:
         written = PurePosixPath(row.cells.get("image_path", "").replace("\\", "/").lstrip("/"))
         if ".." in written.parts or ":" in str(written)[1:2]:
-            detail = f"{csv}:{row.line}: expected a path below {folder} in image_path; mend the cell"
+            detail = f"{csv}:{row.line}: expected a path below {folder} in image_path; correct the cell"
             problems.append(LandingProblem(csv, "escapes_root", detail))
             continue
         inner = PurePosixPath(*written.parts[1:]) if len(written.parts) > 1 else written

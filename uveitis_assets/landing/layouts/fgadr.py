@@ -61,7 +61,7 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
                 unused[0],
                 "label_without_image",
                 f"{len(unused)} masks have no image of the same name, the first is {unused[0]}; land the images or "
-                "mend the names",
+                "correct the names",
             )
         )
     return LandingScan(tuple(images), (*tree.problems, *problems))

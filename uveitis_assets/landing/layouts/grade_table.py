@@ -19,7 +19,7 @@ def parse_grade(cell: str, place: str) -> tuple[int | None, LandingProblem | Non
     except ValueError:
         value = -1.0
     if value < 0 or not value.is_integer() or value > 99:
-        detail = f"{place}: expected a whole number from 0 to 99 as grade; the image stays unlabelled, mend the cell"
+        detail = f"{place}: expected a whole number from 0 to 99 as grade; the image stays unlabelled, correct the cell"
         return None, LandingProblem(place.rsplit(":", 1)[0], "bad_row", detail)
     return int(value), None
 

@@ -51,7 +51,7 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
                     LandingProblem(
                         options.csv or "",
                         "bad_row",
-                        f"{options.csv}:{row.line}: expected left or right in {options.eye_column}; mend the cell",
+                        f"{options.csv}:{row.line}: expected left or right in {options.eye_column}; correct the cell",
                     )
                 )
         grade = None
@@ -98,7 +98,7 @@ def _match_rows(
                 LandingProblem(
                     csv,
                     "escapes_root",
-                    f"{csv}:{row.line}: expected a path below the dataset's folder in {path_column}; mend the cell",
+                    f"{csv}:{row.line}: expected a path below the dataset's folder in {path_column}; correct the cell",
                 )
             )
             continue

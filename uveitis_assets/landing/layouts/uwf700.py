@@ -59,7 +59,7 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
                 "Labels",
                 "label_without_image",
                 f"{len(unused)} label files have no image of the same folder and stem, the first is "
-                f"{min(unused)}; land the images or mend the names",
+                f"{min(unused)}; land the images or correct the names",
             )
         )
     return LandingScan(tuple(images), (*tree.problems, *problems))

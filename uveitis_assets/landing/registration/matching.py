@@ -158,7 +158,7 @@ def _hides(problem: LandingProblem, path: str, folder: str) -> bool:
         return True
     if problem.path in (".", folder) and problem.reason in ("missing_folder", "unreadable", "escapes_root"):
         return True
-    return problem.reason == "unreadable" and problem.path.endswith("/") and path.startswith(problem.path)
+    return problem.reason == "unreadable" and problem.path.endswith("/") and f"{path}/".startswith(problem.path)
 
 
 def _best_match(

@@ -75,7 +75,8 @@ def _other_patient_detail(entry: LedgerEntry, first: LedgerEntry) -> str:
     ]
     return (
         f"{entry.image_id} has the same content as {first.image_id}{fate} of another patient and follows its split, "
-        "other images of its own patient do not; mend the patient ids if the patient is the same, else remove the image"
+        "other images of its own patient do not; correct the patient ids if the patient is the same, else remove the "
+        "image"
     )
 
 

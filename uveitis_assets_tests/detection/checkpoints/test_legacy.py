@@ -88,7 +88,7 @@ def test_an_earlier_transformer_checkpoint_is_rebuilt_and_predicts_the_same(tmp_
     state = legacy_transformer_state()
     model, configuration = load_trained_detector(write_legacy(tmp_path / "best.pth", state))
     assert not model.training
-    assert configuration.neck == "legacy_upsampled"
+    assert configuration.neck == "earlier_upsampled"
     assert (configuration.input_size, configuration.n_categories) == (64, 3)
     assert configuration.box_score_threshold == 0.2
     assert configuration.rpn_foreground_iou == 0.4

@@ -63,7 +63,7 @@ def test_a_checkpoint_starts_a_detector_of_another_pyramid_by_its_backbone_alone
 
 def test_a_full_load_into_another_number_of_categories_tells_what_did_not_fit(tmp_path: Path) -> None:
     path = write_legacy(tmp_path / "best.pth", legacy_transformer_state())
-    model = build_detector(tiny_configuration(neck="legacy_upsampled", n_categories=5))
+    model = build_detector(tiny_configuration(neck="earlier_upsampled", n_categories=5))
     report = load_detector_weights(model, path, min_matched=0.9)
     assert report.shape_mismatch == (
         "roi_heads.box_predictor.bbox_pred.bias: (16,), expected (24,)",
@@ -77,7 +77,7 @@ def test_a_full_load_into_another_number_of_categories_tells_what_did_not_fit(tm
 
 def test_a_proposal_head_made_for_other_anchors_is_refused_with_its_shapes(tmp_path: Path) -> None:
     path = write_legacy(tmp_path / "best.pth", legacy_transformer_state(n_anchors=9))
-    model = build_detector(tiny_configuration(neck="legacy_upsampled"))
+    model = build_detector(tiny_configuration(neck="earlier_upsampled"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(
         WeightsMismatchError,
@@ -88,7 +88,7 @@ def test_a_proposal_head_made_for_other_anchors_is_refused_with_its_shapes(tmp_p
         load_detector_weights(model, path)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     sizes = ((4, 8, 16), (16, 32, 64), (64, 96, 128), (128, 256, 512))
-    fitting = build_detector(tiny_configuration(neck="legacy_upsampled", anchor_sizes=sizes))
+    fitting = build_detector(tiny_configuration(neck="earlier_upsampled", anchor_sizes=sizes))
     assert load_detector_weights(fitting, path, min_matched=1.0).shape_mismatch == ()
 
 
@@ -111,7 +111,7 @@ def test_a_proposal_head_of_an_own_checkpoint_is_held_to_its_anchors_too(tmp_pat
 )
 def test_no_part_hides_behind_a_large_encoder(tmp_path: Path, changes: dict[str, Any], part: str) -> None:
     path = write_legacy(tmp_path / "best.pth", legacy_transformer_state())
-    values = {"neck": "legacy_upsampled"} | changes
+    values = {"neck": "earlier_upsampled"} | changes
     values = {name: value for name, value in values.items() if value is not None}
     with pytest.raises(WeightsMismatchError, match=rf"at least 50\.0% of the {part}, found "):
         load_detector_weights(build_detector(tiny_configuration(**values)), path, min_matched=0.5)
@@ -136,7 +136,7 @@ def test_few_large_tensors_do_not_hide_that_all_norms_are_missing(tmp_path: Path
 
 
 @pytest.mark.parametrize("backbone", ["retfound_vit_l16", "retfound_vit_b16"])
-@pytest.mark.parametrize("neck", ["simple_feature_pyramid", "legacy_upsampled"])
+@pytest.mark.parametrize("neck", ["simple_feature_pyramid", "earlier_upsampled"])
 def test_retfounds_autoencoder_file_fills_the_encoder(
     tmp_path: Path, backbone: str, neck: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -144,7 +144,7 @@ def test_an_input_size_that_is_no_multiple_of_the_patch_is_refused() -> None:
         build_detector(tiny_configuration(input_size=72))
 
 
-@pytest.mark.parametrize("neck", ["simple_feature_pyramid", "legacy_upsampled"])
+@pytest.mark.parametrize("neck", ["simple_feature_pyramid", "earlier_upsampled"])
 def test_transformer_detectors_train_and_detect(neck: str) -> None:
     model = build_detector(tiny_configuration(neck=neck, box_score_threshold=0.0))
     target = {"boxes": torch.tensor([[10.0, 12.0, 30.0, 28.0]]), "labels": torch.tensor([2])}
@@ -156,7 +156,7 @@ def test_transformer_detectors_train_and_detect(neck: str) -> None:
 
 
 def test_the_legacy_neck_enlarges_and_pools_one_projection() -> None:
-    backbone = build_detector(tiny_configuration(neck="legacy_upsampled", input_size=128)).backbone
+    backbone = build_detector(tiny_configuration(neck="earlier_upsampled", input_size=128)).backbone
     for convolution in backbone.smooth.values():
         nn.init.dirac_(convolution.weight)
         nn.init.zeros_(convolution.bias)
@@ -175,7 +175,7 @@ def test_the_legacy_neck_enlarges_and_pools_one_projection() -> None:
 
 
 def test_the_legacy_neck_has_its_own_anchors() -> None:
-    anchors: Any = build_detector(tiny_configuration(neck="legacy_upsampled")).rpn.anchor_generator
+    anchors: Any = build_detector(tiny_configuration(neck="earlier_upsampled")).rpn.anchor_generator
     assert anchors.sizes == ((16.0,), (32.0,), (64.0,), (128.0,))
     assert anchors.aspect_ratios == ((0.5, 1.0, 2.0),) * 4
     assert anchors.strides == (8, 16, 32, 64)
@@ -183,7 +183,7 @@ def test_the_legacy_neck_has_its_own_anchors() -> None:
 
 def test_the_legacy_neck_is_refused_on_a_convolutional_backbone() -> None:
     with pytest.raises(ValueError, match="retfound_"):
-        ModelConfiguration(backbone="resnet50_fpn", neck="legacy_upsampled")
+        ModelConfiguration(backbone="resnet50_fpn", neck="earlier_upsampled")
 
 
 def test_retfounds_base_and_large_have_their_documented_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
