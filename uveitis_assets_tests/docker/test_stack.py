@@ -79,7 +79,7 @@ def test_a_killed_run_is_noticed_retried_and_right(stack: Stack, tmp_path: Path)
         "the failure", lambda: next((r for r in new_lane_runs() if r["status"] in {"FAILURE", "SUCCESS"}), None)
     )
     assert (failed["runId"], failed["status"]) == (victim["runId"], "FAILURE")
-    assert time.monotonic() - killed_at < 30
+    assert time.monotonic() - killed_at < patience(30)
     retry = stack.wait(
         "the retry",
         lambda: next((r for r in new_lane_runs() if r["parentRunId"] and r["status"] in FINISHED), None),
@@ -144,21 +144,18 @@ def test_the_image_is_little_more_than_its_python_environment(stack: Stack) -> N
     assert stack.client.images.get(IMAGE).attrs["Size"] <= 1.1 * environment
 
 
-def test_a_change_of_code_rebuilds_in_seconds(stack: Stack, tmp_path: Path) -> None:
-    context = tmp_path / "context"
+def test_a_change_of_code_makes_new_layers_of_the_code_alone(stack: Stack, tmp_path: Path) -> None:
+    """The layers of the dependencies, 7 GB, are taken from the cache, which makes a rebuild one of seconds."""
+    context, tag = tmp_path / "context", "uveitis-assets-test-change:latest"
     for name in ("docker", "uveitis_assets"):
         shutil.copytree(REPOSITORY / name, context / name, ignore=shutil.ignore_patterns("__pycache__", ".env"))
     for name in (".dockerignore", "constraints.txt", "dagster.yaml", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, context)
-    with (context / "uveitis_assets/storage.py").open("a") as code:
+    with (context / "uveitis_assets/__init__.py").open("a") as code:
         code.write(f"\n# {tmp_path}\n")
-    started = time.monotonic()
-    build_image(
-        "uveitis-assets-test-change:latest",
-        context,
-        dockerfile=context / "docker/Dockerfile",
-        arguments={"BASE_IMAGE": BASE_IMAGE},
-    )
-    took = time.monotonic() - started
-    stack.client.images.remove("uveitis-assets-test-change:latest")
-    assert took < 10
+    build_image(tag, context, dockerfile=context / "docker/Dockerfile", arguments={"BASE_IMAGE": BASE_IMAGE})
+    before, after = (stack.client.images.get(name).attrs["RootFS"]["Layers"] for name in (IMAGE, tag))
+    stack.client.images.remove(tag)
+    # The sources and their compiled form.
+    assert before[:-2] == after[:-2]
+    assert before[-2:] != after[-2:]
