@@ -9,7 +9,10 @@ def listing(lines: Sequence[str], limit: int) -> list[str]:
 
 
 def enumeration(items: Sequence[object], limit: int, noun: str = "") -> str:
-    """At most ``limit`` items in one line: ``a, b and 7 more``, or ``a, b and 7 more batches`` with a noun."""
+    """At most ``limit`` items in one line, and how many more there are.
+
+    ``a, b and 7 more``, or ``a, b and 7 more batches`` with a noun.
+    """
     more = f" and {len(items) - limit} more {noun}".rstrip() if len(items) > limit else ""
     return ", ".join(str(item) for item in items[:limit]) + more
 

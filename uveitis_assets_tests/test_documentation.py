@@ -472,3 +472,20 @@ def test_the_formats_page_lists_the_categories_with_their_ids() -> None:
 def test_no_page_names_a_path_of_one_machine() -> None:
     for page in PAGES:
         assert not re.search(r"(?<![\w.])/(work|home|root|tmp)/", page.read_text()), page
+
+
+def test_every_docstring_begins_with_a_line_of_at_most_a_hundred_characters() -> None:
+    documented_nodes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    offenders, n_docstrings = [], 0
+    for path in sorted((REPOSITORY / "uveitis_assets").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            docstring = ast.get_docstring(node) if isinstance(node, documented_nodes) else None
+            if docstring is None:
+                continue
+            n_docstrings += 1
+            first, _, rest = docstring.partition("\n")
+            # The sentence ends on its line, and a blank line separates it from what follows.
+            if len(first) > 100 or not first.endswith(".") or (rest and not rest.startswith("\n")):
+                offenders.append(f"{path.relative_to(REPOSITORY)}: {getattr(node, 'name', 'module')}: {first}")
+    assert not offenders, "\n".join(offenders)
+    assert n_docstrings > 1000

@@ -1,4 +1,4 @@
-"""The component EncoderPretraining: a defs.yaml becomes an encoder that learned from images without labels."""
+"""Component EncoderPretraining: turns a defs.yaml into an encoder pretrained without labels."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The component FundusDataset: a defs.yaml becomes a lane of assets, checks, jobs, sensors and a schedule."""
+"""Component FundusDataset: turns a defs.yaml into a lane of assets, checks, jobs and automation."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The component LesionDetector: a defs.yaml becomes a lane of checkpoint, evaluation and predictions."""
+"""Component LesionDetector: turns a defs.yaml into a lane of checkpoint, evaluation and predictions."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The component ReferenceColor: colour statistics of regular fundus images, for Reinhard normalization."""
+"""Component ReferenceColor: colour statistics of regular fundus images for Reinhard normalization."""
 
 from collections.abc import Sequence
 from typing import Any

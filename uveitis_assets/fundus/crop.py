@@ -1,4 +1,4 @@
-"""Where the crop of an image lies: the retina mask's bounding box with a margin."""
+"""Position of an image's crop: the retina mask's bounding box with a margin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds batches of a fundus lane that have to be preprocessed again, by comparing their indexes with the ledger."""
+"""Finds batches of a fundus lane to preprocess again, by comparing their indexes with the ledger."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from uveitis_assets.storage.store import ArtefactStore
 
 
 def stale_preprocessing(store: ArtefactStore, lane: str, *, reference_color: str | None = None) -> StaleBatches:
-    """Compares manifest parts and stage indexes of a lane's batches with the ledger; see ``stale_batches``.
+    """Compares manifest parts and stage indexes of a lane's batches with the ledger.
+
+    See ``stale_batches``.
 
     Args:
         store: where ledger, parts and indexes are.

@@ -1,4 +1,4 @@
-"""Large buffers that serve image after image.
+"""Large buffers that are reused from image to image.
 
 An image needs the same few large buffers as the one before. By default glibc maps each anew, and the kernel clears
 every page of it again.

@@ -1,4 +1,4 @@
-"""One COCO file while it grows, with its numbering and totals.
+"""One COCO file while it is built, with its numbering and totals.
 
 Entries are kept as text: dictionaries of some hundred thousand annotations take ten times the memory.
 """

@@ -1,4 +1,4 @@
-"""A cheap look at a landing folder that tells whether registering it would find something."""
+"""Checks cheaply whether registering a landing folder would find something new."""
 
 from __future__ import annotations
 

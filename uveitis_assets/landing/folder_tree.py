@@ -1,4 +1,4 @@
-"""Lists a landing folder: which files are there, and which links, names and folders cannot be followed."""
+"""Lists a landing folder: its files, and the links, names and folders that cannot be followed."""
 
 from __future__ import annotations
 

@@ -119,7 +119,9 @@ def registered_batches(store: ArtefactStore, lane: str) -> list[str]:
 
 
 def registered_images(store: ArtefactStore, dataset: DatasetConfiguration, batch: str) -> list[RegisteredImage]:
-    """The batch's live images (neither superseded nor gone), sorted by image id; none before the first registration.
+    """The batch's live images (neither superseded nor gone), sorted by image id.
+
+    Empty before the first registration.
 
     Raises:
         LedgerError: there is no ledger although the lane has manifest parts; or it is damaged.

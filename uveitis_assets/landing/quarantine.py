@@ -1,4 +1,4 @@
-"""Why an input was set aside: the reason codes and the exception that carries one.
+"""Reasons for quarantining an input: the reason codes and the exception that carries one.
 
 A quarantined input stays listed with its reason; it never stops the other images of its batch.
 """

@@ -1,4 +1,4 @@
-"""A digest of a batch's ledger rows, to tell later whether something made from them still holds.
+"""Digest of a batch's ledger rows, by which results made from other rows are found to be stale.
 
 Everything that a manifest row, a split or a label file is made from enters; sizes and times of files do not, because
 they change without the content. The digest is keyed: readers of an artefact cannot confirm a guessed patient.

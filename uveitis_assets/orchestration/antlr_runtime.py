@@ -1,4 +1,4 @@
-"""Lets one antlr runtime serve two libraries: Dagster's asset selection and Hydra, which sam2 needs.
+"""Makes one antlr runtime read the grammars of Dagster's asset selection and of Hydra (for sam2).
 
 Dagster's selection parser is generated for antlr 4.13, Hydra 1.3 pins the runtime 4.9, and pip cannot install both.
 The formats of their serialized grammars (4 and 3) differ by a header and by the width of numbers, so that the 4.9
@@ -17,7 +17,10 @@ class _Format4(list[int]):
 
 
 def read_both_grammar_formats() -> None:
-    """Teach the installed runtime format 4; does nothing where it knows it already. May be called repeatedly."""
+    """Adds format 4 to the installed runtime; does nothing where it is supported already.
+
+    May be called repeatedly.
+    """
     # The package has no type annotations.
     runtime: Any = import_module("antlr4.atn.ATNDeserializer")
     deserializer = runtime.ATNDeserializer

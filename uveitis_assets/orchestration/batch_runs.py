@@ -1,4 +1,4 @@
-"""Runs as the instance knows them: which keys are in progress, and which states of keys were tried."""
+"""Runs recorded by the instance: keys in progress, and the states of keys that runs have tried."""
 
 import json
 import time
@@ -26,7 +26,10 @@ _FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.Dagste
 def unfinished_runs(
     instance: dg.DagsterInstance, jobs: Collection[str], assets: Collection[dg.AssetKey]
 ) -> list[dg.DagsterRun]:
-    """Unfinished runs of at most a day that make one of the assets, selected by a run or made by one of the jobs."""
+    """Unfinished runs, at most a day old, that make one of the assets.
+
+    Those whose selection holds one of the assets; of runs without a selection, those of one of the jobs.
+    """
     begun = time.time() - _ABANDONED_AFTER_S
     records = instance.get_run_records(filters=dg.RunsFilter(statuses=_UNFINISHED))
     recent = [record.dagster_run for record in records if record.create_timestamp.timestamp() > begun]
@@ -56,7 +59,10 @@ def partitions_of(run: dg.DagsterRun, ordered: Sequence[str]) -> set[str]:
 
 
 def exhausted_batches(instance: dg.DagsterInstance, job_name: str, states: Mapping[str, str]) -> set[str]:
-    """Batches whose present state runs of the job did not change, by ``exhausted_keys`` of its newest runs."""
+    """Batches whose present state the job's runs did not change.
+
+    Found by ``exhausted_keys`` of the job's newest runs.
+    """
     runs = instance.get_runs(filters=dg.RunsFilter(job_name=job_name, statuses=_FINISHED), limit=_RUNS_READ)
     return exhausted_keys(
         ((json.loads(run.tags.get(STATES_TAG, "{}")), run.status == dg.DagsterRunStatus.CANCELED) for run in runs),

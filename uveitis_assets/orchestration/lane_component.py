@@ -1,4 +1,4 @@
-"""The base of every component that a defs.yaml instantiates as a lane, and how lanes of a project find each other."""
+"""Base class of all components that become lanes, and the lookup of a project's other lanes."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,9 @@ ConfigurationT = TypeVar("ConfigurationT", bound=Configuration)
 
 @dataclass
 class LaneComponent(dg.Component, Generic[ConfigurationT]):
-    """A lane of one family. A family sets the class variables, and implements ``lane_name`` and ``lane_definitions``.
+    """A lane of one family.
+
+    A family sets the class variables, and implements ``lane_name`` and ``lane_definitions``.
 
     Attributes:
         configuration: the validated attributes of the defs.yaml.

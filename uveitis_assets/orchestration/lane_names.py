@@ -7,7 +7,10 @@ import dagster as dg
 
 
 def field_places(context: dg.ComponentLoadContext, *names: str) -> dict[str, str]:
-    """``file:line`` of each field of a defs.yaml, or of the nearest one around it where it has its default."""
+    """``file:line`` of each field of a defs.yaml.
+
+    A field that has its default gets the place of the nearest field around it.
+    """
     positions = context.resolution_context.source_position_tree
     if positions is None:
         return {}

@@ -19,15 +19,20 @@ def latest_event_id(instance: dg.DagsterInstance, asset_keys: list[dg.AssetKey])
 def newest_events(
     instance: dg.DagsterInstance, asset_key: dg.AssetKey, partitions: Collection[str] | None = None
 ) -> dict[str, int]:
-    """Storage id of the newest materialization of each partition, of all or of the given ones; without those that
-    have none."""
+    """Storage id of the newest materialization of each partition, of all or of the given ones.
+
+    Partitions that have none are left out.
+    """
     wanted = None if partitions is None else set(partitions)
     materialized = dg.DagsterEventType.ASSET_MATERIALIZATION
     return dict(instance.get_latest_storage_id_by_partition(asset_key, materialized, wanted))
 
 
 def upstream_event_id(record: dg.EventLogRecord) -> int | None:
-    """Storage id of the newest materialization that a materialization read; None where its metadata lack it."""
+    """Storage id of the newest materialization that a materialization read.
+
+    None where its metadata lack it.
+    """
     event = record.asset_materialization
     value = event.metadata.get(UPSTREAM_EVENT_METADATA) if event else None
     return None if value is None else int(str(value.value))

@@ -1,4 +1,4 @@
-"""Runs over several partition keys: each key succeeds or fails by itself, and ranges of keys for automatic runs.
+"""Runs over several partition keys: each key succeeds or fails alone; key ranges for automatic runs.
 
 Dagster treats a run over many keys as one step. Here good keys end materialized with their own metadata even if
 another key of the same run fails.
@@ -76,7 +76,10 @@ def materialize_asset(
     work: Callable[[str], Metadata],
     finish: Callable[[], None] | None = None,
 ) -> Iterator[dg.MaterializeResult[None]]:
-    """``materialize_keys`` for a step of one asset; each key's metadata also hold the duration of its work."""
+    """``materialize_keys`` for a step of one asset.
+
+    Each key's metadata also hold the duration of its work.
+    """
 
     def timed(key: str) -> Mapping[dg.AssetKey, Metadata]:
         started = time.perf_counter()

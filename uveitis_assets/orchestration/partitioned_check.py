@@ -1,4 +1,4 @@
-"""Asset checks with a result of their own for every partition, also in a run over a range of partitions.
+"""Asset checks that report one result per partition, also in a run over a range of partitions.
 
 An ``AssetCheckResult`` returned from a range run belongs to no partition: Dagster then keeps the partitions' results as
 planned for ever and the UI shows the check as skipped. Hence each partition's result is logged as an evaluation.
@@ -23,9 +23,10 @@ def partitioned_check(
     description: str,
     begin: Callable[[], Evaluate],
 ) -> dg.AssetChecksDefinition:
-    """Make a check of a function of the instance and one partition key; a run calls it for each of its keys.
+    """Makes an asset check from a function of the instance and one partition key.
 
-    ``begin`` is called once per run and returns that function, so that what concerns all keys is read once.
+    A run calls the function for each of its keys. ``begin`` is called once per run and returns that function, so that
+    what concerns all keys is read once.
     """
     spec = dg.AssetCheckSpec(name, asset=asset, partitions_def=partitions, description=description)
 

@@ -1,4 +1,4 @@
-"""Names of the GPU pool, and of the tag by which launchers know that a run needs a GPU."""
+"""Names of the GPU pool, and of the tag that marks runs that need a GPU for the launchers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides which runs a sensor or a schedule requests: ranges of wanted keys, less those in progress or given up.
+"""Plans the runs of a sensor or schedule: ranges of wanted keys, less those in progress or given up.
 
 Which keys need a run follows from the artefacts' indexes or from the newest materializations, not from a list of what
 was noticed: a crash between noticing and running loses nothing. A run carries the state of each of its keys as a tag,

@@ -1,4 +1,4 @@
-"""What lies between an ultra-widefield camera and the retina: aperture, lids, lashes, rim, fall-off.
+"""Structures between an ultra-widefield camera and the retina: aperture, lids, lashes, rim, fall-off.
 
 Works on a coarse grid in reference pixels (the image is 3900 of them wide) and returns what a renderer needs to
 composite: how much of the retina's light passes, what light is added, and where the retina really is.

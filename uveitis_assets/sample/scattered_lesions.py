@@ -1,4 +1,4 @@
-"""Lesion classes of ultra-widefield images that may lie anywhere on the retina or in the vitreous.
+"""Lesion classes of ultra-widefield images that occur anywhere on the retina or in the vitreous.
 
 Each function draws one lesion on a patch of its own; sizes follow the real label files. Placing and boxes are not
 decided here.

@@ -57,7 +57,7 @@ def run_batch(
     Raises:
         BatchFailedError: items failed for other reasons than quarantine; all others are finished and recorded.
         ValueError: two items with the same key, or workers < 1; an index is damaged.
-        OSError: no room for a journal or an index; what was finished before stays.
+        OSError: no disk space for a journal or an index; what was finished before stays.
     """
     if workers < 1:
         raise ValueError(f"expected at least one worker, found {workers}")

@@ -1,4 +1,7 @@
-"""Files of lines that processes append to; only the last line can be incomplete, after a kill or on a full disk."""
+"""Files of lines that several processes append to.
+
+Only the last line can be incomplete, after a kill or on a full disk.
+"""
 
 from __future__ import annotations
 

@@ -76,13 +76,19 @@ def _temporary(path: Path) -> Path:
 
 
 def temporary_beginning(name: str) -> str:
-    """How the names of the temporary files begin that are renamed to ``name``; cut, so that the writer fits in."""
+    """First part of the names of the temporary files that are renamed to ``name``.
+
+    It is cut, so that the writer's own part fits in.
+    """
     return f".{name[:200]}"
 
 
 @functools.cache
 def _process_table() -> str:
-    """Digest of the process table in which this process has its id: containers and machines have their own."""
+    """Digest of the process table in which this process has its id.
+
+    Containers and machines have tables of their own.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
         table = os.readlink("/proc/self/ns/pid")  # noqa: PTH115  not a path
@@ -147,5 +153,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def move(source: Path, target: Path) -> None:
-    """Renames a file or a folder within one file system; replaces a file, refuses to replace a folder with files."""
+    """Renames a file or a folder within one file system.
+
+    Replaces a file, refuses to replace a folder with files.
+    """
     source.rename(target)

@@ -1,1 +1,1 @@
-"""One training loop and what surrounds it; knows no lane, label or image type."""
+"""One training loop and what it needs, independent of lanes, labels and image types."""

@@ -1,4 +1,4 @@
-"""Items of batches made by threads, some batches ahead of the training that takes them."""
+"""Makes the items of batches in threads, some batches ahead of the training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Loss, metrics and learning rate of a training over its epochs, as a PNG; drawn from the rows of metrics.jsonl."""
+"""Draws loss, metrics and learning rate over the epochs of a training as a PNG.
+
+The figures are read from the rows of metrics.jsonl.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ def training_curves(
     metrics: Mapping[str, str],
     selection_metric: str,
 ) -> bytes:
-    """Three panels over the epochs: training loss, metrics from 0 to 1 (the best epoch marked), learning rate.
+    """Three panels over the epochs: training loss, metrics from 0 to 1, learning rate.
 
-    The same rows give the same bytes.
+    The best epoch is marked among the metrics. The same rows give the same bytes.
 
     Args:
         rows: of metrics.jsonl.

@@ -23,7 +23,10 @@ def chosen_device(wanted: Device) -> str:
 
 
 def uses_bfloat16(wanted: Literal["auto", "bf16", "off"], device: str) -> bool:
-    """Whether a training multiplies in bfloat16; ``auto`` where the device has units for it: CUDA, CPUs with AMX."""
+    """Whether a training multiplies in bfloat16.
+
+    ``auto`` does so where the device has units for it: CUDA, CPUs with AMX.
+    """
     import torch
 
     if wanted != "auto":

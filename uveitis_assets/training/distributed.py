@@ -1,4 +1,4 @@
-"""Rank, world size, all-reduced means and broadcast from rank 0, for processes that train one model together.
+"""Rank, world size, all-reduced means and broadcast from rank 0, for distributed training.
 
 Without a process group every function is the one of a single process. Gradients are averaged once per optimizer step
 instead of by a wrapper around the model: blocks can be unfrozen, and a process whose GPU is short of memory can cut its

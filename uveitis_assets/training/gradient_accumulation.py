@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss or the gradients are NaN or infinite: the training has left the range in which it can go on."""
+    """The loss or the gradients are NaN or infinite, so the training cannot continue."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,6 @@ def learning_rate(step: int, *, n_steps: int, warmup_steps: int, peak: float, lo
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group its share of the rate: ``lr_scale``, or all of it where the group has none."""
+    """Sets each parameter group's learning rate: the rate times its ``lr_scale``, if any."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)

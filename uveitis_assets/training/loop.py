@@ -1,4 +1,4 @@
-"""The training loop of every task: epochs, states to continue from, best weights by a metric, early stop.
+"""The training loop of every task: epochs, resumable states, best weights by a metric, early stop.
 
 A training that is continued from a state ends with the bits of one that was never interrupted (on the CPU, with the
 same number of processes). What is trained is a ``Task``'s, one optimizer step ``step``'s, and where states and weights
@@ -29,10 +29,11 @@ _SEED_DISTANCE = 1_000_003
 
 @dataclass(frozen=True, slots=True)
 class LoopOptions:
-    """How long a task is trained, and when it is evaluated and saved; ``seed`` is that of the random generators.
+    """How long a task is trained, and when it is evaluated and saved.
 
-    ``patience`` counts epochs without a better selection metric, ``evaluate_every`` and ``save_every_epochs`` epochs;
-    0 turns patience, ``save_every_epochs`` and ``checkpoint_every_steps`` off.
+    ``seed`` is that of the random generators. ``patience`` counts epochs without a better selection metric,
+    ``evaluate_every`` and ``save_every_epochs`` epochs; 0 turns patience, ``save_every_epochs`` and
+    ``checkpoint_every_steps`` off.
     """
 
     epochs: int
@@ -46,7 +47,10 @@ class LoopOptions:
 
 
 class States(Protocol):
-    """Where the states to continue from are read and written; every process calls each method, rank 0 writes."""
+    """Reads and writes the states that a training continues from.
+
+    Every process calls each method, rank 0 writes.
+    """
 
     def read(self) -> dict[str, Any] | None:
         """The state that a killed training of this identity left, None where there is none.
@@ -79,7 +83,10 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainingLoop(Generic[Item]):
-    """One call of a training; ``began`` is its start on the monotonic clock, s, minus the time before a kill."""
+    """One call of a training.
+
+    ``began`` is its start on the monotonic clock, s, minus the time before a kill.
+    """
 
     task: Task[Item]
     options: LoopOptions

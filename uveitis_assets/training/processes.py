@@ -1,4 +1,4 @@
-"""A training in processes of its own: starts them (torchrun), passes rank 0's events on, joins them in a group.
+"""Training in separate processes: starts torchrun, joins the process group, forwards rank 0's events.
 
 ``run_in_processes`` is for the process that waits, ``training_process`` for those that train: a module that torchrun
 runs opens it around its training. A process that fails leaves its error in ``process_errors/`` of the run folder, so
@@ -32,7 +32,7 @@ _ERRORS = "process_errors"
 def run_in_processes(
     module: str, arguments: Sequence[str], run_folder: Path, *, n_processes: int, listener: TrainingListener
 ) -> dict[str, Any]:
-    """Run a module in ``n_processes`` processes that train together; returns the outcome that rank 0 wrote.
+    """Runs a module in ``n_processes`` processes that train together; returns rank 0's outcome.
 
     Args:
         module: the module's name; it uses ``training_process``.
@@ -70,7 +70,7 @@ def run_in_processes(
 
 @dataclass(frozen=True, slots=True)
 class TrainingProcess:
-    """One of the processes that train together: its device, and the listener that takes its events to the caller."""
+    """One process of a distributed training: its device, and the listener that forwards its events."""
 
     rank: int
     device: str
@@ -84,7 +84,7 @@ class TrainingProcess:
 
 @contextmanager
 def training_process(run_folder: Path, device: str) -> Iterator[TrainingProcess]:
-    """Join the process group that torchrun announces, if any, and keep an error for the process that waits.
+    """Joins torchrun's process group, if any, and keeps an error for the process that waits.
 
     Args:
         run_folder: where the error is left.

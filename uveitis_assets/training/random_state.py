@@ -1,4 +1,4 @@
-"""States of the process's random generators as plain values, so that a killed training draws the same numbers.
+"""States of the random generators as plain values, so that a killed training draws the same numbers.
 
 Covers Python, NumPy's global generator, torch on the CPU and on every visible GPU. Items of the data set draw from
 generators of their own (seed, epoch, tile) and need no state.
@@ -21,7 +21,10 @@ def seed_generators(seed: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The generators' states; only tensors and plain values, so that ``torch.load(weights_only=True)`` takes them."""
+    """The generators' states, as tensors and plain values only.
+
+    ``torch.load(weights_only=True)`` can read them.
+    """
     version, internal, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -33,7 +36,10 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Set the generators to a state of ``random_state``; GPUs that the state does not know stay as they are."""
+    """Sets the generators to a state of ``random_state``.
+
+    GPUs that the state does not contain stay as they are.
+    """
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     keys, position, has_gauss, cached = state["numpy"]

@@ -1,7 +1,7 @@
-"""A training in a run folder: begun, continued or recognised as finished, with best weights, metrics and report.
+"""Runs a training in a run folder: starts or continues it, or recognises it as finished.
 
-The loop itself is ``loop``'s, names and content of the files ``run_folder``'s, and how a new run takes the place of a
-finished one ``run_replacement``'s.
+The folder then has best weights, metrics and report. The loop itself is ``loop``'s, names and content of the files
+``run_folder``'s, and how a new run takes the place of a finished one ``run_replacement``'s.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OpenLogs = Callable[[RunFolder, int], AbstractContextManager[Sequence[TrainingLi
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """A finished training: its best weights, what run.json records, and whether it had been finished before."""
+    """A finished training: best weights, content of run.json, and whether it was finished before."""
 
     best_weights: Path
     values: dict[str, Any]

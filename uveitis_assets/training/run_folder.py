@@ -1,4 +1,6 @@
-"""The folder of one training: names, content and state of its files. The only module that knows them.
+"""The folder of one training: names, content and state of its files.
+
+The names are defined in this module only.
 
 ``config.yaml``, ``metrics.jsonl``, ``checkpoints/`` and ``val_report.json`` are those of the earlier scripts;
 ``run.json`` holds the run's identity and its outcome once it is finished. ``run_replacement`` puts a new run in the
@@ -94,7 +96,10 @@ class RunFolder:
 
     @property
     def last_state(self) -> Path:
-        """Everything a killed training goes on from; root keys epoch, model, config, metrics, optimizer as earlier."""
+        """Everything that a killed training continues from.
+
+        The root keys are those of earlier files: epoch, model, config, metrics, optimizer.
+        """
         return self.path / "checkpoints" / "last.pth"
 
     @property
@@ -111,7 +116,10 @@ def folder_of_best_weights(path: Path) -> RunFolder:
 
 
 def finished_outcome(folder: RunFolder, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The outcome of a finished run of this identity that still has the best weights it ended with, else None."""
+    """The outcome of a finished run of this identity, or None.
+
+    None also where its best weights are missing, damaged or not those that the run ended with.
+    """
     if run_identity(folder) != identity or not has_best_weights(folder):
         return None
     outcome: dict[str, Any] | None = read_json(folder.run_file)["outcome"]
@@ -166,7 +174,10 @@ def write_state(folder: RunFolder, state: Mapping[str, Any]) -> None:
 
 
 def read_state(folder: RunFolder) -> dict[str, Any] | None:
-    """The state of ``write_state`` with its tensors on the CPU, or None when there is none; see ``read_state_file``."""
+    """The state of ``write_state`` with its tensors on the CPU, or None when there is none.
+
+    See ``read_state_file``.
+    """
     return read_state_file(folder.last_state, device="cpu")
 
 

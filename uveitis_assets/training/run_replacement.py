@@ -1,4 +1,6 @@
-"""Replaces a finished run by a new one in the same folder: it stays usable until the new one is finished.
+"""Replaces a finished run in its folder by a new one, once the new one is finished.
+
+Until then the finished run stays usable.
 
 A first training writes into its folder. One that would replace a finished run writes below ``retraining/`` and takes
 its place when it is finished; the former run is moved below ``replaced/``, so that no files of two runs mix. Every step
@@ -28,7 +30,7 @@ from uveitis_assets.training.run_folder import (
 
 
 def current_run(folder: RunFolder) -> RunFolder:
-    """The run whose files are to be used: the folder's, or a finished pending one that is not promoted yet.
+    """The run whose files are to be used: the folder's, or a finished one that is not promoted yet.
 
     The caller checks whether that run is itself unfinished, or has no weights.
     """

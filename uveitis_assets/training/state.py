@@ -1,4 +1,4 @@
-"""What a training changes as it goes: weights, their average, optimizer and position; as plain values and back.
+"""State of a training as plain values and back: weights, their average, optimizer, position.
 
 A state is complete: a training continued from one ends with the same bits as one that was never interrupted (with the
 same number of processes, on the CPU). When states are written is decided in ``loop``, where in ``run``.

@@ -23,10 +23,10 @@ from uveitis_assets.training.task import Item, Task
 
 @dataclass(frozen=True, slots=True)
 class StepOptions:
-    """How a step is taken: ``batch_size`` items, AdamW's rate, the largest norm of gradients, decay of the average.
+    """Options of a training step: batch size, learning rate, gradient clipping, decay of the average.
 
-    ``gradient_clip_norm`` None leaves gradients as they are; ``ema_decay`` None keeps no average, 0 one that is the
-    model.
+    ``batch_size`` counts items, the learning rate is AdamW's. ``gradient_clip_norm`` None leaves gradients as they are;
+    ``ema_decay`` None keeps no average, 0 one that is the model.
     """
 
     batch_size: int

@@ -1,4 +1,4 @@
-"""What the training loop asks of a task: model, batches, losses, evaluation, and what makes two trainings the same.
+"""Interface of a task of the training loop: model, batches, losses, evaluation and identity.
 
 A task subclasses ``Task``, or ``RunTask`` where it trains in a run folder, and writes the abstract methods; the others
 have defaults. Everything else (position, states, learning rate, averages, processes, logs) is the loop's.
@@ -22,10 +22,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
-    """An epoch that is done: ``epoch`` from 1, mean ``losses`` by name, ``metrics`` (empty where not evaluated).
+    """Result of a finished epoch.
 
-    ``step`` counts optimizer steps over all epochs, ``learning_rate`` is that of the last one, ``elapsed_s`` the time
-    since the training began.
+    ``epoch`` counts from 1, ``losses`` are means by name, ``metrics`` are empty where not evaluated. ``step`` counts
+    optimizer steps over all epochs, ``learning_rate`` is that of the last one, ``elapsed_s`` the time since the
+    training began.
     """
 
     epoch: int
@@ -53,13 +54,14 @@ class Task(Protocol[Item]):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What decides the weights, as plain values by what it names; a training of another identity begins anew."""
+        """What decides the weights, as plain values by name; another identity starts a new training."""
 
     @abstractmethod
     def build(self) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """The model on its device in training mode, and its optimizer; the random generators are seeded before.
+        """Builds the model on its device, in training mode, and its optimizer.
 
-        A parameter group may hold ``lr_scale``, its share of the learning rate.
+        The random generators are seeded before. A parameter group may hold ``lr_scale``, its share of the learning
+        rate.
         """
 
     @property
@@ -69,7 +71,10 @@ class Task(Protocol[Item]):
 
     @abstractmethod
     def batches(self, epoch: int, skip: int) -> Iterator[Sequence[Item]]:
-        """This process's batches of an epoch (from 0) but the first ``skip``, which depend on the arguments alone."""
+        """This process's batches of an epoch (from 0), without the first ``skip``.
+
+        They depend on the arguments alone.
+        """
 
     @abstractmethod
     def losses(self, model: nn.Module, items: Sequence[Item], *, step: int) -> Mapping[str, Tensor]:
@@ -80,11 +85,17 @@ class Task(Protocol[Item]):
         return
 
     def initialise(self, model: nn.Module, log: Callable[[str], None]) -> None:
-        """Load the first weights of a training that begins, into the model in place; a continued one has its own."""
+        """Loads the first weights of a new training into the model, in place.
+
+        A continued training has its own and does not call this.
+        """
         return
 
     def in_epoch(self, model: nn.Module, epoch: int) -> AbstractContextManager[None]:
-        """Context around the steps of an epoch (from 0), to freeze parts or to explain errors of loading processes."""
+        """Context around the steps of an epoch (from 0).
+
+        For freezing parts, or explaining errors of loading processes.
+        """
         return nullcontext()
 
     def item_name(self, item: Item) -> str:
@@ -112,7 +123,10 @@ class Task(Protocol[Item]):
 
 
 class RunTask(Task[Item], Protocol[Item]):
-    """A task that trains in a run folder (``train_in_run_folder``), with its configuration, lineage and report."""
+    """A task that trains in a run folder, with its configuration, lineage and report.
+
+    See ``train_in_run_folder``.
+    """
 
     @abstractmethod
     def configuration(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reads .safetensors and PyTorch files without running code, and writes .safetensors with their lineage.
+"""Reads .safetensors and PyTorch files without running code; writes .safetensors with their lineage.
 
 PyTorch files are only read with ``weights_only``; plain data that earlier files hold beside the tensors is allowed by
 name.
@@ -68,7 +68,7 @@ def file_digest(path: Path) -> str:
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], lineage: Mapping[str, Any]) -> None:
-    """Write weights and lineage as one .safetensors file, atomically, and the lineage once more beside it as JSON.
+    """Writes weights and lineage as one .safetensors file, atomically, and the lineage as JSON beside it.
 
     The file holds its lineage, so it stays readable when it is copied alone; the JSON is for people and for tools. The
     same weights and lineage give the same bytes.
@@ -103,9 +103,9 @@ def read_weights_file(path: Path) -> WeightsFile:
 
 
 def read_lineage(path: Path) -> dict[str, Any]:
-    """Lineage of a .safetensors file, from the file or else from the JSON beside it; empty where neither has it.
+    """Lineage of a .safetensors file, from the file or else from the JSON beside it.
 
-    The tensors are not read. Other files have none.
+    Empty where neither has it. The tensors are not read. Other files have none.
 
     Raises:
         ValueError: the file is damaged.

@@ -1,6 +1,6 @@
-"""Loads a weights file into a model and reports matched, missing, unexpected and mismatched tensors; refuses bad fits.
+"""Loads a weights file into a model; reports matched, missing, unexpected and mismatched tensors.
 
-Loading without such a count hides a renamed layer until the results are bad.
+A file that matches too little is refused. Loading without such a count hides a renamed layer until the results are bad.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def load_matching_weights(
     adapted: Collection[str] = (),
     ignored: Collection[str] = (),
 ) -> LoadReport:
-    """Copy the tensors of ``state`` that have a name and shape of ``model`` into it, or refuse and change nothing.
+    """Copies tensors of equal name and shape from ``state`` into ``model``, or refuses without a change.
 
     ``wanted`` are the names that count for the share; all of the model's when None. Each of the ``parts`` has to match
     as well as the whole: no head hides behind a large encoder.

@@ -1,4 +1,4 @@
-"""What a lane makes in this process' surroundings, to hold the deployment's artefacts to."""
+"""What a lane makes in this process's environment, to hold the deployment's artefacts to."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from uveitis_assets.landing.ledger import registered_batches
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.conftest import REPOSITORY
 
-# What is made of images and labels; the books beside them hold times and durations.
+# What is made of images and labels; the records beside them hold times and durations.
 _ARTEFACTS = ("manifests", "splits", "preproc", "labels_coco", "labels_debug")
 
 

@@ -1,4 +1,4 @@
-"""A Dagster instance with sample images and finished runs, for whoever looks at it through the UI.
+"""A Dagster instance with sample images and finished runs, to be viewed through the UI.
 
 Everything is done by the product's own code in this process: landing, registration, the lanes' jobs. Lands two
 deliveries for uwf700: a good one and one in which most files are broken. Starts no server.

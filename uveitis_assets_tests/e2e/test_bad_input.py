@@ -176,7 +176,7 @@ def test_every_good_image_ends_in_tiles_and_coco_and_every_bad_one_is_listed_wit
         key = artefact_key(name)
         assert platform.store.roi_mask(key).is_file(), name
         assert platform.store.tile(key, "tile_000").is_file(), name
-    # Both pictures bear the stem of the one label file picture.txt: nobody knows whose lesions it tells of.
+    # Both pictures have the stem of the one label file picture.txt, so it cannot be assigned to either.
     labelled = {name for name in good if not name.startswith("uwf700::picture")}
     assert len(labelled) == len(good) - 2
     assert coco_image_ids(platform, "uwf700") == labelled

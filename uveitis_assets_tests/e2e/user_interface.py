@@ -1,6 +1,6 @@
-"""Dagster's UI in a browser: starts the webserver and chromium, and knows the pages that tests and pictures show.
+"""Dagster's UI in a browser: starts webserver and chromium, opens the pages of tests and pictures.
 
-Knows where things stand on Dagster's pages; judges nothing. Waits for what a page has to show, never for time.
+Finds elements on Dagster's pages and makes no assertions. Waits for what a page has to show, never for time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""COCO files: equal to an independent recomputation from raw labels, complete in their books, and loadable."""
+"""COCO files: equal to an independent recomputation from raw labels, complete in their counts, and loadable."""
 
 from __future__ import annotations
 

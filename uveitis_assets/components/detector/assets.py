@@ -1,7 +1,7 @@
-"""The assets of a detector lane: checkpoint and evaluation by fold, predictions by the target lane's batches.
+"""Assets of a detector lane: checkpoint and evaluation by fold, predictions by batch.
 
-Bodies load, call the functional core and record; they import it when they run, so that loading the definitions stays
-light.
+The batches are those of the lane that it predicts. Bodies load, call the functional core and record; they import it
+when they run, so that loading the definitions stays light.
 """
 
 from collections.abc import Iterator
@@ -54,7 +54,10 @@ class PredictionsRunConfig(dg.Config):
 def detector_assets(
     detector: DetectorLaneConfiguration, keys: DetectorKeys, learned_from: list[dg.AssetDep]
 ) -> list[dg.AssetsDefinition]:
-    """All assets of the lane; ``learned_from`` are the assets beside the labels that a training begins with."""
+    """All assets of the lane.
+
+    ``learned_from`` are the assets beside the labels that a training begins with.
+    """
     factory = AssetFactory(detector.name, detector.owners)
     assets = [
         _checkpoint(detector, keys, factory, learned_from),

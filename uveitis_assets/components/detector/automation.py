@@ -1,4 +1,4 @@
-"""What a detector lane does by itself while a daemon is up: predict batches whose tiles are new.
+"""Automation of a detector lane: predicts batches whose tiles are new, while a daemon is up.
 
 The metadata of predictions hold the event id of the tiles that they read: tiles that were made again while their
 batch was being predicted are older than the predictions, and unread all the same. Training never starts by itself. A
@@ -90,7 +90,7 @@ def _tiles_read(
     newest: Mapping[str, int],
     known: Mapping[str, list[int]],
 ) -> dict[str, list[int]]:
-    """Storage ids of each batch's newest predictions and of the tiles that they read; 0 where they lack it.
+    """Storage ids of each batch's newest predictions and of the tiles that they read; 0 for a missing one.
 
     ``known`` are those of the last look: events are large, because they hold a picture, and are fetched once.
     """

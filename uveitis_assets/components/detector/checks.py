@@ -1,4 +1,4 @@
-"""Asset checks of a detector lane: the checkpoint agrees with its sidecar, AP is high enough, predictions are complete.
+"""Asset checks of a detector lane: checkpoint matches its sidecar, minimum AP, all predictions.
 
 They read the files that the assets wrote. Every partition has a result of its own.
 """

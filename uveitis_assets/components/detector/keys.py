@@ -1,4 +1,7 @@
-"""Names of a detector lane's assets, partitions and jobs; other families know detectors by these alone."""
+"""Names of a detector lane's assets, partitions and jobs.
+
+Other families of lanes import these names only, not the assets themselves.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

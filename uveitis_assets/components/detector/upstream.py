@@ -32,7 +32,7 @@ class Project:
         )
 
     def first_weights(self, detector: DetectorLaneConfiguration, keys: DetectorKeys) -> list[dg.AssetDep]:
-        """The asset whose weights start the training: another detector's checkpoint or an encoder; none or one.
+        """The asset with the first weights: another detector's checkpoint or an encoder; at most one.
 
         Raises:
             ValueError: there is no such asset, or its folds are others than the detector's.

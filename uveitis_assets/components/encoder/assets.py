@@ -1,4 +1,7 @@
-"""The asset of an encoder: its body loads, calls the pretraining and records; it imports that when it runs."""
+"""The asset of an encoder: loads its inputs, calls the pretraining and records the result.
+
+The body imports the pretraining when it runs, so that loading the definitions stays light.
+"""
 
 import time
 

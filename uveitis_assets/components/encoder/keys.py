@@ -1,4 +1,7 @@
-"""Name of an encoder's asset; other families know encoders by this alone."""
+"""Name of an encoder's asset.
+
+Other families of lanes import this name only, not the asset itself.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The attributes of a FundusDataset's defs.yaml: the lane's configuration, and checks that need Dagster.
+"""Attributes of a FundusDataset's defs.yaml: lane configuration, and the checks that need Dagster.
 
 They are made here and not with the schedule, so that a mistake is named with file, line and field like any other.
 """

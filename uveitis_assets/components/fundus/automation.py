@@ -1,7 +1,7 @@
-"""What a lane does by itself while a daemon is up: register and run what lands, fill gaps at night, refresh labels.
+"""Automation of a fundus lane: registers and runs new files, fills gaps at night, refreshes labels.
 
-Runs are requested as partition ranges, one step each; an asset backfill would cost the daemon up to a minute however
-small it is.
+It works while a daemon is up. Runs are requested as partition ranges, one step each; an asset backfill would cost the
+daemon up to a minute however small it is.
 """
 
 import json
@@ -145,7 +145,10 @@ def _register_at_rest(
 
 
 def _stale_batches(store: ArtefactStore, lane: LaneConfiguration, cursor: _Cursor) -> "StaleBatches":
-    """Batches to be made again; kept in the cursor and looked up only when a ledger, part or index was written."""
+    """Batches to be made again.
+
+    They are kept in the cursor and looked up only when a ledger, part or index was written.
+    """
     from uveitis_assets.fundus.stale_preprocessing import stale_preprocessing
     from uveitis_assets.stages.stale_batches import StaleBatches, records_stamp
 

@@ -1,4 +1,4 @@
-"""Asset checks of a fundus lane: manifest integrity, ROI plausibility, tile reconstruction, label sanity.
+"""Asset checks of a fundus lane: manifest integrity, ROI plausibility, tiles, label sanity.
 
 They read the tables that the assets wrote, not pixels. Every partition has a result of its own.
 """

@@ -1,4 +1,7 @@
-"""Names of a fundus lane's assets, partitions and jobs; other families know fundus lanes by these alone."""
+"""Names of a fundus lane's assets, partitions and jobs.
+
+Other families of lanes import these names only, not the assets themselves.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

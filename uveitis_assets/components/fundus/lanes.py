@@ -1,4 +1,4 @@
-"""The configured lanes, read from defs/ the way Dagster reads them: for command-line verbs that need no assets."""
+"""Reads the configured lanes from defs/ as Dagster does, for command-line verbs that need no assets."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the materializations of a fundus lane report: metadata of manifest, preprocessing stages and labels."""
+"""Metadata of a fundus lane's materializations: manifest, preprocessing stages and labels."""
 
 from collections import Counter
 from pathlib import Path
@@ -86,7 +86,10 @@ def label_metadata(
 
 
 def landing_problems(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
-    """What the last registration could not take from the landing folder; names that name patients stay in the file."""
+    """What the last registration could not take from the landing folder.
+
+    With ``identify_by_content`` only counts by reason: paths may hold patients' names, and stay in the file.
+    """
     path = store.landing_problems_file(lane.name)
     problems = read_json(path)["problems"] if path.exists() else []
     if lane.image_folder.identify_by_content and problems:
@@ -96,7 +99,7 @@ def landing_problems(store: ArtefactStore, lane: LaneConfiguration) -> list[str]
 
 
 def quarantined_images(table: Path) -> dg.MarkdownMetadataValue:
-    """Every quarantined image of a manifest part or a stage index, with its reason and what to do about it."""
+    """Quarantined images of a manifest part or a stage index, each with its reason and remedy."""
     import polars as pl
 
     columns = ["image_id", "quarantine_reason", "quarantine_detail"]

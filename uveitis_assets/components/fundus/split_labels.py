@@ -1,4 +1,4 @@
-"""Makes the COCO files and the pictures of one fold and split; knows no Dagster."""
+"""Makes the COCO files and the pictures of one fold and split, without Dagster."""
 
 from dataclasses import dataclass
 

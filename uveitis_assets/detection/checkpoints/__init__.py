@@ -9,7 +9,10 @@ __all__ = ["load_trained_detector"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``load_trained_detector`` when it is asked for: scripts spell it here, and loading imports torch."""
+    """Imports ``load_trained_detector`` on first access, because loading imports torch.
+
+    Scripts import it from here.
+    """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from uveitis_assets.detection.checkpoints.loading import load_trained_detector

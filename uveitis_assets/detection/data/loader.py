@@ -1,4 +1,7 @@
-"""Loads batches of tiles: a torch loader whose results do not depend on its workers, and with readable errors."""
+"""Loads batches of tiles with torch; the results do not depend on the number of workers.
+
+Errors in workers are raised with readable messages.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,10 @@ class PreprocessedTile:
 
 @dataclass(frozen=True, slots=True)
 class PreprocessedImage:
-    """One usable image of a batch; ``fingerprint`` changes with its content and with what its tiles depend on."""
+    """One usable image of a batch.
+
+    ``fingerprint`` changes with the image's content and with everything that its tiles depend on.
+    """
 
     image_id: str
     key: str

@@ -115,5 +115,5 @@ class EpochBatches:
         return iter(self._batches)
 
     def explaining_worker_deaths(self) -> AbstractContextManager[None]:
-        """Context around a loop over batches that turns the death of a loading process into a ``LoaderWorkerError``."""
+        """Context around a loop over batches that raises ``LoaderWorkerError`` when a loading process dies."""
         return self._batches.explaining_worker_deaths()

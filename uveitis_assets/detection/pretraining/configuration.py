@@ -1,6 +1,7 @@
-"""Configuration of an encoder's pretraining without labels; typed and range-checked. Imports nothing heavy.
+"""Configuration of an encoder's pretraining without labels; typed and range-checked.
 
-Defaults are those of the masked autoencoder's paper and of the earlier command (50 epochs, batches of 64).
+Imports nothing heavy. Defaults are those of the masked autoencoder's paper and of the earlier command (50 epochs,
+batches of 64).
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ def images_fingerprint(configuration: EncoderPretrainingConfiguration, images: S
 
 
 def _load_start(model: MaskedAutoencoder, path: Path) -> str:
-    """Load a masked autoencoder's file, as RETFound's are, into encoder and decoder; returns what was taken.
+    """Loads a masked autoencoder's file into encoder and decoder; returns what was taken.
 
     Only the encoder has to be in it: RETFound publishes files with and without the decoder.
 

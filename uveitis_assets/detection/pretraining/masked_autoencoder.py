@@ -84,7 +84,10 @@ class MaskedAutoencoder(nn.Module):
         return self.reconstruction_loss(images, self.decode(latent, restore), hidden)
 
     def encode(self, images: Tensor, noise: Tensor, masked_share: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens of the visible patches (B, 1 + V, width), mask of hidden ones (B, n), order that restores (B, n)."""
+        """Encodes the visible patches; returns their tokens, the mask of hidden ones and the restoring order.
+
+        Tokens are (B, 1 + V, width), the mask (B, n), the order (B, n).
+        """
         patches = self.patch_embed(images) + self.pos_embed[:, 1:]
         batch, n_patches, width = patches.shape
         n_visible = n_patches - round(n_patches * masked_share)
@@ -148,9 +151,10 @@ def patches_of(images: Tensor, size: int) -> Tensor:
 
 
 def sine_cosine_positions(width: int, grid: int) -> NDArray[np.float64]:
-    """Fixed position embeddings (1 + grid², width) of a square grid; the first row, the class token's, is zero.
+    """Fixed position embeddings (1 + grid², width) of a square grid of patches.
 
-    Half of the width encodes the column, half the row (the order of the official implementation).
+    The first row, of the class token, is zero. Half of the width encodes the column, half the row (the order of the
+    official implementation).
 
     Raises:
         ValueError: the width is not a multiple of 4.

@@ -51,10 +51,11 @@ def pretrain_encoder(
     threads: int = 2,
     listener: TrainingListener | None = None,
 ) -> PretrainingOutcome:
-    """Train, or continue where a killed run stopped, and write ``pretrain_runs/<name>/encoder.safetensors``.
+    """Trains an encoder, or continues where a killed run stopped, and writes its weights.
 
-    A folder of another configuration, start file or of other images is started anew; its encoder stays until the new
-    one is done. Several processes of one torch process group train together when each calls this.
+    The weights are ``pretrain_runs/<name>/encoder.safetensors``. A folder of another configuration, start file or of
+    other images is started anew; its encoder stays until the new one is done. Several processes of one torch process
+    group train together when each calls this.
 
     Args:
         store: global images in, run folder out.

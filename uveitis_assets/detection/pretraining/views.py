@@ -1,4 +1,4 @@
-"""What a masked autoencoder is shown of an image: a random view of it, and the noise that decides what is hidden."""
+"""Inputs of a masked autoencoder: a random view of an image, and the noise that selects its mask."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from uveitis_assets.detection.pretraining.masked_autoencoder import CHANNEL_MEAN
 
 
 class View(NamedTuple):
-    """One example: ``pixels`` float32 (3, S, S), normalized channels; ``noise`` float32 (n_patches,), 0 to 1.
+    """One example: normalized pixels of a view, and the noise that selects its hidden patches.
 
-    ``number`` is the image's position among those that are shown.
+    ``pixels`` is float32 (3, S, S), normalized channels; ``noise`` float32 (n_patches,), 0 to 1. ``number`` is the
+    image's position among those that are shown.
     """
 
     number: int
@@ -26,7 +27,9 @@ class View(NamedTuple):
 def random_view(
     pixels: NDArray[np.uint8], rng: np.random.Generator, side: int, smallest_crop: float
 ) -> NDArray[np.float32]:
-    """Random crop of 3:4 to 4:3, resized and perhaps mirrored; float32 (3, side, side), normalized channels.
+    """Random crop, resized to a square and flipped horizontally at random; normalized channels.
+
+    The crop's aspect ratio is 3:4 to 4:3, the result float32 (3, side, side).
 
     Args:
         pixels: RGB (H, W, 3).

@@ -1,4 +1,4 @@
-"""A lesion detector as a task of the training loop: its batches of tiles, losses, evaluation, lineage and report."""
+"""A lesion detector as a task of the training loop: tiles, losses, evaluation, lineage and report."""
 
 from __future__ import annotations
 
@@ -128,7 +128,10 @@ class DetectorTask(RunTask[Tile]):
 
     @contextmanager
     def in_epoch(self, model: nn.Module, epoch: int) -> Iterator[None]:
-        """Freeze the epoch's blocks, and explain the death of a loading process, which shows anywhere in the loop."""
+        """Freezes the epoch's blocks, and explains the death of a loading process.
+
+        Such a death can show anywhere in the loop.
+        """
         freeze_blocks(model, n_frozen_blocks(self._options, epoch))
         with self._epoch_batches.explaining_worker_deaths():
             yield

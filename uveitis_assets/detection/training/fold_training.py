@@ -1,7 +1,7 @@
-"""Trains one fold of a detector lane, from labels and first weights to a checkpoint, and inspects the checkpoint.
+"""Trains one fold of a detector lane, and inspects the checkpoint.
 
-With several processes the training runs in processes of its own, one per GPU; this one waits and passes their events
-on.
+The inputs are labels and first weights, the output is a checkpoint. With several processes the training runs in
+processes of its own, one per GPU; this one waits and passes their events on.
 """
 
 from __future__ import annotations

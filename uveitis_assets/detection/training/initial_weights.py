@@ -49,7 +49,9 @@ def images_learned_before(store: ArtefactStore, initialise: InitialisationConfig
 def load_initial_weights(
     model: nn.Module, store: ArtefactStore, initialise: InitialisationConfiguration
 ) -> LoadReport | None:
-    """Load the configured file into the model; returns what was matched, None when the weights stay random.
+    """Loads the configured file into the model; returns what was matched.
+
+    None when no file is configured, so that the weights stay random.
 
     Raises:
         WeightsMismatchError: the file provides too little of the model.

@@ -1,4 +1,4 @@
-r"""Detector training in processes of its own: writes their job, starts them (torchrun), and is the module they run.
+r"""Detector training in separate processes: writes the job, starts torchrun, and is the module it runs.
 
     python -m torch.distributed.run --standalone --nproc-per-node 4 -m -- \
         uveitis_assets.detection.training.train_process --run RUN

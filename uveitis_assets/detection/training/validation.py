@@ -1,4 +1,4 @@
-"""Evaluates a detector on labelled images: tiles detected, merged per image, and compared with the labels.
+"""Evaluates a detector on labelled images: detects tiles, merges per image, compares with labels.
 
 With several processes each detects a share of the images, and every process evaluates all.
 """

@@ -1,4 +1,4 @@
-"""What the headers of image files tell, and the errors of files that are cut off or senseless."""
+"""Content of image file headers, and the errors of files that are truncated or inconsistent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ColorModel = Literal["RGB", "grey", "palette", "CMYK", "LAB", "other"]
 
 
 class IncompleteError(ValueError):
-    """The file ends before what its headers promise."""
+    """The file ends before the end of the data that its headers announce."""
 
 
 class MalformedError(ValueError):

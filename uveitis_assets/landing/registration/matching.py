@@ -1,4 +1,4 @@
-"""Finds registered samples that were replaced, renamed, lost a file, returned or are gone, and new ones."""
+"""Finds new samples, and registered ones that were replaced, renamed, returned, incomplete or gone."""
 
 from __future__ import annotations
 

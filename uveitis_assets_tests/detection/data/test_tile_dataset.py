@@ -1,4 +1,4 @@
-"""Items of the tile dataset: the labels' pixels and boxes at the input size, the same whoever makes them."""
+"""Items of the tile dataset: the labels' pixels and boxes at the input size, reproducible by seed, epoch and draw."""
 
 from __future__ import annotations
 
