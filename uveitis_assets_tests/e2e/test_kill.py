@@ -43,7 +43,7 @@ from uveitis_assets_tests.stages.disk_faults import count_steps, kill, spread
 pytestmark = pytest.mark.e2e
 
 N_IMAGES = 9
-N_KILLS = 12
+N_KILLS = 6
 
 LANE = load_lanes()["uwf700"].model_copy(update={"tiling": TilingConfiguration(global_size=128, tile_size=96)})
 

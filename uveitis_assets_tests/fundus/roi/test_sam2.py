@@ -259,7 +259,7 @@ def test_missing_keys_are_refused_counted_and_named(
     message = str(caught.value)
     assert str(path) in message
     assert f"{len(state) - len(removed)} matched" in message
-    assert f"{len(removed)} missing ({', '.join(removed[:5])}, ...)" in message
+    assert f"{len(removed)} missing ({', '.join(removed[:5])} and {len(removed) - 5} more)" in message
     assert "roi.sam2.model_cfg" in message
 
 
