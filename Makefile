@@ -37,7 +37,7 @@ dev: install $(DAGSTER_HOME)/dagster.yaml ## Open the UI and the daemon on http:
 test: install ## Run the tests
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-test-demo: install ## Run the demo and hold it to what it has to show (minutes)
+test-demo: install ## Run the demo and hold it to what it has to show, and kill a training (minutes)
 	$(BIN)/python -m pytest -m demo uveitis_assets_tests/e2e
 
 test-docker: install ## Run the tests that need a Docker engine (as root they start one)

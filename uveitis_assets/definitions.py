@@ -1,5 +1,6 @@
 """The code location: every lane under defs/, and what holds for all of them."""
 
+import functools
 import warnings
 
 import dagster as dg
@@ -16,7 +17,9 @@ warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 
+# A command, a run and a code server ask for the definitions up to six times, half a second each.
 @dg.definitions
+@functools.cache
 def defs() -> dg.Definitions:
     """Load the lanes; steps of a run share one process, so that a chain of small steps starts Python once."""
     check_defs_files(PACKAGE / "defs")

@@ -39,12 +39,14 @@ def write_project(folder: Path, name: str, lanes: Mapping[str, str]) -> Path:
     for module in (package, package / "defs"):
         (module / "__init__.py").write_text("")
     (package / "definitions.py").write_text(
+        "import functools\n"
         "from pathlib import Path\n\n"
         "import dagster as dg\n\n"
         "from uveitis_assets.orchestration.antlr_runtime import read_both_grammar_formats\n"
         "from uveitis_assets.orchestration.run_liveness import in_process_executor\n\n"
         "read_both_grammar_formats()\n\n\n"
         "@dg.definitions\n"
+        "@functools.cache\n"
         "def defs():\n"
         "    lanes = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)\n"
         "    return dg.Definitions.merge(lanes, dg.Definitions(executor=in_process_executor))\n"

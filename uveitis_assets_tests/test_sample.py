@@ -47,7 +47,7 @@ def box_mask(corners: np.ndarray, height: int, width: int, grow: float = 0.0) ->
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("demo")
-    write_sample(root, n_uwf=24, n_fgadr=4, seed=0, uwf_size=(280, 220), fgadr_size=256, workers=2)
+    write_sample(root, n_uwf=24, n_fgadr=4, seed=0, uwf_size=(220, 173), fgadr_size=160, workers=2)
     return root
 
 
@@ -221,7 +221,7 @@ def test_fgadr_masks_have_the_image_name_and_size(demo: Path) -> None:
                 missing += 1
                 continue
             mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-            assert mask.shape == (256, 256)
+            assert mask.shape == (160, 160)
             assert set(np.unique(mask)) <= {0, 255}
             empty += not mask.any()
     assert missing > 0

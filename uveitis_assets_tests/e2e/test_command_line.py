@@ -99,8 +99,9 @@ def test_the_commands_that_register_prints_bring_a_lane_up_to_date(
         ["uwf700/manifest", "--partition", "b00001"],
         ["uwf700/coco_labels", "--partition-range", "fold0|train...fold4|test"],
     ]
-    # One more form of the selection; the labels' partitions are as above.
-    user.materialize('+key:"uwf700/tiles"', "--partition", "b00001")
+    with user.instance() as instance:
+        use(ArtefactStore(user.data, raw), monkeypatch)
+        assert Platform(other.definitions, other.lanes, ArtefactStore(user.data, raw), instance).run("uwf700").success
     assert commands_in(register()) == []
 
 

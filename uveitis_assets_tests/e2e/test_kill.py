@@ -14,7 +14,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -23,6 +24,7 @@ import polars as pl
 import pytest
 
 from uveitis_assets.components.fundus.lanes import load_lanes
+from uveitis_assets.definitions import defs
 from uveitis_assets.fundus.configuration import STAGES
 from uveitis_assets.fundus.preprocess import preprocess_batch
 from uveitis_assets.imaging.configuration import TilingConfiguration
@@ -36,6 +38,7 @@ from uveitis_assets.landing.registration import register
 from uveitis_assets.landing.splits_files import write_splits_files
 from uveitis_assets.sample import write_uwf700
 from uveitis_assets.storage.store import ArtefactStore
+from uveitis_assets_tests.components.running_platform import Platform
 from uveitis_assets_tests.e2e.installation import Installation
 from uveitis_assets_tests.patience import patience
 from uveitis_assets_tests.stages.disk_faults import count_steps, kill, spread
@@ -199,16 +202,29 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
         "UVEITIS_WORKERS": "2",
     }
     installation = Installation(folder, environment)
-    installation.succeed("uveitis-assets", "register", "uwf700")
-    installation.succeed(*COMMAND)
+    with registered_platform(installation) as platform:
+        assert platform.run("uwf700").success
     return Uninterrupted(environment, installation.artefacts())
+
+
+@contextmanager
+def registered_platform(installation: Installation) -> Iterator[Platform]:
+    """The installation's platform in this process, with what has landed registered."""
+    store = ArtefactStore(installation.data, installation.raw)
+    with pytest.MonkeyPatch.context() as patch, installation.instance() as instance:
+        for name, value in installation.variables().items():
+            patch.setenv(name, value)
+        platform = Platform(defs(), load_lanes(), store, instance)
+        platform.register("uwf700")
+        yield platform
 
 
 def test_the_killed_command_finishes_when_it_is_given_again_even_twice_at_once(
     tmp_path: Path, uninterrupted: Uninterrupted
 ) -> None:
     user = Installation(tmp_path, uninterrupted.environment)
-    user.succeed("uveitis-assets", "register", "uwf700")
+    with registered_platform(user):
+        pass
     masks = user.data / "preproc" / "roi_masks"
     process = user.start(*COMMAND)
     has_mask = wait_for(lambda: masks.is_dir() and any(masks.glob("*.png")), process)

@@ -123,14 +123,14 @@ def test_no_page_of_a_lane_shows_whose_images_they_are(ui: UserInterface, sample
         source = ui.driver.page_source
         assert not [secret for secret in secrets if secret in source], ui.driver.current_url
 
+    ui.open_asset("clinic/manifest", "n_patients")
+    assert_silent()
     for asset, awaited in (
         ("manifest", "n_patients"),
         ("roi_masks", "roi_area_ratio_mean"),
         ("normalized_crops", "preview"),
         ("tiles", "n_tiles"),
     ):
-        ui.open_asset(f"clinic/{asset}", awaited)
-        assert_silent()
         ui.open_partition(f"clinic/{asset}", GOOD_BATCH, awaited)
         assert_silent()
     ui.open_checks("clinic/manifest")

@@ -1,14 +1,15 @@
 """The tasks that the loop's contract tests train, all of three steps an epoch, with a state after every second step.
 
-Run as a module it trains one of them and kills itself: ``python -m ... CASE ROOT STEP MOMENT``.
+Run as a module it lets processes train each of them and kill themselves: ``python -m ... ROOT CASE,STEP,MOMENT ...``.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,20 @@ class _Killer(Recorder):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-if __name__ == "__main__":
+def _train_and_die(root: Path, name: str, step: str, moment: str) -> None:
+    CASES[name].train(root / name, _Killer(int(step), moment))
+
+
+def main(root: Path, deaths: Sequence[str]) -> None:
+    """Fork one process per death, so that all of them import torch once; each must have killed itself."""
     torch.set_num_threads(1)
-    CASES[sys.argv[1]].train(Path(sys.argv[2]), _Killer(int(sys.argv[3]), sys.argv[4]))
+    for death in deaths:
+        process = multiprocessing.get_context("fork").Process(target=_train_and_die, args=(root, *death.split(",")))
+        process.start()
+        process.join()
+        if process.exitcode != -signal.SIGKILL:
+            sys.exit(f"{death}: expected a process that kills itself, found exit code {process.exitcode}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -160,8 +160,9 @@ def test_outlines_drawn_by_eye_are_found(outlined: list[Outlined]) -> None:
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_outlines_are_found_when_the_photograph_is(change: str, outlined: list[Outlined]) -> None:
+    """Every second photograph; they are of both kinds, single ones and mosaics."""
     alter = CHANGES[change]
-    scores = {e.name: score(uwf_retina_mask(alter(e.image)), alter(e.retina), alter(e.ignored)) for e in outlined}
+    scores = {e.name: score(uwf_retina_mask(alter(e.image)), alter(e.retina), alter(e.ignored)) for e in outlined[::2]}
     assert min(scores.values()) >= 0.88, scores
     assert np.mean(list(scores.values())) >= (0.93 if change in ONE_CHANNEL else 0.94), scores
 
