@@ -47,6 +47,15 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def cases() -> Path:
+    """The folder of small inputs with right answers; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("UVEITIS_CASES", REPOSITORY.parent / "shared" / "cases"))
+    if not (folder / "README.md").is_file():
+        pytest.skip(f"small inputs with right answers are not at {folder}: set UVEITIS_CASES to their folder")
+    return folder
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> ArtefactStore:
     """An empty artefact store with its raw folder, in a temporary folder."""
