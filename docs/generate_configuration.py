@@ -188,6 +188,7 @@ INTRODUCTION = """# Configuration
 | `UVEITIS_PATIENT_KEY_FILE` | `$UVEITIS_DATA/ledger/patient_key` | Key of the patient pseudonyms, 64 hex digits |
 | `UVEITIS_WANDB_KEY_FILE` | none | File with one line, the W&B key; read by trainings with `training.wandb_project` |
 | `UVEITIS_REAL_DATA` | `../shared/data` | Tests only: folder of real images; without it some tests are skipped |
+| `UVEITIS_CASES` | `../shared/cases` | Tests only: folder of small inputs with right answers; as above |
 | `UVEITIS_ACCEPT_SNAPSHOT` | none | Tests only: write the snapshot of the asset graph instead of comparing it |
 | `UVEITIS_TEST_PATIENCE` | 10 | Tests only: factor of every timeout, for slow machines |
 | `UVEITIS_URL` | `http://127.0.0.1:3000` | `uveitis-assets submit`: the deployment's UI |
