@@ -31,7 +31,8 @@ class PredictedBatch:
 
     ``checkpoints`` are the weights' digests by fold, e.g. ``fold0 0123abcd``. ``n_learned_images`` in ``numbers``
     counts images that a chosen fold, or the weights it started from, was trained on: detections there say little about
-    new images.
+    new images. ``repaired`` names images whose damaged or lost files were made again, ``index_finding`` a
+    damaged index.
     """
 
     index: Path
@@ -40,6 +41,8 @@ class PredictedBatch:
     checkpoints: tuple[str, ...]
     device: str
     contact_sheet: bytes | None
+    repaired: tuple[str, ...]
+    index_finding: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class BatchPredictor:
             "n_predicted": done.n_predicted,
             "n_skipped": done.n_skipped,
             "n_removed": done.n_removed,
+            "n_repaired": len(done.repaired),
             "n_detections": done.n_detections,
             "n_images_without_detections": done.n_images_without_detections,
             "n_learned_images": self._learned_images(batch),
@@ -111,6 +115,8 @@ class BatchPredictor:
             checkpoints=tuple(f"fold{fold} {weights.digest}" for fold, weights in self._weights.items()),
             device=self._device,
             contact_sheet=sheet,
+            repaired=tuple(f"{image_id}: {found}" for image_id, found in sorted(done.repaired.items())),
+            index_finding=done.index_finding,
         )
 
     def _load_models(self) -> Sequence[torch.nn.Module]:
