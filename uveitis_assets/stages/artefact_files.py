@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,14 +84,16 @@ def read_artefact(path: Path, stamp: FileStamp | None) -> bytes:
     return data
 
 
-def damaged_files(root: Path, row: Mapping[str, Any], *, contents: bool) -> list[DamagedArtefactError]:
-    """What is wrong with the recorded files of an index row, by size or by all of their bytes."""
+def damaged_files(
+    root: Path, row: Mapping[str, Any], *, contents: Callable[[Path], bool] = lambda _: False
+) -> list[DamagedArtefactError]:
+    """What is wrong with the recorded files of an index row: by size, and by all bytes where ``contents`` holds."""
     found = []
     for name, stamp in recorded_stamps(row).items():
         path = root / name
         try:
             compare_size(path, stamp)
-            if contents:
+            if contents(path):
                 read_artefact(path, stamp)
         except DamagedArtefactError as error:
             found.append(error)

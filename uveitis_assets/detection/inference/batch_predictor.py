@@ -18,6 +18,9 @@ from uveitis_assets.detection.inference.prediction_batch import batch_prediction
 from uveitis_assets.detection.inference.prediction_file import read_prediction
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.labels.class_map import load_class_map
+from uveitis_assets.stages.artefact_files import damaged_files, described
+from uveitis_assets.stages.index import index_finding, read_stage_index
+from uveitis_assets.stages.suspect_files import note_suspects
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.device import Device, chosen_device
 
@@ -141,6 +144,20 @@ def _check_same_classes(folds: Sequence[FoldWeights]) -> None:
             )
 
 
+def _damaged_files(store: ArtefactStore, index: Path) -> list[str]:
+    """Recorded files whose bytes (predictions) or sizes (pictures) have changed; noted for the next run.
+
+    Predictions that are gone are left to the caller, which knows the usable images.
+    """
+    errors = []
+    for image_id, row in read_stage_index(index).items():
+        for error in damaged_files(store.root, row, contents=lambda path: path.suffix == ".json"):
+            if error.path.suffix != ".json" or error.path.exists():
+                note_suspects(index, [store.name_of(error.path)])
+                errors.append(f"{image_id}: {described(store.root, [error])}; materialize the predictions again")
+    return errors
+
+
 def inspect_predictions(store: ArtefactStore, lane: DetectorLaneConfiguration, batch: str) -> PredictionFindings:
     """Checks a batch's prediction files against its usable images, their sizes and the known classes."""
     names = load_class_map().names
@@ -149,6 +166,11 @@ def inspect_predictions(store: ArtefactStore, lane: DetectorLaneConfiguration, b
     if not store.stage_index(lane.predict_on, "tiles", batch).exists():
         return PredictionFindings(0, 0, (f"{lane.predict_on}/tiles[{batch}] has no artefacts; materialize it first",))
     images = read_preprocessed_images(store, lane.predict_on, batch)
+    index = store.prediction_index(lane.name, lane.predict_on, batch)
+    if (finding := index_finding(index)) is not None:
+        errors.append(finding)
+    else:
+        errors += _damaged_files(store, index)
     for image in images:
         path = store.prediction_file(lane.name, image.key)
         if not path.exists():
