@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.fundus.configuration import PersistedImage, PreprocessStage
+from uveitis_assets.fundus.configuration import PreprocessConfiguration, PreprocessStage
+from uveitis_assets.fundus.stage_files import required_files
 from uveitis_assets.imaging.geometry import ImageFrames
 from uveitis_assets.imaging.tiling import reconstruction_error
 from uveitis_assets.stages.artefact_files import (
@@ -47,27 +48,35 @@ class StageFiles:
         lane: the lane's name.
         stage: the stage.
         batch: the batch's key.
+        configuration: the lane's configuration, which says what is persisted.
     """
 
-    def __init__(self, store: ArtefactStore, lane: str, stage: PreprocessStage, batch: str) -> None:
+    def __init__(
+        self,
+        store: ArtefactStore,
+        lane: str,
+        stage: PreprocessStage,
+        batch: str,
+        configuration: PreprocessConfiguration,
+    ) -> None:
         self._store = store
+        self._stage: PreprocessStage = stage
+        self._configuration = configuration
         self._index = store.stage_index(lane, stage, batch)
         self._asset = f"{lane}/{stage}[{batch}]"
 
     def damage(self, row: Row, *, contents: bool, ignored: Collection[Path] = ()) -> list[str]:
-        """Recorded files of an image that are missing or damaged, as findings.
+        """Recorded files of an image that the lane persists and that are missing or damaged, as findings.
 
         Args:
             row: of the stage's index.
             contents: whether the files are read and compared by checksum, not by size alone.
             ignored: files that are reported elsewhere.
         """
-        found = [
-            error
-            for error in damaged_files(self._store.root, row, contents=lambda _: contents)
-            if error.path not in ignored
-        ]
-        return [self._finding(row, error) for error in found]
+        key = artefact_key(row["image_id"])
+        wanted = set(required_files(self._store, key, self._stage, self._configuration, row)).difference(ignored)
+        errors = damaged_files(self._store.root, row, contents=lambda _: contents)
+        return [self._finding(row, error) for error in errors if error.path in wanted]
 
     def mask_findings(self, row: Row, min_area_ratio: float) -> list[str]:
         """Opens an image's mask: its bytes, its size, its two values and the share of the image that it covers."""
@@ -95,7 +104,7 @@ class StageFiles:
             )
         return findings
 
-    def reconstruction(self, row: Row, persist: Collection[PersistedImage]) -> tuple[float, list[str]]:
+    def reconstruction(self, row: Row) -> tuple[float, list[str]]:
         """Opens an image's tiles and the image they were cut from, and puts them together.
 
         Returns:
@@ -109,7 +118,7 @@ class StageFiles:
             )
             native = frames.frame == "native"
             whole = self._store.normalized_crop(key) if native else self._store.global_image(key, frames.global_size)
-            if "tiles" not in persist or not whole.is_file():
+            if "tiles" not in self._configuration.persist or not whole.is_file():
                 return 0.0, []
             tiles = [
                 self._pixels(row, self._store.tile(key, tile.tile_id), cv2.IMREAD_COLOR_RGB) for tile in frames.tiles

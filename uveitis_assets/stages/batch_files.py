@@ -50,20 +50,19 @@ class BatchFiles(Generic[Source, Name]):
 
         Damaged files are remembered, see ``damage``.
         """
-        recorded = recorded_stamps(row)
+        sizes = {file["name"]: file["size"] for file in row[FILES] or ()}
         suspects = self._suspects[stage] | self._task.suspects(stage)
         first_seen: dict[str, FileStamp] = {}
         damaged: list[DamagedArtefactError] = []
         missing = False
         for path in self._task.required_files(item, stage, row):
             name = self.name_of(path)
-            stamp = recorded.get(name)
             try:
-                if stamp is None:
+                if name not in sizes:
                     first_seen[name] = file_stamp(read_artefact(path, None))
-                    continue
-                compare_size(path, stamp)
-                if name in suspects:
+                elif name in suspects or not _has_size(path, sizes[name]):
+                    stamp = recorded_stamps(row)[name]
+                    compare_size(path, stamp)
                     read_artefact(path, stamp)
             except FileNotFoundError:
                 # It was never made: the configuration did not ask for it.
@@ -74,7 +73,7 @@ class BatchFiles(Generic[Source, Name]):
             self._damaged[item.item_id, stage] = damaged
         if damaged or missing or any(os.path.exists(path) for path in self._task.unwanted_files(item, stage, row)):  # noqa: PTH110 - half the time of Path.exists
             return None
-        return row | {FILES: files_column(recorded | first_seen)} if first_seen else row
+        return row | {FILES: files_column(recorded_stamps(row) | first_seen)} if first_seen else row
 
     def stamped_row(
         self, item: BatchItem[Source], stage: Name, row: Row, written: Mapping[Path, FileStamp], former: Row | None
@@ -105,3 +104,10 @@ class BatchFiles(Generic[Source, Name]):
         """Removes damaged files before they are made again: what is there is taken for intact."""
         for error in self._damaged.get((item.item_id, stage), ()):
             error.path.unlink(missing_ok=True)
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return os.stat(path).st_size == size  # noqa: PTH116 - half the time of Path.stat
+    except FileNotFoundError:
+        return False

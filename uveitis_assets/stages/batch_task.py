@@ -174,7 +174,9 @@ class ItemWork(ABC, Generic[Name]):
         """Writes an artefact atomically; counts its bytes and keeps its checksum for the index."""
         write_bytes(path, data)
         self.bytes_written += len(data)
-        self._stamps = {**(self._stamps or {}), path: file_stamp(data)}
+        if self._stamps is None:
+            self._stamps = {}
+        self._stamps[path] = file_stamp(data)
 
     def take_stamps(self) -> dict[Path, FileStamp]:
         """Sizes and checksums of the files written since the last call."""

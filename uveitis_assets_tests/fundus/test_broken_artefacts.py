@@ -109,7 +109,7 @@ def test_an_opened_mask_is_compared_with_its_record_its_size_its_values_and_the_
 ) -> None:
     preprocess(store, images)
     row = rows(store, "roi_masks")[ID]
-    files, path = StageFiles(store, "lane", "roi_masks", "b00001"), store.roi_mask(KEY)
+    files, path = StageFiles(store, "lane", "roi_masks", "b00001", SMALL), store.roi_mask(KEY)
     assert files.mask_findings(row, 0.12) == []
     flip(path)
     (finding,) = files.mask_findings(row, 0.12)
@@ -129,6 +129,21 @@ def test_an_opened_mask_is_compared_with_its_record_its_size_its_values_and_the_
     assert "no such file" in files.mask_findings(row, 0.12)[0]
 
 
+def test_files_of_a_kind_that_is_not_persisted_any_more_may_be_deleted(
+    store: ArtefactStore, images: list[RegisteredImage]
+) -> None:
+    preprocess(store, images)
+    lean = SMALL.model_copy(update={"persist": ("tiles",)})
+    store.global_image(KEY, 128).unlink()
+    row = rows(store, "tiles")[ID]
+    (finding,) = StageFiles(store, "lane", "tiles", "b00001", SMALL).damage(row, contents=True)
+    assert "found no file" in finding
+    files = StageFiles(store, "lane", "tiles", "b00001", lean)
+    assert files.damage(row, contents=True) == []
+    assert files.reconstruction(row) == (0.0, [])
+    assert counts(preprocess(store, images, configuration=lean))["tiles"] == (0, 2, [])
+
+
 @pytest.mark.parametrize("frame", ["global", "native"])
 def test_opened_tiles_are_put_together_and_compared_with_the_image_they_were_cut_from(
     store: ArtefactStore, images: list[RegisteredImage], frame: str
@@ -136,18 +151,18 @@ def test_opened_tiles_are_put_together_and_compared_with_the_image_they_were_cut
     configuration = SMALL.model_copy(update={"tiling": SMALL.tiling.model_copy(update={"frame": frame})})
     preprocess(store, images, configuration=configuration)
     row = rows(store, "tiles")[ID]
-    files, path = StageFiles(store, "lane", "tiles", "b00001"), store.tile(KEY, "tile_000")
-    assert files.reconstruction(row, configuration.persist) == (0.0, [])
+    files, path = StageFiles(store, "lane", "tiles", "b00001", configuration), store.tile(KEY, "tile_000")
+    assert files.reconstruction(row) == (0.0, [])
     pixels = cv2.imread(str(path))
     changed = pixels.copy()
     changed[40:60, 40:60] ^= 1
     path.write_bytes(encode_png(changed))
-    assert "expected " in files.reconstruction(row, configuration.persist)[1][0]
+    assert "expected " in files.reconstruction(row)[1][0]
     # Another sound PNG, and an index that records no files.
-    error, findings = files.reconstruction(row | {"files": None}, configuration.persist)
+    error, findings = files.reconstruction(row | {"files": None})
     assert findings == []
     assert 0 < error < 1
     path.write_bytes(encode_png(changed[:50]))
-    assert "expected tiles of" in files.reconstruction(row | {"files": None}, configuration.persist)[1][0]
+    assert "expected tiles of" in files.reconstruction(row | {"files": None})[1][0]
     path.unlink()
-    assert "no such file" in files.reconstruction(row, configuration.persist)[1][0]
+    assert "no such file" in files.reconstruction(row)[1][0]

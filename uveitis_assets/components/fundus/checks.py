@@ -133,7 +133,7 @@ def _evaluate_masks(lane: LaneConfiguration, _instance: dg.DagsterInstance, batc
     rows, index_finding = _stage_rows(lane, "roi_masks", batch)
     if rows is None:
         return _no_rows(lane, "roi_masks", batch, index_finding)
-    files = StageFiles(ArtefactStore.from_environment(), lane.name, "roi_masks", batch)
+    files = StageFiles(ArtefactStore.from_environment(), lane.name, "roi_masks", batch, lane.preprocess)
     opened = {row["image_id"] for row in sampled_rows(rows, limits.sampled_images, f"{lane.name} {batch}")}
     errors: list[str] = []
     warnings = [index_finding] if index_finding else []
@@ -187,7 +187,7 @@ def _evaluate_tiles(lane: LaneConfiguration, _instance: dg.DagsterInstance, batc
     if rows is None:
         return _no_rows(lane, "tiles", batch, index_finding)
     store = ArtefactStore.from_environment()
-    files = StageFiles(store, lane.name, "tiles", batch)
+    files = StageFiles(store, lane.name, "tiles", batch, lane.preprocess)
     opened = {row["image_id"] for row in sampled_rows(rows, lane.verify.sampled_images, f"{lane.name} {batch}")}
     errors: list[str] = []
     n_images = 0
@@ -212,7 +212,7 @@ def _evaluate_tiles(lane: LaneConfiguration, _instance: dg.DagsterInstance, batc
         damaged = files.damage(row, contents=is_opened, ignored=missing)
         errors += damaged
         if is_opened and not missing and not damaged:
-            error, findings = files.reconstruction(row, lane.persist)
+            error, findings = files.reconstruction(row)
             errors += findings
             largest_error = max(largest_error, error)
             if error > limit:
