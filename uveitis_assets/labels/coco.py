@@ -24,6 +24,7 @@ from uveitis_assets.labels.class_map import ClassMap, LabelSpace
 from uveitis_assets.labels.coco_file import CocoFile
 from uveitis_assets.labels.coco_summary import BadLabel, CocoSplitSummary
 from uveitis_assets.labels.configuration import LabelConfiguration
+from uveitis_assets.labels.damaged_tiles import damaged_tiles
 from uveitis_assets.labels.image_lesions import (
     ImageLesions,
     map_in_order,
@@ -84,6 +85,9 @@ def build_coco_split(
     left_out = incomplete if labels.missing_masks == "leave_out" else {}
     bad_labels = [_incomplete(image_id, folders) for image_id, folders in left_out.items()]
     ready = [row for row in ready if row["image_id"] not in left_out]
+    damaged = damaged_tiles(store, lane, ready)
+    bad_labels += [_damaged(lane, image_id, found) for image_id, found in damaged.items()]
+    ready = [row for row in ready if row["image_id"] not in damaged]
 
     growing = _CocoFiles(store, label_space, labels)
     patients: set[str] = set()
@@ -129,6 +133,12 @@ def _incomplete(image_id: str, folders: list[str]) -> BadLabel:
         "missing_masks",
         f"expected a mask in every lesion folder of the lane, found none in {', '.join(folders)}; add it "
         "(black where there is no such lesion), or set `labels.missing_masks: no_lesion`",
+    )
+
+
+def _damaged(lane: str, image_id: str, found: str) -> BadLabel:
+    return BadLabel(
+        image_id, "damaged_artefact", f"{found}; materialize {lane}/normalized_crops and {lane}/tiles again"
     )
 
 

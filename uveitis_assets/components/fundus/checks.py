@@ -1,11 +1,12 @@
 """Asset checks of a fundus lane: manifest integrity, ROI plausibility, tiles, label sanity.
 
-They read the tables that the assets wrote, not pixels. Every partition has a result of its own.
+They read the tables that the assets wrote, and the pixels of some images. Every partition has a result of its own.
 """
 
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -115,83 +116,116 @@ def _splits_of_lane(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
 def _roi_plausibility(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
     keys = LaneKeys.of(lane)
     limits = lane.verify
-
-    def evaluate(instance: dg.DagsterInstance, batch: str) -> dg.AssetCheckResult:
-        rows = _stage_rows(lane, "roi_masks", batch)
-        if rows is None:
-            return _not_materialized(keys.stage("roi_masks"), batch)
-        errors: list[str] = []
-        warnings: list[str] = []
-        n_images = n_fallback = 0
-        for row in rows:
-            if row["quarantine_reason"] is not None:
-                warnings.append(f"{row['image_id']}: {row['quarantine_reason']}: {row['quarantine_detail']}")
-                continue
-            n_images += 1
-            if row["area_ratio"] < limits.min_roi_area_ratio:
-                errors.append(
-                    f"{row['image_id']}: area ratio {row['area_ratio']:.3f}, expected at least "
-                    f"{limits.min_roi_area_ratio}"
-                )
-            if row["border_touch_ratio"] > limits.max_roi_border_touch_ratio:
-                warnings.append(
-                    f"{row['image_id']}: border touch {row['border_touch_ratio']:.3f}, expected at most "
-                    f"{limits.max_roi_border_touch_ratio}"
-                )
-            if row["fallbacks"]:
-                n_fallback += 1
-                warnings.append(f"{row['image_id']}: mask by {row['method']} after {'; '.join(row['fallbacks'])}")
-        if n_fallback > limits.max_fallback_ratio * max(n_images, 1):
-            errors.append(
-                f"{n_fallback} of {n_images} masks come from a fallback method, more than the share "
-                f"{limits.max_fallback_ratio} of `verify.max_fallback_ratio`"
-            )
-        return check_result(errors, warnings, n_images=n_images, n_fallback=n_fallback)
-
     return partitioned_check(
         "roi_plausibility",
         keys.stage("roi_masks"),
         keys.batches,
-        f"Masks cover at least {limits.min_roi_area_ratio:.0%} of the image; border touch, fallbacks and quarantined "
-        "images are listed.",
-        lambda: evaluate,
+        f"Masks cover at least {limits.min_roi_area_ratio:.0%} of the image, and their files are as they were written; "
+        "a sample is opened. Border touch, fallbacks and quarantined images are listed.",
+        lambda: partial(_evaluate_masks, lane),
     )
+
+
+def _evaluate_masks(lane: LaneConfiguration, _instance: dg.DagsterInstance, batch: str) -> dg.AssetCheckResult:
+    from uveitis_assets.fundus.file_checks import StageFiles, sampled_rows
+
+    limits = lane.verify
+    rows, index_finding = _stage_rows(lane, "roi_masks", batch)
+    if rows is None:
+        return _no_rows(lane, "roi_masks", batch, index_finding)
+    files = StageFiles(ArtefactStore.from_environment(), lane.name, "roi_masks", batch, lane.preprocess)
+    opened = {row["image_id"] for row in sampled_rows(rows, limits.sampled_images, f"{lane.name} {batch}")}
+    errors: list[str] = []
+    warnings = [index_finding] if index_finding else []
+    n_images = n_fallback = 0
+    for row in rows:
+        if row["quarantine_reason"] is not None:
+            warnings.append(f"{row['image_id']}: {row['quarantine_reason']}: {row['quarantine_detail']}")
+            continue
+        n_images += 1
+        if row["image_id"] in opened:
+            errors += files.mask_findings(row, limits.min_roi_area_ratio)
+        else:
+            errors += files.damage(row, contents=False)
+        if row["area_ratio"] < limits.min_roi_area_ratio:
+            errors.append(
+                f"{row['image_id']}: area ratio {row['area_ratio']:.3f}, expected at least {limits.min_roi_area_ratio}"
+            )
+        if row["border_touch_ratio"] > limits.max_roi_border_touch_ratio:
+            warnings.append(
+                f"{row['image_id']}: border touch {row['border_touch_ratio']:.3f}, expected at most "
+                f"{limits.max_roi_border_touch_ratio}"
+            )
+        if row["fallbacks"]:
+            n_fallback += 1
+            warnings.append(f"{row['image_id']}: mask by {row['method']} after {'; '.join(row['fallbacks'])}")
+    if n_fallback > limits.max_fallback_ratio * max(n_images, 1):
+        errors.append(
+            f"{n_fallback} of {n_images} masks come from a fallback method, more than the share "
+            f"{limits.max_fallback_ratio} of `verify.max_fallback_ratio`"
+        )
+    return check_result(errors, warnings, n_images=n_images, n_opened=len(opened), n_fallback=n_fallback)
 
 
 def _tile_reconstruction(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
     keys = LaneKeys.of(lane)
-    limit = lane.verify.max_reconstruction_abs_error
-
-    def evaluate(instance: dg.DagsterInstance, batch: str) -> dg.AssetCheckResult:
-        rows = _stage_rows(lane, "tiles", batch)
-        if rows is None:
-            return _not_materialized(keys.stage("tiles"), batch)
-        store = ArtefactStore.from_environment()
-        errors: list[str] = []
-        n_images = 0
-        largest_error = 0.0
-        for row in rows:
-            if row["quarantine_reason"] is not None:
-                continue
-            n_images += 1
-            largest_error = max(largest_error, row["reconstruction_abs_error"])
-            if row["reconstruction_abs_error"] > limit:
-                errors.append(
-                    f"{row['image_id']}: mean absolute error {row['reconstruction_abs_error']:.3g} grey levels, "
-                    f"expected at most {limit}"
-                )
-            if "tiles" in lane.persist:
-                key = artefact_key(row["image_id"])
-                missing = [n for n in range(row["n_tiles"]) if not store.tile(key, f"tile_{n:03d}").is_file()]
-                errors += [f"{row['image_id']}: tile_{n:03d} has no file" for n in missing]
-        return check_result(errors, [], n_images=n_images, max_reconstruction_abs_error=largest_error)
-
     return partitioned_check(
         "tile_reconstruction",
         keys.stage("tiles"),
         keys.batches,
-        "Tiles put together give the image they were cut from, and their files are there.",
-        lambda: evaluate,
+        "Tiles put together give the image they were cut from, and their files are as they were written; a sample is "
+        "opened.",
+        lambda: partial(_evaluate_tiles, lane),
+    )
+
+
+def _evaluate_tiles(lane: LaneConfiguration, _instance: dg.DagsterInstance, batch: str) -> dg.AssetCheckResult:
+    from uveitis_assets.fundus.file_checks import StageFiles, sampled_rows
+
+    limit = lane.verify.max_reconstruction_abs_error
+    rows, index_finding = _stage_rows(lane, "tiles", batch)
+    if rows is None:
+        return _no_rows(lane, "tiles", batch, index_finding)
+    store = ArtefactStore.from_environment()
+    files = StageFiles(store, lane.name, "tiles", batch, lane.preprocess)
+    opened = {row["image_id"] for row in sampled_rows(rows, lane.verify.sampled_images, f"{lane.name} {batch}")}
+    errors: list[str] = []
+    n_images = 0
+    largest_error = 0.0
+    for row in rows:
+        if row["quarantine_reason"] is not None:
+            continue
+        n_images += 1
+        largest_error = max(largest_error, row["reconstruction_abs_error"])
+        if row["reconstruction_abs_error"] > limit:
+            errors.append(
+                f"{row['image_id']}: mean absolute error {row['reconstruction_abs_error']:.3g} grey levels, "
+                f"expected at most {limit}"
+            )
+        missing: list[Path] = []
+        if "tiles" in lane.persist:
+            key = artefact_key(row["image_id"])
+            tiles = [store.tile(key, f"tile_{number:03d}") for number in range(row["n_tiles"])]
+            missing = [path for path in tiles if not path.is_file()]
+            errors += [f"{row['image_id']}: {path.stem} has no file" for path in missing]
+        is_opened = row["image_id"] in opened
+        damaged = files.damage(row, contents=is_opened, ignored=missing)
+        errors += damaged
+        if is_opened and not missing and not damaged:
+            error, findings = files.reconstruction(row)
+            errors += findings
+            largest_error = max(largest_error, error)
+            if error > limit:
+                errors.append(
+                    f"{row['image_id']}: the tile files differ by {error:.3g} grey levels in the mean from the "
+                    f"image they were cut from, expected at most {limit}"
+                )
+    return check_result(
+        errors,
+        [index_finding] if index_finding else [],
+        n_images=n_images,
+        n_opened=len(opened),
+        max_reconstruction_abs_error=largest_error,
     )
 
 
@@ -273,11 +307,27 @@ def _without_masks(metadata: Mapping[str, dg.MetadataValue[Any]]) -> list[str]:
     ]
 
 
-def _stage_rows(lane: LaneConfiguration, stage: PreprocessStage, batch: str) -> list[dict[str, Any]] | None:
-    from uveitis_assets.stages.index import read_stage_index
+def _stage_rows(
+    lane: LaneConfiguration, stage: PreprocessStage, batch: str
+) -> tuple[list[dict[str, Any]] | None, str | None]:
+    """Rows of a stage's index, None without an index or a copy of it, and what is wrong with the index."""
+    from uveitis_assets.stages.index import DamagedIndexError, index_finding, read_stage_index
 
     path = ArtefactStore.from_environment().stage_index(lane.name, stage, batch)
-    return list(read_stage_index(path).values()) if path.exists() else None
+    if not path.exists():
+        return None, None
+    try:
+        return list(read_stage_index(path).values()), index_finding(path)
+    except DamagedIndexError as error:
+        return None, str(error)
+
+
+def _no_rows(
+    lane: LaneConfiguration, stage: PreprocessStage, batch: str, index_finding: str | None
+) -> dg.AssetCheckResult:
+    if index_finding is not None:
+        return check_result([index_finding], [])
+    return _not_materialized(LaneKeys.of(lane).stage(stage), batch)
 
 
 def _not_materialized(asset: dg.AssetKey, partition: str) -> dg.AssetCheckResult:

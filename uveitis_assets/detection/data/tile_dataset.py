@@ -23,6 +23,7 @@ from uveitis_assets.detection.data.labelled_split import LabelledImage
 from uveitis_assets.detection.data.letterbox import fit_to_input
 from uveitis_assets.detection.data.tile_files import (
     UnreadableTilesError,
+    damage_reported,
     read_picture,
     read_tile_file,
     read_tile_pixels,
@@ -68,7 +69,13 @@ class TileFiles:
         Raises:
             UnreadableTilesError: the file is gone, is not an image or has another size than its label.
         """
-        source = tiled_picture(self._store, image) if self._store is not None else None
+        if self._store is None:
+            return _as_labelled(image, tile, read_tile_file(image, tile))
+        with damage_reported(self._store):
+            return self._read(self._store, image, tile)
+
+    def _read(self, store: ArtefactStore, image: LabelledImage, tile: int) -> NDArray[np.uint8]:
+        source = tiled_picture(store, image)
         if source is None:
             return _as_labelled(image, tile, read_tile_file(image, tile))
         picture = self._picture

@@ -84,10 +84,34 @@ def write_prediction(
     configuration: InferenceConfiguration,
     fingerprint: str,
 ) -> Path:
-    """Write ``preds/<experiment>/<key>.json`` atomically and return its path.
+    """Write ``preds/<experiment>/<key>.json`` atomically and return its path; arguments as ``prediction_bytes``."""
+    path = store.prediction_file(experiment, artefact_key(image_id))
+    data = prediction_bytes(
+        experiment,
+        image_id,
+        frames,
+        detections,
+        checkpoints=checkpoints,
+        configuration=configuration,
+        fingerprint=fingerprint,
+    )
+    write_bytes(path, data)
+    return path
+
+
+def prediction_bytes(
+    experiment: str,
+    image_id: str,
+    frames: ImageFrames,
+    detections: Detections,
+    *,
+    checkpoints: Sequence[str],
+    configuration: InferenceConfiguration,
+    fingerprint: str,
+) -> bytes:
+    """The content of a prediction file.
 
     Args:
-        store: where it goes.
         experiment: the detector's lane.
         image_id: as in the manifest.
         frames: frames of the image.
@@ -108,9 +132,7 @@ def write_prediction(
         "merge": _merge_settings(configuration),
         "fingerprint": fingerprint,
     }
-    path = store.prediction_file(experiment, artefact_key(image_id))
-    write_bytes(path, json_bytes(content, indent=None))
-    return path
+    return json_bytes(content, indent=None)
 
 
 def read_prediction(path: Path) -> Prediction:
