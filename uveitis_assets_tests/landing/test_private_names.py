@@ -35,7 +35,7 @@ def test_raw_patient_ids_and_private_file_names_stay_in_the_ledger(store):
     land(store, "meta.csv", table + b"PATIENT-4711\n")
     options = {"csv": "meta.csv", "patient_column": "patient", "grade_column": "grade", "identify_by_content": True}
     dataset = lane(image_folder=options, batch_size=100)
-    with pytest.raises(LostPatientsError, match="meta.csv:6: expected 3 cells, found 1") as refused:
+    with pytest.raises(LostPatientsError, match=r"meta\.csv:6: expected 3 cells, found 1") as refused:
         register(store, dataset)
     assert not any(secret in str(refused.value) for secret in secrets)
     land(store, "meta.csv", table)

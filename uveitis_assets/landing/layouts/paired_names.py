@@ -1,4 +1,4 @@
-r"""Finds file names that look as if several images belong to one person: both eyes, or numbered photographs."""
+"""Finds file names that look as if several images belong to one person: both eyes, or numbered photographs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _KIND_BY_WORD = {
     **dict.fromkeys(("od", "os", "og"), "OD/OS"),
     **dict.fromkeys(("l", "r"), "L/R"),
 }
-_EYE_PATTERN = r"(?P<patient>.+)[-_ ](left|right|OD|OS|L|R)\d*"
-_NUMBER_PATTERN = r"(?P<patient>.+)[-_ ]\d+"
+_EYE_PATTERN = r"(?i)(?P<patient>.+?)([-_ .]|(?<=\d))(left|right|o[dsg]|[lr])([-_ .]?\d+)?"
+_NUMBER_PATTERN = r"(?P<patient>.+?)[-_ .(]+\d+\)?"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-r"""Finds patients by the rule of a lane: in a table, or in file names by a pattern.
+"""Finds patients by the rule of a lane: in a table, or in file names by a pattern.
 
 For layouts that know no more of a patient than the name of each file. Images of which the rule tells nothing keep the
 patient that their layout gives them, and are listed.
