@@ -1,4 +1,4 @@
-"""Reads CSV files of datasets tolerantly: encodings, delimiters, column names, blank cells beyond the header.
+"""Reads CSV files of datasets tolerantly: encodings, delimiters, column names, blank cells.
 
 What cannot be used becomes a `LandingProblem` that names file and line. Cell values stay out of the messages: they
 may be patient ids.
@@ -95,7 +95,7 @@ class _Table:
         self._n_before = int(has_delimiter_line)
 
     def read(self, required: Sequence[str], optional: Sequence[str]) -> tuple[list[CsvRow], list[LandingProblem]]:
-        """Rows with the required columns and those of the optional ones that are there; see `read_landing_csv`."""
+        """Rows with the required columns and those optional ones that are there."""
         lines, problems = self._lines()
         if not lines and problems:
             return [], problems
@@ -168,7 +168,7 @@ class _Table:
 
 
 def _other_file(tree: LandingTree, relative_path: str) -> str:
-    """Which file may be meant by a table that is not there, as the end of a sentence; empty where none is like it."""
+    """The end of a sentence about a missing table: which file may be meant, or nothing."""
     path = PurePosixPath(relative_path)
     for file in tree.files:
         if file.casefold() == relative_path.casefold():

@@ -35,8 +35,8 @@ class FileNames:
 
     def __init__(self, files: Sequence[str]) -> None:
         self._exact = frozenset(files)
-        self._by_path = [_grouped(files, of_file) for of_file, _ in _COMPARISONS]
-        self._by_name = [_grouped(files, of_file, of=_name) for of_file, _ in _COMPARISONS]
+        self._files = tuple(files)
+        self._groups: dict[tuple[bool, int], dict[str, list[str]]] = {}
         self._alike: dict[str, list[str]] = {}
         self._by_numbers: dict[str, list[str]] = {}
 
@@ -46,13 +46,14 @@ class FileNames:
 
     def find(self, cell: str) -> list[str]:
         """The files that a cell means: none, one, or several where the name does not decide."""
-        if self.is_path(cell):
-            return [_path(cell)]
-        written = _composed(_path(cell))
-        found = self._by_path[0].get(written)
-        groups = self._by_path if "/" in written else self._by_name
-        for (_, of_cell), files_by_name in zip(_COMPARISONS, groups, strict=True):
-            found = found or files_by_name.get(of_cell(written))
+        path = _path(cell)
+        if path in self._exact:
+            return [path]
+        written = _composed(path)
+        is_whole = "/" in written
+        found = self._grouped_by(0, is_whole=True).get(written)
+        for number, (_, of_cell) in enumerate(_COMPARISONS):
+            found = found or self._grouped_by(number, is_whole=is_whole).get(of_cell(written))
         return found or []
 
     def almost(self, cell: str, taken: Collection[str], *, compares_letters: bool = True) -> str | None:
@@ -70,6 +71,13 @@ class FileNames:
         names = [name for name in wanted if name in self._alike] or self._close(wanted[:compares_letters])
         free = next((files for name in names if (files := [f for f in self._alike[name] if f not in taken])), [])
         return free[0] if len(free) == 1 else None
+
+    def _grouped_by(self, number: int, *, is_whole: bool) -> dict[str, list[str]]:
+        """Files by a comparison of their whole paths or of their names; made when it is first asked for."""
+        if (is_whole, number) not in self._groups:
+            of_file = _COMPARISONS[number][0]
+            self._groups[is_whole, number] = _grouped(self._files, of_file, of=str if is_whole else _name)
+        return self._groups[is_whole, number]
 
     def _close(self, wanted: Sequence[str]) -> list[str]:
         """Names that differ from a wanted one in a few letters."""

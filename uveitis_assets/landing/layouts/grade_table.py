@@ -6,7 +6,9 @@ from uveitis_assets.landing.samples import LandingProblem
 
 
 def parse_grade(cell: str, place: str) -> tuple[int | None, LandingProblem | None]:
-    """Read a whole number from 0 to 99 (``2``, ``2.0`` or ``2,0``); an empty cell is no grade and no problem.
+    """Read a whole number from 0 to 99; an empty cell is no grade and no problem.
+
+    ``2``, ``2.0`` and, with a decimal comma, ``2,0`` are the same.
 
     The problem does not quote the cell: in a table whose columns are mixed up it may hold a patient's name.
     """

@@ -1,4 +1,4 @@
-"""Finds file names that look as if several images belong to one person: both eyes, or numbered photographs."""
+"""Finds file names that look like several images of one person: both eyes, or numbered ones."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def paired_names(paths: Iterable[str]) -> list[PairedNames]:
 
 
 def _series_groups(series: dict[str, int]) -> list[tuple[str, int]]:
-    """Short numbered series; the images of a whole folder that are only counted through are none of a person."""
+    """Short numbered series; a folder whose images are only counted through is not of one person."""
     short = {base: n for base, n in series.items() if 1 < n <= _LARGEST_SERIES}
     named = [base for base in short if not any(character.isdigit() for character in base)]
     if len(named) < _FEWEST_SERIES_WITHOUT_NUMBERS:

@@ -13,7 +13,7 @@ _LISTED = 5
 
 
 class LostPatientsError(ValueError):
-    """Patient ids stand in a table that cannot be read; nothing was registered. The message says what to do."""
+    """Patient ids stand in a table that cannot be read; nothing was registered."""
 
 
 def refuse_lost_patients(dataset: DatasetConfiguration, scan: LandingScan) -> None:
