@@ -32,6 +32,7 @@ COMPONENTS = ("reference_color.", "detector.", "encoder.")
 
 # Where a field is explained at length.
 LINKS = {
+    "image_folder.csv": "[tables](../how-to/add-a-dataset.md#tables)",
     "layout": "[add a dataset](../how-to/add-a-dataset.md#choose-a-layout)",
     "roi.method": "[the methods](../explanation/design.md#regions-of-interest)",
     "normalize.method": "[the methods](../explanation/design.md#colour-normalization)",
@@ -148,6 +149,7 @@ UNITS = {
 
 HEADINGS = {
     "image_folder": "Options of the layout `image_folder`",
+    "patients": "Where patients stand",
     "roi": "Region of interest",
     "roi.sam2": "SAM 2",
     "normalize": "Colour normalization",
@@ -170,6 +172,9 @@ HEADINGS = {
 
 # Text between a group's heading and its table.
 NOTES = {
+    "patients": "For the layouts `uwf700`, `fgadr` and `image_folder`: either `csv` or `pattern`; see [patients]"
+    "(../how-to/add-a-dataset.md#say-which-images-belong-to-one-person). Without this group each image is a patient of "
+    "its own, but for `image_folder.patient_column`.",
     "detector.pseudo_labels": "Without this group a detector makes no pseudo-labels; `pseudo_labels: {}` takes the "
     "defaults.",
 }

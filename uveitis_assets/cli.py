@@ -43,6 +43,7 @@ def register(
     from uveitis_assets.fundus.reference_color import ReferenceColorError
     from uveitis_assets.landing.ledger_table import LedgerError
     from uveitis_assets.landing.pseudonyms import PatientKeyError
+    from uveitis_assets.landing.registration import LostPatientsError
     from uveitis_assets.registration_output import print_commands, print_registration
     from uveitis_assets.storage.store import ArtefactStore
 
@@ -55,6 +56,7 @@ def register(
     chosen = lanes or [name for name, folder in folders.items() if folder.is_dir()]
     if not chosen:
         fail(f"{store.raw}: found none of the lanes' folders; land images there or set UVEITIS_RAW")
+    refused: list[str] = []
     with _instance() as instance:
         for name in chosen:
             if not folders[name].is_dir():
@@ -65,6 +67,9 @@ def register(
                 report, added = register_lane(store, configured[name], instance)
                 print_registration(name, report, added)
                 print_commands(store, configured[name])
+            except LostPatientsError as error:
+                # The other lanes are registered all the same.
+                refused.append(str(error))
             except (LedgerError, PatientKeyError, ReferenceColorError) as error:
                 fail(str(error))
             except OSError as error:
@@ -72,6 +77,8 @@ def register(
                     f"{error.filename}: {error.strerror}; expected to write below UVEITIS_DATA ({store.root}) and to "
                     f"read below UVEITIS_RAW ({store.raw}): correct the folder, or set the variable to another one"
                 )
+    if refused:
+        fail("\n".join(refused))
 
 
 @app.command()

@@ -15,6 +15,7 @@ from uveitis_assets.components.fundus.keys import LaneKeys, fold_and_split
 from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
 from uveitis_assets.components.fundus.metadata import BAD_LABELS_METADATA, MISSING_MASKS_METADATA, landing_problems
 from uveitis_assets.fundus.configuration import PreprocessStage
+from uveitis_assets.landing.layouts import find_layout
 from uveitis_assets.messages import count_of, enumeration
 from uveitis_assets.orchestration.check_results import check_result
 from uveitis_assets.orchestration.partitioned_check import Evaluate, partitioned_check
@@ -32,21 +33,26 @@ def _manifest_integrity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
 
     def begin() -> Evaluate:
         store = ArtefactStore.from_environment()
-        return partial(_evaluate_manifest, lane, _splits_of_lane(store, lane))
+        return partial(_evaluate_manifest, lane, _splits_of_lane(store, lane), _unknown_patients(store, lane))
 
     return partitioned_check(
         "manifest_integrity",
         keys.manifest,
         keys.batches,
         "Rows are unique, agree with the ledger and few are quarantined. In the whole lane every patient is in one "
-        "split of every fold, and so is every image that another lane of the same splits has too. Quarantined images "
-        "and what could not be taken from the landing folder are listed.",
+        "split of every fold, and so is every image that another lane of the same splits has too. Quarantined images, "
+        "what could not be taken from the landing folder, and file names that look like several images of one person "
+        "without a rule that says so are listed.",
         begin,
     )
 
 
 def _evaluate_manifest(
-    lane: LaneConfiguration, lane_errors: list[str], _instance: dg.DagsterInstance, batch: str
+    lane: LaneConfiguration,
+    lane_errors: list[str],
+    lane_warnings: list[str],
+    _instance: dg.DagsterInstance,
+    batch: str,
 ) -> dg.AssetCheckResult:
     import polars as pl
 
@@ -77,7 +83,8 @@ def _evaluate_manifest(
             f"{len(quarantined)} of {part.height} images are quarantined, more than the share "
             f"{lane.verify.max_quarantine_ratio} of `verify.max_quarantine_ratio`"
         )
-    warnings = [*quarantined, *(f"landing folder: {problem}" for problem in landing_problems(store, lane))]
+    in_folder = [f"landing folder: {problem}" for problem in landing_problems(store, lane)]
+    warnings = [*lane_warnings, *quarantined, *in_folder]
     return check_result(errors, warnings, n_images=part.height, n_quarantined=len(quarantined))
 
 
@@ -111,6 +118,22 @@ def _splits_of_lane(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
             "batches alike, then the labels"
         )
     return errors
+
+
+def _unknown_patients(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
+    """Images of the whole lane that seem to be of one person, where nothing but file names tells patients."""
+    from uveitis_assets.landing.layouts.paired_names import paired_names
+    from uveitis_assets.landing.ledger import registered_paths
+
+    if lane.patient_rule or not find_layout(lane.layout).patients_from_names:
+        return []
+    return [
+        f"{found.n_images} file names differ in {found.kind} only and look like images of {found.n_persons} persons, "
+        "but each image counts as a patient of its own, so that a person may be in train and in test: say where the "
+        f"patients stand, with `patients: {{csv: ...}}` or `patients: {{pattern: '{found.pattern}'}}`, and register "
+        "again"
+        for found in paired_names(registered_paths(store, lane.name))
+    ]
 
 
 def _roi_plausibility(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
