@@ -132,7 +132,12 @@ class SamplingConfiguration(Configuration):
         0.3,
         description="Classes in a smaller share f of the images with lesions come sqrt(rare_below / f) times as often",
     )
-    empty_share: float = Field(0.25, ge=0, lt=1, description="Share of an epoch's tiles that have no lesions")
+    empty_share: float = Field(
+        0.25,
+        ge=0,
+        lt=1,
+        description="Largest share of an epoch's tiles that have no lesions; none of them comes twice an epoch",
+    )
     max_images: int = Field(0, ge=0, description="Random subset of the training images; 0 takes all")
 
 

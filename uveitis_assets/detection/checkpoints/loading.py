@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from uveitis_assets.detection.checkpoints.legacy import legacy_configuration
 from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.models.backbones import backbone_of
+from uveitis_assets.detection.models.class_logits import mask_untaught_classes
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.feature_pyramid import PATCH_STRIDE
 from uveitis_assets.detection.models.retfound import resized_position_embedding
@@ -115,7 +116,7 @@ def load_trained_detector(
 ) -> tuple[nn.Module, ModelConfiguration]:
     """Rebuild a trained detector from a .safetensors file or an earlier .pth alone.
 
-    It is in evaluation mode, on the CPU.
+    It is in evaluation mode, on the CPU, and answers with the classes that it learned: the file's lineage names them.
 
     Of a training's own last.pth the averaged weights are taken.
 
@@ -152,8 +153,16 @@ def load_trained_detector(
             f"{report.summary()}; expected exactly the tensors of the model that the file describes"
         )
     _LOG.info("%s", report.summary())
+    if taught := _taught_classes(file):
+        mask_untaught_classes(model, taught)
     model.eval()
     return model, configuration
+
+
+def _taught_classes(file: WeightsFile) -> list[int]:
+    """Category ids that the weights learned; empty where the file does not say, as earlier ones."""
+    categories = file.details.get("categories", {}) if file.path.suffix == ".safetensors" else {}
+    return [int(number) for number in categories]
 
 
 def _encoder_of(model: nn.Module) -> str:

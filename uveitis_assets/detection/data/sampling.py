@@ -1,9 +1,10 @@
-"""Which tiles an epoch shows and how often, by rare classes and a share of tiles without lesions.
+"""Which tiles an epoch shows and how often, by rare classes and a limit on tiles without lesions.
 
 Rare classes are favoured by repeat factors (Gupta, Dollár, Girshick: LVIS, 2019): every tile with lesions is drawn at
-least once an epoch, and one whose rarest class is in a share f of the images sqrt(rare_below / f) times. The order
-depends on seed and epoch alone, so that processes share an epoch without talking and a killed training goes on in
-its middle.
+least once an epoch, and one whose rarest class is in a share f of the images sqrt(rare_below / f) times. What a factor
+has beyond its whole part is carried from epoch to epoch: after n epochs a tile of factor 1.3 was drawn 1.3 n times,
+one more or less. Tiles without lesions come at most once an epoch. The draws depend on seed and epoch alone, so that
+processes share an epoch without talking and a killed training goes on in its middle.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.utils.data import Sampler
 
 from uveitis_assets.detection.configuration import SamplingConfiguration
 from uveitis_assets.detection.data.labelled_split import LabelledImage, LabelledSplit, labelled_fingerprint
+from uveitis_assets.detection.data.repeat_factors import CarriedRemainders
 from uveitis_assets.detection.data.tile_dataset import TileDraw
 
 # Each kind of random choice has a stream of its own: changing one leaves the others as they were.
@@ -107,8 +109,14 @@ class EpochSampler(Sampler[TileDraw]):
             )
         self._lesion_items = items[has_lesions]
         self._empty_items = items[~has_lesions]
-        self._repeats = weights[has_lesions] if configuration.class_balanced else np.ones(int(has_lesions.sum()))
-        self._empty_share = configuration.empty_share
+        repeats = weights[has_lesions] if configuration.class_balanced else np.ones(int(has_lesions.sum()))
+        self._remainders = CarriedRemainders(repeats, seed)
+        share, total = configuration.empty_share, self._remainders.total
+        # What an epoch's tiles with lesions lack to the next whole number belongs to the others, if any are wanted.
+        self._wanted_empty = round(total * share / (1.0 - share) + total % 1) if share else 0
+        n_empty = min(self._wanted_empty, len(self._empty_items))
+        self._shows_empty = n_empty > 0
+        self._n_draws = math.floor(total) + n_empty if self._shows_empty else math.ceil(total)
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
@@ -122,8 +130,15 @@ class EpochSampler(Sampler[TileDraw]):
     @property
     def draws_per_epoch(self) -> int:
         """Draws of this process in a whole epoch; the same in every epoch and process."""
-        n_lesion = self._n_lesion_draws()
-        return math.ceil((n_lesion + self._n_empty_draws(n_lesion)) / self._world_size)
+        return math.ceil(self._n_draws / self._world_size)
+
+    @property
+    def has_remainders_or_few_empty_tiles(self) -> bool:
+        """Whether factors are not whole, or there are fewer tiles without lesions than their share.
+
+        Other trainings draw as they did when remainders were drawn by chance and empty tiles repeated.
+        """
+        return not self._remainders.are_zero or 0 < len(self._empty_items) < self._wanted_empty
 
     def __len__(self) -> int:
         return max(0, self.draws_per_epoch - self._first_draw)
@@ -135,8 +150,12 @@ class EpochSampler(Sampler[TileDraw]):
     def epoch_draws(self, epoch: int) -> list[TileDraw]:
         """All processes' draws of an epoch; they take them in turn."""
         rng = np.random.default_rng((self._seed, _DRAWS, epoch))
-        lesion = np.repeat(self._lesion_items, self._lesion_counts(rng))
-        items = np.concatenate([lesion, _in_passes(self._empty_items, self._n_empty_draws(len(lesion)), rng)])
+        # Of the tiles with lesions nothing is random; the draw keeps the epochs of trainings without remainders.
+        rng.permutation(len(self._lesion_items))
+        lesion = np.repeat(self._lesion_items, self._lesion_counts(epoch))
+        n_empty = self._n_draws - len(lesion)
+        empty = rng.permutation(self._empty_items)[:n_empty] if n_empty else self._empty_items[:0]
+        items = np.concatenate([lesion, empty])
         order = rng.permutation(items)
         missing = -len(order) % self._world_size
         order = np.concatenate([order, np.resize(order, missing)])
@@ -147,37 +166,9 @@ class EpochSampler(Sampler[TileDraw]):
             seen[item] += 1
         return draws
 
-    def _lesion_counts(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """How often each tile with lesions is drawn: the whole part of its factor, and one more by chance.
-
-        Systematic sampling of the fractions: the chances are exact and the sum is the same in every epoch.
-        """
-        whole = np.floor(self._repeats)
-        order = rng.permutation(len(whole))
-        fractions = (self._repeats - whole)[order]
-        extra = self._n_lesion_draws() - int(whole.sum())
-        counts = whole.astype(np.int64)
-        if extra:
-            ends = np.cumsum(fractions) * (extra / fractions.sum())
-            ends[-1] = extra
-            counts[order] += np.diff(np.floor(ends + rng.random()), prepend=0).astype(np.int64)
-        return counts
-
-    def _n_lesion_draws(self) -> int:
-        return round(float(self._repeats.sum()))
-
-    def _n_empty_draws(self, n_lesion_draws: int) -> int:
-        if not len(self._empty_items):
-            return 0
-        return round(n_lesion_draws * self._empty_share / (1.0 - self._empty_share))
-
-
-def _in_passes(items: NDArray[np.int64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """``n`` of the items at random, none twice before all came once."""
-    if not n:
-        return items[:0]
-    passes = [rng.permutation(items) for _ in range(math.ceil(n / len(items)))]
-    return np.concatenate(passes)[:n]
+    def _lesion_counts(self, epoch: int) -> NDArray[np.int64]:
+        # Epochs are equally long: where a remainder adds a tile with lesions, a tile without makes room.
+        return self._remainders.counts(epoch, n_per_epoch=None if self._shows_empty else self._n_draws)
 
 
 def _limited(n_images: int, max_images: int, seed: int) -> list[int]:

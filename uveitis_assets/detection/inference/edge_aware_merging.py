@@ -9,9 +9,9 @@ are one lesion. Its box is that of its best complete finding when one covers the
 pieces. Cut pieces that found no partner but lie almost wholly inside a larger box go. What is left passes per-class
 non-maximum suppression.
 
-Weak pieces, down to half the score threshold, may complete a lesion but make none; partners score at least a fifth of
-each other, so that the answer hardly depends on the threshold. It works on columns of many images at once and reads no
-files.
+Partners score at least a fifth of each other, and so does the larger box of the piece that goes: chance findings
+neither stretch nor remove sure ones. No threshold takes part: which detections are written does not change what they
+are. It works on columns of many images at once and reads no files.
 """
 
 from __future__ import annotations
@@ -34,18 +34,16 @@ _EDGE_TOLERANCE_PX = 4.0
 _MARGIN_PX = 1.0
 # Share of a cut piece's area that has to lie in a larger box for the piece to go.
 _INSIDE_SHARE = 0.8
-PIECE_SCORE_SHARE = 0.5
-# Least score of a partner as a share of the other's: chance findings must not stretch sure ones.
-_WEAKEST_PARTNER = 0.2
+# Least score of a partner as a share of the other's: chance findings must not change sure ones.
+WEAKEST_PARTNER = 0.2
 
 
-def join_cut_boxes(table: DetectionTable, *, iou: float, score_threshold: float) -> DetectionTable:
+def join_cut_boxes(table: DetectionTable, *, iou: float) -> DetectionTable:
     """Join the pieces of lesions that tiles' edges cut, and remove pieces that a whole box already holds.
 
     Args:
-        table: detections of tiles, tiling px, down to half the score threshold.
+        table: detections of tiles, tiling px, all that the network answered.
         iou: agreement, as intersection over union in the tiles' common area, from which two findings are one.
-        score_threshold: lesions whose best finding is below are left out.
 
     Returns:
         One row per lesion and complete duplicate, best first, for suppression; a joined row has its best finding's
@@ -55,8 +53,6 @@ def join_cut_boxes(table: DetectionTable, *, iou: float, score_threshold: float)
     cut = _cut_sides(table)
     lesion = _connected(len(table), *_partners(table, cut, iou))
     joined, still_cut = _whole_boxes(table, cut, lesion, iou)
-    confident = joined.scores.astype(np.float32) >= np.float32(score_threshold)
-    joined, still_cut = joined.select(confident), still_cut[confident]
     return joined.select(~_inside_larger(joined, still_cut))
 
 
@@ -79,7 +75,7 @@ def _partners(table: DetectionTable, cut: NDArray[np.bool_], iou: float) -> tupl
     for first, second in overlapping_pairs(boxes, table.groups()):
         possible = (tiles[first] != tiles[second]) & (any_cut[first] | any_cut[second])
         weaker = np.minimum(table.scores[first], table.scores[second])
-        possible &= weaker >= _WEAKEST_PARTNER * np.maximum(table.scores[first], table.scores[second])
+        possible &= weaker >= WEAKEST_PARTNER * np.maximum(table.scores[first], table.scores[second])
         one, other = first[possible], second[possible]
         common = np.hstack(
             [
@@ -169,12 +165,16 @@ def _whole_boxes(
 
 
 def _inside_larger(table: DetectionTable, still_cut: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Mask of boxes that end at a seam and lie almost wholly inside a larger box of their category."""
+    """Mask of boxes that end at a seam and lie almost wholly inside a larger box of their category.
+
+    The larger box scores at least a fifth of theirs.
+    """
     areas = box_areas(table.boxes)
     gone = np.zeros(len(table), np.bool_)
     for pair in overlapping_pairs(table.boxes, table.groups()):
         for piece, other in (pair, pair[::-1]):
             candidate = still_cut[piece] & (areas[other] > areas[piece])
+            candidate &= table.scores[other] >= WEAKEST_PARTNER * table.scores[piece]
             one, larger = piece[candidate], other[candidate]
             shared = pair_intersection(table.boxes[one], table.boxes[larger])
             gone[one[shared >= _INSIDE_SHARE * areas[one]]] = True

@@ -16,7 +16,7 @@ import torch
 from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.data.tile_files import Pixels, TiledImage, UnreadableTilesError, read_tile_files
 from uveitis_assets.detection.inference.detections import Detections
-from uveitis_assets.detection.inference.merging import fuse_detectors, merge_images
+from uveitis_assets.detection.inference.merging import merge_detectors
 from uveitis_assets.detection.inference.tile_inference import detect_tiles, tiles_per_pass
 
 # Batches per window: the last batch of a window may be part full, so more batches waste less and hold more memory.
@@ -40,7 +40,8 @@ def predict_images(
     """Detect lesions in images, in the order given.
 
     The result for an image does not depend on the images beside it (``tile_inference`` defines how far). To evaluate a
-    detector, pass a copy of the configuration with a ``score_threshold`` near 0: AP wants the weak detections too.
+    detector, pass a copy of the configuration with a ``score_threshold`` of 0: AP wants the weak detections too, and
+    those from the threshold on are the same (see ``merging``).
 
     Args:
         models: detectors, already on ``device``; several are an ensemble whose answers are fused.
@@ -69,7 +70,7 @@ def predict_images(
         in_window = [image for image, _ in window]
         frames = [image.frames for image in in_window]
         pixels = [tile for _, tiles in window for tile in tiles]
-        merged = []
+        found = []
         for model in models:
             detected = iter(
                 detect_tiles(
@@ -80,9 +81,8 @@ def predict_images(
                     amp=mixed,
                 )
             )
-            per_image = [[next(detected) for _ in tiles] for _, tiles in window]
-            merged.append(merge_images(frames, per_image, configuration))
-        yield from zip(in_window, fuse_detectors(frames, merged, configuration), strict=True)
+            found.append([[next(detected) for _ in tiles] for _, tiles in window])
+        yield from zip(in_window, merge_detectors(frames, found, configuration), strict=True)
 
 
 def _windows(

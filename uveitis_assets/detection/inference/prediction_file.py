@@ -70,6 +70,9 @@ def prediction_fingerprint(
         "merge": _merge_settings(configuration),
         "code": code_version,
     }
+    # Named only where it changes the detections: predictions of before that are the same stay done.
+    if configuration.merge != "nms":
+        value["scores"] = "thresholds after merging"
     return short_digest(json.dumps(value, sort_keys=True))
 
 

@@ -5,6 +5,11 @@ models", Image and Vision Computing 107 (2021), with all models weighing the sam
 of an image and category from the best to the worst: a box joins the fused box that it overlaps most, if by more than
 the IoU, and that fused box is averaged anew; else it begins one of its own. Here all images and categories take their
 k-th step together.
+
+In one point it is stricter: a box that scores less than a fifth of its fused box's best goes, as in suppression, and
+is no part of the mean. As published, chance findings beside a sure one would pull its score down, from 0.9 to 0.32 by
+two of 0.03 and 0.02, unless a score threshold had removed them before; this way no threshold takes part, and which
+detections are written does not change what they are.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uveitis_assets.detection.inference.detection_table import DetectionTable
+from uveitis_assets.detection.inference.edge_aware_merging import WEAKEST_PARTNER
 
 
 def fuse_boxes(table: DetectionTable, *, iou: float, n_models: int) -> DetectionTable:
@@ -43,11 +49,13 @@ def fuse_boxes(table: DetectionTable, *, iou: float, n_models: int) -> Detection
     order = np.argsort(table.groups(), kind="stable")
     table = table.select(order)
     head, clusters = _clusters(table.boxes, table.scores, table.groups(), iou)
-    weight = np.bincount(clusters, table.scores)
-    sums = np.column_stack([np.bincount(clusters, table.scores * side) for side in table.boxes.T])
-    n_boxes = np.bincount(clusters)
+    counts = table.scores >= WEAKEST_PARTNER * table.scores[head][clusters]
+    partners, of_cluster = table.select(counts), clusters[counts]
+    weight = np.bincount(of_cluster, partners.scores)
+    sums = np.column_stack([np.bincount(of_cluster, partners.scores * side) for side in partners.boxes.T])
+    n_boxes = np.bincount(of_cluster)
     # Boxes that all score 0 weigh the same.
-    plain = np.column_stack([np.bincount(clusters, side) for side in table.boxes.T]) / n_boxes[:, None]
+    plain = np.column_stack([np.bincount(of_cluster, side) for side in partners.boxes.T]) / n_boxes[:, None]
     boxes = np.where(weight[:, None] > 0, sums / np.where(weight > 0, weight, 1.0)[:, None], plain)
     scores = weight / n_boxes * np.minimum(n_boxes, n_models) / n_models
     fused = replace(table.select(head), boxes=boxes, scores=scores)
@@ -67,6 +75,7 @@ def _clusters(
     n_fused = np.zeros(n_groups, np.int64)
     fused = np.zeros((n_groups, 8, 4))
     weights = np.zeros((n_groups, 8))
+    best_scores = np.zeros((n_groups, 8))
     place = np.empty(len(boxes), np.int64)
     for step in range(longest):
         active = int(np.searchsorted(-lengths, -step, side="left"))
@@ -78,16 +87,21 @@ def _clusters(
         best = overlap.argmax(axis=1) if used else np.zeros(active, np.int64)
         joins = overlap[np.arange(active), best] > iou if used else np.zeros(active, np.bool_)
         chosen = np.where(joins, best, n_fused[:active])
+        place[rows] = chosen
         if used == fused.shape[1]:
             fused = np.concatenate([fused, np.zeros_like(fused)], axis=1)
             weights = np.concatenate([weights, np.zeros_like(weights)], axis=1)
+            best_scores = np.concatenate([best_scores, np.zeros_like(best_scores)], axis=1)
         which = np.arange(active)
+        best_scores[which, chosen] = np.where(joins, best_scores[which, chosen], scores[rows])
+        # A duplicate that is too weak takes a place in the cluster and leaves its box as it is.
+        counts = scores[rows] >= WEAKEST_PARTNER * best_scores[which, chosen]
+        which, chosen, joins, box, score = (part[counts] for part in (which, chosen, joins, box, score))
         former = np.where(joins, weights[which, chosen], 0.0)
         total = former + score
         fused[which, chosen] = (fused[which, chosen] * former[:, None] + box * score[:, None]) / total[:, None]
         weights[which, chosen] = total
-        n_fused[:active] += ~joins
-        place[rows] = chosen
+        n_fused[which] += ~joins
     numbers = np.repeat(by_length, lengths)
     positions = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)])
     group_of = np.empty(len(boxes), np.int64)

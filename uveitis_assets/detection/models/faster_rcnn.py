@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign, box_iou
@@ -20,6 +20,7 @@ from torchvision.ops.poolers import initLevelMapper
 from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.models.anchors import PyramidAnchors, default_anchor_sizes
 from uveitis_assets.detection.models.backbones import Backbone
+from uveitis_assets.detection.models.class_logits import BoxPredictor
 from uveitis_assets.detection.models.per_class_nms import PerClassRoIHeads
 
 _IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -37,15 +38,6 @@ class _ProposalHead(RPNHead):  # type: ignore[misc]  # torchvision is untyped
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         logits, offsets = super().forward(maps)
         return [level.float() for level in logits], [level.float() for level in offsets]
-
-
-class _BoxPredictor(FastRCNNPredictor):  # type: ignore[misc]  # torchvision is untyped
-    """Computes in float32, see ``_ProposalHead``."""
-
-    def forward(self, regions: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(regions.device.type, enabled=False):
-            logits, offsets = super().forward(regions.float())
-        return logits, offsets
 
 
 def faster_rcnn(backbone: Backbone, configuration: ModelConfiguration) -> FasterRCNN:
@@ -82,7 +74,7 @@ def faster_rcnn(backbone: Backbone, configuration: ModelConfiguration) -> Faster
         rpn_bg_iou_thresh=configuration.rpn_background_iou,
         box_roi_pool=_region_pooling(backbone),
         box_head=TwoMLPHead(backbone.out_channels * _POOLED_SIDE**2, configuration.head_width),
-        box_predictor=_BoxPredictor(configuration.head_width, configuration.n_categories + 1),
+        box_predictor=BoxPredictor(configuration.head_width, configuration.n_categories + 1),
         size_divisible=backbone.size_divisible,
     )
     model.rpn.box_similarity = overlaps

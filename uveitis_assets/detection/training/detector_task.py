@@ -19,6 +19,7 @@ from uveitis_assets.detection.data.tile_store import tile_pixels
 from uveitis_assets.detection.data.training_data import EpochBatches, check_never_learned, chosen_splits, images_shown
 from uveitis_assets.detection.evaluation.evaluate import Evaluation
 from uveitis_assets.detection.evaluation.report import validation_report
+from uveitis_assets.detection.models.class_logits import mask_untaught_classes
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.freezing import freeze_blocks, n_frozen_blocks, parameter_groups
 from uveitis_assets.detection.training.identity import training_identity
@@ -108,6 +109,7 @@ class DetectorTask(RunTask[Tile]):
     def build(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         """See ``Task``."""
         model = build_detector(self._configuration.model).to(self._device).train()
+        mask_untaught_classes(model, self.train.categories)
         self._tile_seeds = TileSeeds(model)
         return model, torch.optim.AdamW(parameter_groups(model, self._options))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from uveitis_assets.detection.configuration import DetectorConfiguration
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
+from uveitis_assets.detection.data.sampling import EpochSampler
 from uveitis_assets.storage.digests import short_digest
 from uveitis_assets.training.distributed import n_processes
 
@@ -39,9 +40,15 @@ def training_identity(
     # Named only where it differs from what was the only way before: trainings from then stay recognised.
     if configuration.evaluation.selection != "axis_aligned":
         plain["selection"].append(configuration.evaluation.selection)
+    if configuration.inference.merge != "nms":
+        # Weak detections once took another part in merging, and another epoch may have been the best.
+        plain["selection"].append("thresholds after merging")
     if _are_scaled(val, configuration.model.input_size):
         # Once validation scaled tiles in a way of its own, and another epoch may have been the best.
         plain["selection"].append("scaled as in training")
+    if _sampler(configuration, train).has_remainders_or_few_empty_tiles:
+        # Once remainders were drawn by chance, and empty tiles several times an epoch.
+        plain["draws"] = "remainders carried, empty tiles once"
     plain["initialise"] = [configuration.initialise.mode, configuration.initialise.min_matched] if parent else None
     return {
         "configuration": short_digest(json.dumps(plain, sort_keys=True)),
@@ -50,6 +57,10 @@ def training_identity(
         "initial weights": None if parent is None else parent["digest"],
         "number of processes": n_processes(),
     }
+
+
+def _sampler(configuration: DetectorConfiguration, train: LabelledSplit) -> EpochSampler:
+    return EpochSampler(train.images, configuration.sampling, configuration.training.seed)
 
 
 def _are_scaled(split: LabelledSplit, input_size: int) -> bool:

@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 
 from uveitis_assets.detection.inference.batch_predictor import BatchPredictor, PredictedBatch
+from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.orchestration.partition_runs import range_tags
 from uveitis_assets.storage.files import read_json, write_json
 from uveitis_assets.storage.store import ArtefactStore
@@ -60,6 +61,12 @@ attributes:
   inference: {{score_threshold: 0.0}}
 {more}"""
 
+# Weights of all classes first: the network has learned to answer with the others.
+SUBSET = """\
+  classes: [vascularite]
+  initialise: {experiment: parent}
+"""
+
 
 @pytest.fixture(scope="module")
 def trained(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
@@ -71,6 +78,7 @@ def trained(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         detectors = {
             "parent": DETECTOR.format(name="parent", more=""),
             "child": DETECTOR.format(name="child", more="  initialise: {experiment: parent}\n"),
+            "subset": DETECTOR.format(name="subset", more=SUBSET),
         }
         definitions = load_project(root, "detector_lanes", {"uwf700": LANE, **detectors}, patch)
         platform = Platform(definitions, fundus_lanes(root / "detector_lanes"), store)
@@ -243,6 +251,22 @@ def test_tiles_made_again_while_their_batch_is_predicted_are_predicted_again(
     assert requested(tick.run_requests) == [("b00001", "b00001", ("predictions",))]
     assert run(trained, "parent_predictions", "b00001", "b00001").success
     assert isinstance(trained.tick("parent_predictions_refresh"), dg.SkipReason)
+
+
+def test_a_lane_of_some_classes_trains_evaluates_and_predicts_these_alone(trained: Platform) -> None:
+    taught = set(load_class_map().select(["vascularite"]))
+    training = run(trained, "subset_training", "fold0")
+    assert training.success, failures(training)
+    report = read_json(trained.store.run_folder("subset", 0) / "val_report.json")
+    assert {int(category) for category in report["categories"]} == taught
+    assert sum(report["n_lesions"].values()) > 0
+    assert run(trained, "subset_predictions", "b00001", "b00001").success
+    found = [read_json(path) for path in (trained.store.root / "preds" / "subset").glob("*.json")]
+    labels = {lesion["label"] for image in found for lesion in image["predictions"]}
+    assert labels
+    assert labels <= taught
+    sane = trained.check("subset/predictions", "prediction_sanity", "b00001")
+    assert sane.passed, sane.metadata
 
 
 def test_a_launchpad_override_is_validated_and_trains_another_run(trained: Platform) -> None:
