@@ -138,6 +138,7 @@ class ImageStages(ItemWork[PreprocessStage]):
             **{"x0": x0, "y0": y0, "x1": x1, "y1": y1, "method": metadata["method"]},
             **{f"mean_{channel}": value for channel, value in zip("rgb", metadata["mean"], strict=True)},
             **{f"std_{channel}": value for channel, value in zip("rgb", metadata["std"], strict=True)},
+            "channels_without_signal": metadata.get("channels_without_signal", []),
         }
 
     def _tiles(self) -> dict[str, Any]:

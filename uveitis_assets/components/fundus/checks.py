@@ -24,7 +24,7 @@ from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
 def lane_checks(lane: LaneConfiguration) -> list[dg.AssetChecksDefinition]:
     """All checks of the lane."""
-    checks = [_manifest_integrity(lane), _roi_plausibility(lane), _tile_reconstruction(lane)]
+    checks = [_manifest_integrity(lane), _roi_plausibility(lane), _channel_signal(lane), _tile_reconstruction(lane)]
     return [*checks, _label_sanity(lane)] if LaneKeys.of(lane).has_lesion_labels else checks
 
 
@@ -188,6 +188,36 @@ def _evaluate_masks(lane: LaneConfiguration, _instance: dg.DagsterInstance, batc
             f"{limits.max_fallback_ratio} of `verify.max_fallback_ratio`"
         )
     return check_result(errors, warnings, n_images=n_images, n_opened=len(opened), n_fallback=n_fallback)
+
+
+def _channel_signal(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
+    keys = LaneKeys.of(lane)
+
+    def evaluate(_instance: dg.DagsterInstance, batch: str) -> dg.AssetCheckResult:
+        rows, index_finding = _stage_rows(lane, "normalized_crops", batch)
+        if rows is None:
+            return _no_rows(lane, "normalized_crops", batch, index_finding)
+        usable = [row for row in rows if row["quarantine_reason"] is None]
+        images_of: dict[str, list[str]] = {}
+        for row in usable:
+            for channel in row["channels_without_signal"]:
+                images_of.setdefault(channel, []).append(row["image_id"])
+        warnings = [index_finding] if index_finding else []
+        warnings += [
+            f"{channel}: {len(images)} of {count_of(usable, 'image')} hold noise of the encoding in place of a "
+            f"picture, which is not stretched: {enumeration(images, 10)}"
+            for channel, images in sorted(images_of.items())
+        ]
+        return check_result([], warnings, n_images=len(usable), n_channels=sum(map(len, images_of.values())))
+
+    return partitioned_check(
+        "channel_signal",
+        keys.stage("normalized_crops"),
+        keys.batches,
+        "All three channels hold a picture of the retina; those that hold noise of the file's encoding only, as blue "
+        "of two-laser ultra-widefield photographs does, are named and left unscaled.",
+        lambda: evaluate,
+    )
 
 
 def _tile_reconstruction(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
