@@ -70,6 +70,8 @@ UNITS = {
     "verify.max_quarantine_ratio": "share of images",
     "splits.test_ratio": "share of patients",
     "labels.min_component_area": "raw px²",
+    "labels.max_marked_share": "share of the retina",
+    "labels.edge_tolerance": "share of the side",
     "labels.min_tile_box_ratio": "share of the box",
     "labels.large_lesion_tile_cover": "share of the tile",
     "labels.debug_max_images": "images",

@@ -25,6 +25,7 @@ from uveitis_assets.labels.coco_file import CocoFile
 from uveitis_assets.labels.coco_summary import BadLabel, CocoSplitSummary
 from uveitis_assets.labels.configuration import LabelConfiguration
 from uveitis_assets.labels.damaged_tiles import damaged_tiles
+from uveitis_assets.labels.findings import LabelFinding
 from uveitis_assets.labels.image_lesions import (
     ImageLesions,
     map_in_order,
@@ -91,11 +92,14 @@ def build_coco_split(
 
     growing = _CocoFiles(store, label_space, labels)
     patients: set[str] = set()
+    findings: dict[str, tuple[LabelFinding, ...]] = {}
     read = partial(read_image_lesions, store, raw_folder, labels, label_space, lane=lane)
     for row, result in zip(ready, map_in_order(read, ready, workers), strict=True):
         if isinstance(result, ImageLesions):
             growing.add(result)
             patients.add(row["patient_id"])
+            if result.lesions.findings:
+                findings[result.image_id] = result.lesions.findings
         elif isinstance(result, BadLabel):
             bad_labels.append(result)
         else:
@@ -113,6 +117,7 @@ def build_coco_split(
         missing_masks=dict(sorted(Counter(chain.from_iterable(incomplete.values())).items())),
         bad_labels=tuple(sorted(bad_labels, key=lambda bad: bad.image_id)),
         not_preprocessed=tuple(sorted(not_preprocessed)),
+        label_findings=findings,
         **growing.counts(),
     )
 

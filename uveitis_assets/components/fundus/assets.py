@@ -22,7 +22,7 @@ from uveitis_assets.storage.store import ArtefactStore
 
 MANIFEST_CODE_VERSION = "2"
 PREPROCESS_CODE_VERSION = "4"
-LABELS_CODE_VERSION = "2"
+LABELS_CODE_VERSION = "3"
 _MONTAGE_BATCHES = 8
 _IMAGES_PER_MESSAGE = 32
 

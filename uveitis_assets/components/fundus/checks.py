@@ -13,7 +13,12 @@ import dagster as dg
 
 from uveitis_assets.components.fundus.keys import LaneKeys, fold_and_split
 from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
-from uveitis_assets.components.fundus.metadata import BAD_LABELS_METADATA, MISSING_MASKS_METADATA, landing_problems
+from uveitis_assets.components.fundus.metadata import (
+    BAD_LABELS_METADATA,
+    LABEL_FINDINGS_METADATA,
+    MISSING_MASKS_METADATA,
+    landing_problems,
+)
 from uveitis_assets.fundus.configuration import PreprocessStage
 from uveitis_assets.landing.layouts import find_layout
 from uveitis_assets.messages import count_of, enumeration
@@ -309,6 +314,7 @@ def _label_sanity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
             warnings = [finding.message for finding in findings if finding.severity == "WARN"]
             metadata = _newest_metadata(instance, keys, partition)
             warnings += _left_out(metadata)
+            warnings += _doubtful_labels(metadata)
             if lane.labels.missing_masks == "warn":
                 warnings += _without_masks(metadata)
             return check_result(errors, warnings)
@@ -320,7 +326,8 @@ def _label_sanity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
         keys.coco_labels,
         keys.fold_splits,
         "Boxes lie inside their images, classes are known, patients are disjoint across splits; classes that a split "
-        "lacks, label files that were set aside and missing mask files are warnings.",
+        "lacks, label files that were set aside or are doubtful (grey masks, repeated lines, corners outside the "
+        "image) and missing mask files are warnings.",
         begin,
     )
 
@@ -345,6 +352,14 @@ def _left_out(metadata: Mapping[str, dg.MetadataValue[Any]]) -> list[str]:
     if waiting is not None and waiting.value:
         lines.append(f"{waiting.value} labelled images have no tiles of their registered content")
     return lines
+
+
+def _doubtful_labels(metadata: Mapping[str, dg.MetadataValue[Any]]) -> list[str]:
+    """Label files that the newest labels read although something in them is doubtful: grey masks, repeated lines."""
+    findings = metadata.get(LABEL_FINDINGS_METADATA)
+    if not isinstance(findings, dg.JsonMetadataValue) or not isinstance(findings.data, dict):
+        return []
+    return [f"{image_id}: {detail}" for image_id, details in findings.data.items() for detail in details]
 
 
 def _without_masks(metadata: Mapping[str, dg.MetadataValue[Any]]) -> list[str]:

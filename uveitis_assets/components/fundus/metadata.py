@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BAD_LABELS_METADATA = "bad_labels"
 MISSING_MASKS_METADATA = "missing_masks"
+LABEL_FINDINGS_METADATA = "label_findings"
 
 
 def manifest_metadata(
@@ -75,6 +76,9 @@ def label_metadata(
         "missing_classes": ", ".join(summary.missing_classes) or "none",
         MISSING_MASKS_METADATA: format_counts(summary.missing_masks),
         BAD_LABELS_METADATA: dg.MetadataValue.json({bad.image_id: bad.detail for bad in summary.bad_labels}),
+        LABEL_FINDINGS_METADATA: dg.MetadataValue.json(
+            {image_id: [one.detail for one in found] for image_id, found in sorted(summary.label_findings.items())}
+        ),
         "not_preprocessed": format_listing(summary.not_preprocessed),
         "avg_box_area_px2": round(summary.avg_box_area, 1),
         "path": dg.MetadataValue.path(str(store.coco_file(lane.name, summary.split, summary.fold, tiles=False))),

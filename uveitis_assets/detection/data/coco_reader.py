@@ -35,7 +35,7 @@ def read_labelled_split(
     """Read all labelled images of a lane, fold and split, and their tiles, in the COCO files' order.
 
     Boxes are in px of the global image and of the tile (pixel edges, x0 y0 x1 y1), whichever frame the tiles were
-    cut from. Annotations whose box has no area in float32 are left out with a warning in the log. Pseudo-labels
+    cut from. Annotations whose box is thinner than 1/128 px are left out with a warning in the log. Pseudo-labels
     (``"pseudo": true``) keep their score, all others have score 1.
 
     Args:

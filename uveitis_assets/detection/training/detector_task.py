@@ -148,8 +148,23 @@ class DetectorTask(RunTask[Tile]):
         seed = self._options.seed
         self._tile_seeds.set([(seed, step, int(t["image_index"]), int(t["tile_index"])) for _, t in items])
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._amp):
-            losses: Mapping[str, Tensor] = model(pixels, labels)
+            try:
+                losses: Mapping[str, Tensor] = model(pixels, labels)
+            except AssertionError as error:
+                raise ValueError(self._refused_labels(items, error)) from error
         return losses
+
+    def _refused_labels(self, items: Sequence[Tile], error: AssertionError) -> str:
+        """Name what torchvision refuses: it knows a target by its place in the batch only."""
+        empty = [item for item in items if (item[1]["boxes"][:, 2:] <= item[1]["boxes"][:, :2]).any()]
+        names = ", ".join(self.item_name(item) for item in empty or items)
+        train = self.train
+        file = self._store.coco_file(train.lane, train.split, train.fold, tiles=True)
+        return (
+            f"{names}: expected labels that the network takes, found: {error} They are in {file} (or in the "
+            "pseudo-labels made from it); correct the label files of these images and materialize "
+            f"{train.lane}/coco_labels again"
+        )
 
     def item_name(self, item: Tile) -> str:
         """Image id and tile id."""
