@@ -23,6 +23,7 @@ from uveitis_assets.detection.data.labelled_split import LabelledImage
 from uveitis_assets.detection.data.letterbox import fit_to_input
 from uveitis_assets.detection.data.tile_files import (
     UnreadableTilesError,
+    read_global_image,
     read_picture,
     read_tile_file,
     read_tile_pixels,
@@ -68,6 +69,8 @@ class TileFiles:
         Raises:
             UnreadableTilesError: the file is gone, is not an image or has another size than its label.
         """
+        if self._store is not None and image.frames.tiles[tile].is_global:
+            return _as_labelled(image, tile, read_global_image(self._store, image))
         source = tiled_picture(self._store, image) if self._store is not None else None
         if source is None:
             return _as_labelled(image, tile, read_tile_file(image, tile))
