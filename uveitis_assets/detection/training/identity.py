@@ -14,6 +14,7 @@ from uveitis_assets.training.distributed import n_processes
 # Settings that did not exist once: without a mention of their defaults, trainings from then stay recognised.
 _ADDED_LATER = {
     "model": ("fit_anchors", "rpn_similarity", "roi_similarity", "nwd_constant"),
+    "augmentation": ("origin_shift", "scale", "rotation", "copy_paste", "copy_paste_lesions"),
 }
 
 
