@@ -54,6 +54,20 @@ class ModelConfiguration(Configuration):
     anchor_ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="Height over width of the anchors")
     pyramid_channels: int = Field(256, ge=8, le=1024, description="Channels of every pyramid level")
     head_width: int = Field(1024, ge=8, le=4096, description="Width of the two layers that read a pooled region")
+    fit_anchors: bool = Field(
+        False,
+        description="Replace anchor_sizes before a training by sides fitted to its boxes (k-means); the weights' file "
+        "names them. Not for trainings that start from a whole detector, whose proposal head knows other anchors",
+    )
+    rpn_similarity: Literal["iou", "nwd"] = Field(
+        "iou",
+        description="What the proposal thresholds compare labels and anchors by: IoU or the normalized Wasserstein "
+        "distance, which is smooth for tiny boxes",
+    )
+    roi_similarity: Literal["iou", "nwd"] = Field("iou", description="The same for labels and proposals")
+    nwd_constant: float = Field(
+        12.7, gt=0, description="nwd: distance at which it is 1/e, about the usual side of a lesion, input px"
+    )
     rpn_foreground_iou: Ratio = Field(0.4, description="An anchor is positive from this IoU; low for lax boxes")
     rpn_background_iou: Ratio = Field(
         0.2, description="An anchor is negative below this IoU; between both it is left out"
@@ -122,6 +136,13 @@ class AugmentationConfiguration(Configuration):
     contrast: float = Field(0.15, ge=0, le=1, description="Largest relative change around the mean grey; 0: none")
     saturation: float = Field(0.15, ge=0, le=1, description="Largest relative change of the saturation; 0: none")
     gamma: float = Field(0.15, ge=0, le=1, description="Largest change of the exponent's logarithm")
+    origin_shift: Ratio = Field(0.0, description="Largest random move of a tile's origin, share of its side")
+    scale: float = Field(0.0, ge=0, le=1, description="Largest random change of the logarithm of a tile's scale")
+    rotation: float = Field(0.0, ge=0, le=180, description="Largest random angle, degrees; 180: any")
+    copy_paste: Ratio = Field(
+        0.0, description="Probability that a tile gets lesions of other training images, all classes equally often"
+    )
+    copy_paste_lesions: int = Field(4, ge=1, le=100, description="Most lesions pasted into a tile")
 
 
 class SamplingConfiguration(Configuration):
@@ -198,11 +219,26 @@ class DetectorConfiguration(Configuration):
     training: TrainingConfiguration = TrainingConfiguration()
     evaluation: EvaluationConfiguration = EvaluationConfiguration()
     inference: InferenceConfiguration = InferenceConfiguration()
+    global_tile: bool = Field(
+        True,
+        description="Lanes with `tiling.frame: native`: the global image is one more tile, in training, evaluation and "
+        "prediction; no effect on tiles that are cut from the global image",
+    )
     overfit_images: int = Field(
         0,
         ge=0,
         description="Train and evaluate on this many training images with lesions; 0: train on train, evaluate on val",
     )
+
+    @model_validator(mode="after")
+    def _fits_anchors_of_a_new_head(self) -> Self:
+        first = self.initialise
+        if self.model.fit_anchors and first.mode == "full" and (first.experiment or first.checkpoint):
+            raise ValueError(
+                "model.fit_anchors: the proposal head of a whole detector knows the anchors that it learned with; set "
+                "it to false, or initialise.mode to backbone_only"
+            )
+        return self
 
     @model_validator(mode="after")
     def _selects_by_boxes_that_it_finds(self) -> Self:

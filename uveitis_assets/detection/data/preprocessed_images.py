@@ -40,8 +40,12 @@ class PreprocessedImage:
     fingerprint: str
 
 
-def read_preprocessed_images(store: ArtefactStore, lane: str, batch: str) -> list[PreprocessedImage]:
+def read_preprocessed_images(
+    store: ArtefactStore, lane: str, batch: str, *, global_tile: bool = False
+) -> list[PreprocessedImage]:
     """Usable images of a batch, sorted by id; those quarantined or moved to another batch are left out.
+
+    With ``global_tile`` the global image is one more tile where tiles are cut from the native crop.
 
     Raises:
         FileNotFoundError: the batch's tiles have not been materialized, or an image's metadata is gone.
@@ -67,12 +71,17 @@ def read_preprocessed_images(store: ArtefactStore, lane: str, batch: str) -> lis
             report_damage(store, error.path)
             raise
         content = f"{row['content_hash']}:{row['fingerprint']}"
+        files = [store.tile(key, tile.tile_id) for tile in frames.tiles]
+        if global_tile and frames.frame == "native":
+            frames = frames.with_global_tile()
+            files.append(store.global_image(key, frames.global_size))
+            content += ":global"
         images.append(
             PreprocessedImage(
                 image_id=image_id,
                 key=key,
                 frames=frames,
-                tiles=tuple(PreprocessedTile(store.tile(key, tile.tile_id)) for tile in frames.tiles),
+                tiles=tuple(map(PreprocessedTile, files)),
                 fingerprint=short_digest(content),
             )
         )

@@ -100,7 +100,8 @@ def read_tile_files(image: TiledImage) -> list[Pixels]:
 
 def tiled_picture(store: ArtefactStore, image: Preprocessed) -> Path | None:
     """File that an image's tiles have to be cut from; None where they are persisted or it is missing."""
-    if any(tile.file.is_file() for tile in image.tiles):
+    cut = [tile for tile, frame in zip(image.tiles, image.frames.tiles, strict=True) if not frame.is_global]
+    if any(tile.file.is_file() for tile in cut):
         return None
     if image.frames.frame == "native":
         path = store.normalized_crop(image.key)
@@ -112,19 +113,34 @@ def tiled_picture(store: ArtefactStore, image: Preprocessed) -> Path | None:
 def read_tile_pixels(store: ArtefactStore, image: Preprocessed) -> list[Pixels]:
     """An image's tiles, RGB uint8, from their files or cut from a persisted larger image.
 
+    The global image as one more tile comes from its own file, or is made again from the other tiles.
+
     Raises:
         UnreadableTilesError: neither is there, or a file is damaged; it is noted for the next run of the tiles.
     """
+    pixels = _read_cut_tiles(store, image)
+    if len(pixels) < len(image.frames.tiles):
+        pixels.append(_read_global_image(store, image, pixels))
+    return pixels
+
+
+def _read_cut_tiles(store: ArtefactStore, image: Preprocessed) -> list[Pixels]:
+    """The tiles that are parts of a larger image; the scaled global image, always the last, is left out."""
+    cut = [tile for tile in image.frames.tiles if not tile.is_global]
     source = tiled_picture(store, image)
     with damage_reported(store):
         if source is None:
-            return read_tile_files(image)
+            return [read_tile_file(image, number) for number in range(len(cut))]
         whole = read_picture(source)
-    return [cut_tile(whole, tile) for tile in image.frames.tiles]
+    return [cut_tile(whole, tile) for tile in cut]
 
 
 def read_global_image(store: ArtefactStore, image: Preprocessed) -> Pixels:
     """The global image, RGB uint8: from its file, or made again from the tiles when it is not persisted."""
+    return _read_global_image(store, image, None)
+
+
+def _read_global_image(store: ArtefactStore, image: Preprocessed, cut_tiles: Sequence[Pixels] | None) -> Pixels:
     path = store.global_image(image.key, image.frames.global_size)
     if path.is_file():
         with damage_reported(store):
@@ -132,7 +148,7 @@ def read_global_image(store: ArtefactStore, image: Preprocessed) -> Pixels:
     frames = image.frames
     width, height = frames.tiling_size
     whole = np.zeros((height, width, 3), np.uint8)
-    for tile, pixels in zip(frames.tiles, read_tile_pixels(store, image), strict=True):
+    for tile, pixels in zip(frames.tiles, cut_tiles or _read_cut_tiles(store, image), strict=False):
         cut_tile(whole, tile)[:] = pixels
     if frames.frame == "global":
         return whole

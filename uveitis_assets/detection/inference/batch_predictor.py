@@ -97,6 +97,7 @@ class BatchPredictor:
             names=self._names,
             device=self._device,
             code_version=self._code_version,
+            global_tile=lane.global_tile,
         )
         sheet = None
         if lane.inference.overlays:

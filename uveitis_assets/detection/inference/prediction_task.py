@@ -61,6 +61,7 @@ class PredictionSettings:
         names: names of the categories.
         device: where the models run.
         code_version: part of every fingerprint.
+        global_tile: the global image is one more tile beside those of the native crop.
     """
 
     experiment: str
@@ -70,6 +71,7 @@ class PredictionSettings:
     names: Mapping[int, str]
     device: torch.device | str
     code_version: str
+    global_tile: bool = False
 
 
 class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
@@ -85,7 +87,7 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
         Raises:
             FileNotFoundError: the batch's tiles have not been materialized.
         """
-        images = read_preprocessed_images(store, lane, batch)
+        images = read_preprocessed_images(store, lane, batch, global_tile=settings.global_tile)
         super().__init__(
             f"{settings.experiment}/predictions[{batch}]",
             [BatchItem(image.image_id, image.fingerprint, image) for image in images],

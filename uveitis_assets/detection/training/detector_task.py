@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from uveitis_assets.detection.checkpoints.lineage import weights_lineage
 from uveitis_assets.detection.configuration import DetectorConfiguration
+from uveitis_assets.detection.data.fitted_anchors import with_fitted_anchors
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
 from uveitis_assets.detection.data.tile_dataset import Target, TilePixels
 from uveitis_assets.detection.data.tile_seeds import TileSeeds
@@ -69,7 +70,7 @@ class DetectorTask(RunTask[Tile]):
         """
         self.train, self.val = chosen_splits(configuration, train, val)
         self._store = store
-        self._configuration = configuration
+        self._configuration = configuration = with_fitted_anchors(configuration, self.train.images)
         self._options = configuration.training
         self._device = device
         self._amp = uses_bfloat16(configuration.training.amp, device.type)

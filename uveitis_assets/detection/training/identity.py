@@ -12,6 +12,12 @@ from uveitis_assets.detection.data.sampling import EpochSampler
 from uveitis_assets.storage.digests import short_digest
 from uveitis_assets.training.distributed import n_processes
 
+# Settings that did not exist once: without a mention of their defaults, trainings from then stay recognised.
+_ADDED_LATER = {
+    "model": ("fit_anchors", "rpn_similarity", "roi_similarity", "nwd_constant"),
+    "augmentation": ("origin_shift", "scale", "rotation", "copy_paste", "copy_paste_lesions"),
+}
+
 
 def training_identity(
     configuration: DetectorConfiguration, train: LabelledSplit, val: LabelledSplit, parent: Mapping[str, str] | None
@@ -30,6 +36,10 @@ def training_identity(
     speed = {"loader_workers", "tile_cache_gb"}
     left_out = shown | speed
     plain: dict[str, Any] = {name: part.model_dump(mode="json", exclude=left_out) for name, part in settings.items()}
+    for part, values in plain.items():
+        for name in _ADDED_LATER.get(part, ()):
+            if values[name] == type(settings[part]).model_fields[name].default:
+                del values[name]
     plain["selection"] = [
         configuration.overfit_images,
         configuration.evaluation.selection_iou,
