@@ -10,9 +10,9 @@ _CHUNK_OVERHEAD = 12
 
 
 def png_finding(data: bytes | memoryview) -> str | None:
-    """Says what is wrong with a PNG file's bytes, by its chunks' lengths and CRC-32; None for an intact file.
+    """Says what is wrong with a PNG file's bytes; None for an intact file.
 
-    Every byte of a PNG is covered: a cut file lacks its last chunk, a changed byte disagrees with a checksum, a length
+    Its chunks' lengths and CRC-32 are compared. Every byte of a PNG is covered: a cut file lacks its last chunk, a changed byte disagrees with a checksum, a length
     or the signature. Decoders overlook some of it, e.g. OpenCV fills rows that it cannot read with black. Pixels are
     not decoded (PNG specification, third edition, sections 5.2 and 5.3).
     """
