@@ -1,6 +1,7 @@
 """Compares files of preprocessed images with what the stage indexes record.
 
-All are compared by size, a sample by bytes and pixels. What is found damaged is noted for the next run of the batch, which makes it again.
+All are compared by size, a sample by bytes and pixels. What is found damaged is noted for the next run of the batch,
+which makes it again.
 """
 
 from __future__ import annotations
