@@ -1,6 +1,7 @@
-"""Files of preprocessed images compared with what the stage indexes record: all by size, a sample by its pixels.
+"""Compares files of preprocessed images with what the stage indexes record.
 
-What is found damaged is noted for the next run of the batch, which makes it again.
+All are compared by size, a sample by bytes and pixels. What is found damaged is noted for the next run of the batch,
+which makes it again.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class StageFiles:
         return [self._finding(row, error) for error in errors if error.path in wanted]
 
     def mask_findings(self, row: Row, min_area_ratio: float) -> list[str]:
-        """Opens an image's mask: its bytes, its size, its two values and the share of the image that it covers."""
+        """Opens an image's mask and compares bytes, size, values and covered share of the image."""
         path = self._store.roi_mask(artefact_key(row["image_id"]))
         try:
             mask = self._pixels(row, path, cv2.IMREAD_UNCHANGED)

@@ -10,11 +10,11 @@ _CHUNK_OVERHEAD = 12
 
 
 def png_finding(data: bytes | memoryview) -> str | None:
-    """Says what is wrong with a PNG file's bytes, by its chunks' lengths and CRC-32; None for an intact file.
+    """Says what is wrong with a PNG file's bytes; None for an intact file.
 
-    Every byte of a PNG is covered: a cut file lacks its last chunk, a changed byte disagrees with a checksum, a length
-    or the signature. Decoders overlook some of it, e.g. OpenCV fills rows that it cannot read with black. Pixels are
-    not decoded (PNG specification, third edition, sections 5.2 and 5.3).
+    Lengths and CRC-32 of the chunks are compared. Every byte of a PNG is covered: a cut file lacks its last chunk, a
+    changed byte disagrees with a checksum, a length or the signature. Decoders overlook some of it, e.g. OpenCV fills
+    rows that it cannot read with black. Pixels are not decoded (PNG specification, third edition, sections 5.2, 5.3).
     """
     view = memoryview(data)
     if not view:

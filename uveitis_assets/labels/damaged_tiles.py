@@ -1,4 +1,4 @@
-"""Labelled images whose tiles or metadata are damaged, so that no labels are made for files that nothing can read."""
+"""Finds labelled images whose tiles or metadata are damaged, which labels leave out."""
 
 from __future__ import annotations
 

@@ -87,7 +87,10 @@ def read_artefact(path: Path, stamp: FileStamp | None) -> bytes:
 def damaged_files(
     root: Path, row: Mapping[str, Any], *, contents: Callable[[Path], bool] = lambda _: False
 ) -> list[DamagedArtefactError]:
-    """What is wrong with the recorded files of an index row: by size, and by all bytes where ``contents`` holds."""
+    """Findings about the recorded files of an index row.
+
+    Sizes are compared, and all bytes of the files for which ``contents`` holds.
+    """
     found = []
     for name, stamp in recorded_stamps(row).items():
         path = root / name

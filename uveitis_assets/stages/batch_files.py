@@ -1,4 +1,4 @@
-"""Compares the artefacts of a batch's finished items with what their index rows record, and makes that record.
+"""Records the artefacts of a batch's items in their index rows, and compares them later.
 
 Sizes are compared whenever an item is skipped as done: one system call per file. Contents are compared where a reader
 noted a suspicion, and by whoever reads a file. A file that no row records, because an earlier version wrote the row or

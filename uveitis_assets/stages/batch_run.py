@@ -256,9 +256,10 @@ class _BatchRun(Generic[Source, Name]):
                     self._outcomes[stage].repaired[item.item_id] = damage
 
     def _repair(self, job: Job[Source, Name], to_do: Sequence[Name], error: DamagedStageError) -> None:
-        """Plans the rest of a job again with the stage whose file is damaged, if that stage is requested and was done.
+        """Plans the rest of a job again, together with the stage whose file is damaged.
 
-        A stage that is not requested is left alone: the item fails, and the file is noted for that stage's next run.
+        A stage that is not requested, or was made by this very job, is left alone: the item fails, and the file is
+        noted for that stage's next run.
         """
         item = job.item
         stage = next(stage for stage in self._task.stages if stage == error.stage)

@@ -233,7 +233,7 @@ class BatchTask(ABC, Generic[Source, Name]):
         return ()
 
     def suspects(self, stage: Name) -> frozenset[str]:
-        """Files of the stage that the task found damaged when it read its records, by names below the store's root."""
+        """Names below the store's root of files that the task found damaged in ``recorded_rows``."""
         return frozenset()
 
     def must_remake(

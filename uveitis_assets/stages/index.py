@@ -34,7 +34,9 @@ class DamagedIndexError(ValueError):
 
 
 def read_stage_index(path: Path) -> dict[str, Row]:
-    """Rows of a stage index by image id; empty when there is no index yet. Of a damaged one, those of its copy.
+    """Rows of a stage index by image id; empty when there is no index yet.
+
+    Of a damaged index, those of its copy.
 
     Raises:
         ValueError: the file is not a stage index and has no copy; the message names it.
@@ -45,7 +47,9 @@ def read_stage_index(path: Path) -> dict[str, Row]:
 
 
 def read_index_table(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
-    """A stage index that exists, or some of its columns, ``image_id`` among them. Of a damaged one, its copy.
+    """A stage index that exists, or some of its columns, ``image_id`` among them.
+
+    Of a damaged index, its copy.
 
     Raises:
         ValueError: the file is not a stage index, or lacks a column, and has no copy that is one; the message names it.
@@ -140,7 +144,7 @@ def read_index_metadata(path: Path, name: str) -> str | None:
 def write_stage_index(
     path: Path, schema: pl.Schema, rows: Iterable[Row], *, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write rows, sorted by image id, as Parquet, and the index's copy before; equal rows give equal bytes.
+    """Write rows, sorted by image id, as Parquet, and a copy before; equal rows give equal bytes.
 
     Args:
         path: of the index.

@@ -87,7 +87,10 @@ def write_prediction(
     configuration: InferenceConfiguration,
     fingerprint: str,
 ) -> Path:
-    """Write ``preds/<experiment>/<key>.json`` atomically and return its path; arguments as ``prediction_bytes``."""
+    """Write ``preds/<experiment>/<key>.json`` atomically and return its path.
+
+    Arguments as ``prediction_bytes``.
+    """
     path = store.prediction_file(experiment, artefact_key(image_id))
     data = prediction_bytes(
         experiment,

@@ -68,10 +68,10 @@ def batch_of(platform: Platform, image_id: str) -> str:
 def test_broken_masks_and_tiles_are_errors_until_the_next_run_makes_them_again(finished: Platform) -> None:
     store, key = finished.store, "uwf700__Uveitis-001"
     batch = batch_of(finished, "uwf700::Uveitis-001")
-    store.roi_mask(key).write_bytes(b"")
+    write_bytes(store.roi_mask(key), b"")
     tile = store.tile(key, "tile_000")
     data = tile.read_bytes()
-    tile.write_bytes(data[:500] + bytes([data[500] ^ 1]) + data[501:])
+    write_bytes(tile, data[:500] + bytes([data[500] ^ 1]) + data[501:])
     for asset, check, found in (
         ("roi_masks", "roi_plausibility", f"preproc/roi_masks/{key}.png: expected "),
         ("tiles", "tile_reconstruction", f"preproc/tiles/{key}/tile_000.png: expected CRC-32 "),
@@ -112,7 +112,7 @@ def test_labels_leave_out_an_image_whose_global_image_is_empty_and_name_it(finis
         for split in ("train", "val", "test")
         if any(image["image_id"] == image_id for image in read_coco(store, "uwf700", split)["images"])
     )
-    store.global_image("uwf700__Uveitis-001", 1024).write_bytes(b"")
+    write_bytes(store.global_image("uwf700__Uveitis-001", 1024), b"")
     partition = f"fold0|{split}"
     assert finished.run_labels("uwf700", partition, None).success
     assert image_id not in [image["image_id"] for image in read_coco(store, "uwf700", split)["images"]]
