@@ -133,10 +133,10 @@ def _unknown_patients(store: ArtefactStore, lane: LaneConfiguration) -> list[str
     if lane.patient_rule or not find_layout(lane.layout).patients_from_names:
         return []
     return [
-        f"{found.n_images} file names differ in {found.kind} only and look like images of {found.n_persons} persons, "
-        "but each image counts as a patient of its own, so that a person may be in train and in test: say where the "
-        f"patients stand, with `patients: {{csv: ...}}` or `patients: {{pattern: '{found.pattern}'}}`, and register "
-        "again"
+        f"{found.n_images} file names differ in {found.kind} only and look like images of {found.n_persons} "
+        f"{'person' if found.n_persons == 1 else 'persons'}, but each image counts as a patient of its own, so that a "
+        "person may be in train and in test: say where the patients stand, with `patients: {csv: ...}` or "
+        f"`patients: {{pattern: '{found.pattern}'}}`, and register again"
         for found in paired_names(registered_paths(store, lane.name))
     ]
 

@@ -46,7 +46,7 @@ def read_landing_csv(
     try:
         data = read_landed_file(tree.raw_root, str(tree.folder / relative_path), relative_path)
     except QuarantineError as error:
-        detail = error.detail + (_other_file(tree, relative_path) if error.reason == "missing" else "")
+        detail = error.detail + (similar_table(tree.files, relative_path) if error.reason == "missing" else "")
         return [], [LandingProblem(relative_path, error.reason, detail)]
     found_format = foreign_table_format(data)
     if found_format:
@@ -135,9 +135,26 @@ class _Table:
                 problems.append(LandingProblem(self._path, "bad_row", detail))
                 continue
             if cells is None:
-                return lines, problems
+                break
             if any(cell.strip() for cell in cells):
                 lines.append((reader.line_num + self._n_before, cells))
+        if lines and self._ends_in_quotes():
+            lines.pop()
+            line = 1 + (lines[-1][0] if lines else self._n_before)
+            detail = f"{self._path}:{line}: from here on a quote is opened and never closed; close or remove it"
+            problems.append(LandingProblem(self._path, "bad_row", detail))
+        return lines, problems
+
+    def _ends_in_quotes(self) -> bool:
+        """Say whether the last row is all that follows an unclosed quote."""
+        reader = csv.reader(io.StringIO(self._text, newline=""), delimiter=self._delimiter, strict=True)
+        while True:
+            try:
+                if next(reader, None) is None:
+                    return False
+            except csv.Error as error:
+                if "unexpected end of data" in str(error):
+                    return True
 
     def _ends_blank(self, rows: Sequence[Sequence[str]], n_columns: int) -> bool:
         """Say whether blank cells beyond the header are delimiters at the end of rows.
@@ -167,13 +184,18 @@ class _Table:
         return LandingProblem(self._path, "bad_row", detail)
 
 
-def _other_file(tree: LandingTree, relative_path: str) -> str:
-    """The end of a sentence about a missing table: which file may be meant, or nothing."""
-    path = PurePosixPath(relative_path)
-    for file in tree.files:
-        if file.casefold() == relative_path.casefold():
-            return f"; {file} may be meant: the names have to be equal"
-        other = PurePosixPath(file)
-        if other.suffix.lower() in _WORKBOOK_EXTENSIONS and str(other.with_suffix("")) == str(path.with_suffix("")):
+def similar_table(files: Sequence[str], relative_path: str) -> str:
+    """The end of a sentence about a missing table: which file may be meant, or nothing.
+
+    Args:
+        files: that are there, below the dataset's folder.
+        relative_path: of the table that is not.
+    """
+    wanted = PurePosixPath(relative_path.casefold())
+    for file in files:
+        other = PurePosixPath(file.casefold())
+        if other == wanted:
+            return f"; {file} may be meant: give it the expected name"
+        if other.suffix in _WORKBOOK_EXTENSIONS and other.with_suffix("") == wanted.with_suffix(""):
             return f"; {file} may be meant: save it as CSV"
     return ""

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from uveitis_assets.landing.image_probe import is_image_name, probe_image
-from uveitis_assets.landing.layouts.csv_tables import CsvRow, read_landing_csv
+from uveitis_assets.landing.layouts.csv_tables import CsvRow, read_landing_csv, similar_table
 from uveitis_assets.landing.layouts.eye import eye_from_name
 from uveitis_assets.landing.layouts.file_names import FileNames, without_image_extension
 from uveitis_assets.landing.layouts.grade_table import parse_grade
@@ -111,7 +111,8 @@ def _scan_subset(
     csv = next((file for file in files if PurePosixPath(file).name.lower() == subset.csv_name), None)
     row_by_file: dict[str, CsvRow] = {}
     if csv is None:
-        detail = f"expected {folder}/{subset.csv_name}, found none; its images land without grades"
+        expected = f"{folder}/{subset.csv_name}"
+        detail = f"expected {expected}, found none; its images land without grades{similar_table(files, expected)}"
         problems = [LandingProblem(folder, "missing", detail)]
         table_problems = tuple(problems)
     else:

@@ -107,7 +107,7 @@ def test_two_eyes_of_a_person_without_a_rule_are_a_warning(
     assert len({row["patient_id"] for row in rows.values()}) == (4 if kind else 3)
     if kind:
         assert evaluation.severity == WARN
-        assert "2 file names differ in left/right only and look like images of 1 persons" in findings(evaluation)
+        assert "2 file names differ in left/right only and look like images of 1 person," in findings(evaluation)
         assert "patients: {pattern: '(?i)(?P<patient>.+?)" in findings(evaluation)
         assert "4711" not in findings(evaluation)
 

@@ -156,6 +156,13 @@ def test_a_row_whose_cells_may_be_shifted_is_refused(tmp_path, row, found):
     assert "Doe" not in problems[0].detail
 
 
+def test_a_quote_that_is_never_closed_does_not_swallow_rows(tmp_path):
+    rows, problems = read(tmp_path, b'image;level\na;"x\ny"\nb;"1\nc;2\nd;3\n')
+    assert [(row.line, row.cells) for row in rows] == [(3, {"image": "a", "level": "x\ny"})]
+    assert [problem.reason for problem in problems] == ["bad_row"]
+    assert "t.csv:4: from here on a quote is opened and never closed" in problems[0].detail
+
+
 @pytest.mark.parametrize("data", [b"PK\x03\x04rest", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1rest", b"PAR1", b"%PDF-1.7"])
 def test_workbooks_and_other_files_are_refused_with_what_to_do(tmp_path, data):
     rows, problems = read(tmp_path, data)

@@ -110,7 +110,9 @@ def test_nothing_is_lost_without_images_and_by_a_table_of_grades_alone(store):
 def test_deepdrid_loses_only_patients_that_its_file_names_do_not_hold(store):
     place(store, "ultra-widefield-training/Images/121/l3.jpg", "regular-fundus-training/Images/7_l1.jpg")
     assert scan(store, "deepdrid").lost_patients == ()
-    place(store, "regular-fundus-training/Images/photo.jpg")
+    place(store, "regular-fundus-training/Images/photo.jpg", "regular-fundus-training/Regular-fundus-training.xlsx")
+    (lost,) = scan(store, "deepdrid").lost_patients
+    assert lost.detail.endswith("regular-fundus-training/Regular-fundus-training.xlsx may be meant: save it as CSV")
     table(store, "regular-fundus-training/regular-fundus-training.csv", b"PK\x03\x04")
     assert [problem.reason for problem in scan(store, "deepdrid").lost_patients] == ["not_csv"]
 
