@@ -54,6 +54,7 @@ _APPEARANCE_CLIP = 1.5  # largest evidence of one pixel, in nats
 _PENUMBRA = 0.035  # half-frames; the widest strip between the outline and black that is taken for retina
 _RIM = 0.05  # half-frames; a dark band up to twice as wide is the rim or a shadow, not the black around a field
 _BLACK = 0.1  # times the 90th percentile of the whole image; darker is black
+_SPUR = 0.012  # half-frames; spurs and notches narrower than twice this are no outline of a retina
 _BRIGHTER_THAN_RETINA = 1.15  # times the mean of the mask beside it; a strip that is brighter is a lid
 _LIT = 0.2  # the same; brighter may be retina at a border
 
@@ -83,7 +84,7 @@ def uwf_retina_mask(image_rgb: NDArray[np.uint8], parameters: UwfRetinaParameter
     polygon = (unit + 1) / 2 * (right - left, bottom - top)
     region = mask[top:bottom, left:right]
     cv2.fillPoly(region, [np.round((polygon - 0.5) * 16).astype(np.int32)], 255, shift=4)
-    return largest_without_holes(extend_to_black(mask, image_rgb))
+    return largest_without_holes(_without_spurs(extend_to_black(mask, image_rgb)))
 
 
 def _outline(polar: PolarImage, weights: UwfRetinaParameters) -> NDArray[np.intp]:
@@ -123,6 +124,18 @@ def extend_to_black(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> NDArra
     lit &= brightest <= _BRIGHTER_THAN_RETINA * _mean_nearby(brightest, mask, margin)
     # Between two pixels side by side both distances are 1.
     return np.where(lit & (width <= _PENUMBRA * half_frame + 1), np.uint8(255), mask)
+
+
+def _without_spurs(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Close notches and take off spurs, which the extension leaves; a small mask stays whole."""
+    radius = round(_SPUR * max(mask.shape) / 2)
+    if radius == 0:
+        return mask
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    beyond = cv2.copyMakeBorder(mask, radius, radius, radius, radius, cv2.BORDER_REPLICATE)
+    rounded = cv2.morphologyEx(cv2.morphologyEx(beyond, cv2.MORPH_CLOSE, disc), cv2.MORPH_OPEN, disc)
+    inner = np.asarray(rounded[radius:-radius, radius:-radius], dtype=np.uint8)
+    return inner if inner.any() else mask
 
 
 def _mean_nearby(values: NDArray[np.uint8], mask: NDArray[np.uint8], margin: int) -> Floats:
