@@ -32,11 +32,10 @@ def read_coco(files: Sequence[tuple[str, bytes]], options: ReaderOptions) -> For
             labels.add_image(str(image.get("file_name")), image.get("width"), image.get("height"))
         for annotation in objects(content.get("annotations"), f"{name}: annotations"):
             place = f"{name}: annotation {annotation.get('id')}"
-            image = images.get(annotation.get("image_id"))
-            if image is None:
+            if annotation.get("image_id") not in images:
                 labels.refuse("", place, f"found image_id {annotation.get('image_id')!r}, which images does not list")
                 continue
-            image_name = str(image.get("file_name"))
+            image_name = str(images[annotation.get("image_id")].get("file_name"))
             try:
                 labels.shapes.append(_shape(annotation, image_name, categories, place))
             except (KeyError, TypeError, ValueError) as error:

@@ -56,7 +56,11 @@ _READERS: Mapping[ForeignFormat, Reader] = {
     "labelme": read_labelme,
     "label-studio": read_label_studio,
 }
-_EXTENSIONS: Mapping[ForeignFormat, str] = {"yolo": ".txt", "yolo-obb": ".txt", "yolo-seg": ".txt", "dota": ".txt"} | {
+_EXTENSIONS: Mapping[ForeignFormat, str] = {
+    "yolo": ".txt",
+    "yolo-obb": ".txt",
+    "yolo-seg": ".txt",
+    "dota": ".txt",
     "coco": ".json",
     "labelme": ".json",
     "label-studio": ".json",

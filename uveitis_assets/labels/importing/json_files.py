@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from uveitis_assets.labels.importing.foreign import ForeignFileError
 
 
-def parsed(name: str, data: bytes, kind: type) -> Any:
+def parsed(name: str, data: bytes, kind: type[dict[str, Any]] | type[list[Any]]) -> Any:
     """The JSON value of a file.
 
     Raises:
@@ -23,7 +23,7 @@ def parsed(name: str, data: bytes, kind: type) -> Any:
     except (ValueError, RecursionError) as error:
         raise ForeignFileError(f"{name}: expected JSON, found {error}") from error
     if not isinstance(value, kind):
-        wanted = {dict: "an object", list: "a list"}.get(kind, kind.__name__)
+        wanted = "an object" if kind is dict else "a list"
         raise ForeignFileError(f"{name}: expected {wanted}, found {type(value).__name__}")
     return value
 

@@ -218,9 +218,7 @@ def test_an_outline_of_every_format_is_the_same_mask(store: ArtefactStore, name:
 
 
 @pytest.mark.parametrize("name", OUTLINES)
-def test_an_outline_of_every_format_is_a_rectangle_around_it_in_a_lane_of_boxes(
-    store: ArtefactStore, name: str
-) -> None:
+def test_an_outline_of_every_format_is_a_rectangle_in_a_lane_of_boxes(store: ArtefactStore, name: str) -> None:
     land(store, "a.jpg")
     files, options = OUTLINES[name]
     run(store, files, **NAMED, **with_names(store, options))
@@ -336,7 +334,7 @@ def test_label_files_that_exist_are_replaced_only_when_asked_and_a_dry_run_write
     assert run(store, {"a.txt": ""}, dry_run=True, **options).written == ["Labels/Uveitis/a.txt"]
     assert not file.exists()
     run(store, {"a.txt": ""}, **options)
-    with pytest.raises(ForeignFileError, match="1 label files exist already, the first is Labels/Uveitis/a.txt"):
+    with pytest.raises(ForeignFileError, match=r"1 label files exist already, the first is Labels/Uveitis/a\.txt"):
         run(store, {"a.txt": "3 0.5 0.5 0.1 0.1"}, **options)
     assert file.read_bytes() == b""
     run(store, {"a.txt": "3 0.5 0.5 0.1 0.1"}, replace=True, **options)
@@ -353,7 +351,7 @@ def test_label_files_that_exist_are_replaced_only_when_asked_and_a_dry_run_write
 )
 def test_xml_with_a_document_type_is_refused(store: ArtefactStore, document: str) -> None:
     land(store, "a.jpg")
-    with pytest.raises(ForeignFileError, match="annotations.xml:1: found a document type or an entity"):
+    with pytest.raises(ForeignFileError, match=r"annotations\.xml:1: found a document type or an entity"):
         run(store, {"annotations.xml": document}, format="cvat")
 
 
