@@ -36,7 +36,8 @@ _Row = tuple[str, ShapeKind, list[float], float | None]
 def read_yolo(files: Sequence[tuple[str, bytes]], options: ReaderOptions, *, rows: YoloRows) -> ForeignLabels:
     """Labels of YOLO files of boxes, oriented boxes or polygons.
 
-    An empty file is an image without lesions. Lines that begin with # are comments. A class number may be written as 4.0.
+    An empty file is an image without lesions. Lines that begin with # are comments. A class number may be written as
+    4.0.
     """
 
     def parse(fields: Sequence[str]) -> _Row:
