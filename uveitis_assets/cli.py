@@ -1,4 +1,4 @@
-"""Commands beyond Dagster's own: register images, run the demo, submit runs to a deployment, check it.
+"""Commands beyond Dagster's own: register images, import labels, demo, submit runs, check a host.
 
 Everything else is Dagster's own command line (``dagster asset materialize``, ``dagster dev``). Registering and the
 demo need DAGSTER_HOME, because partition keys live in the instance's database.
@@ -79,6 +79,57 @@ def register(
                 )
     if refused:
         fail("\n".join(refused))
+
+
+@app.command(name="import-labels")
+def import_labels_command(
+    lane: Annotated[str, typer.Argument(help="Lane whose images the labels are of")],
+    source: Annotated[Path, typer.Argument(help="A label file, or a folder of them", exists=True)],
+    *,
+    label_format: Annotated[
+        str,
+        typer.Option("--format", help="coco, yolo, yolo-obb, yolo-seg, dota, cvat, labelme or label-studio"),
+    ],
+    units: Annotated[str | None, typer.Option(help="Coordinates of YOLO and DOTA files: pixel or share")] = None,
+    first_class: Annotated[int | None, typer.Option(help="First class number of YOLO files", min=0, max=1)] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="Names of YOLO's class numbers: a line each, or data.yaml", exists=True)
+    ] = None,
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Class of the files=class of the lane; 'name=' leaves it out; may be repeated"),
+    ] = None,
+    min_confidence: Annotated[
+        float | None, typer.Option(help="Take predictions from this confidence on as labels", min=0.0, max=1.0)
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite label files that exist")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report only, write nothing")] = False,
+) -> None:
+    """Convert label files of other tools into the lane's own, beside its landed images.
+
+    The exit status is 1 when rows are refused: their images get no label file.
+    """
+    from uveitis_assets.import_output import run_import
+    from uveitis_assets.storage.store import ArtefactStore
+
+    configured = _load_lanes()
+    if lane not in configured:
+        fail(f"found no lane {lane}; expected one of {', '.join(configured)}")
+    complete = run_import(
+        ArtefactStore.from_environment(),
+        configured[lane],
+        source,
+        label_format=label_format,
+        units=units,
+        first_class=first_class,
+        names=names,
+        mapping=mapping or [],
+        min_confidence=min_confidence,
+        replace=replace,
+        dry_run=dry_run,
+    )
+    if not complete:
+        raise typer.Exit(1)
 
 
 @app.command()

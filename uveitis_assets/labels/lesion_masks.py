@@ -99,7 +99,7 @@ def lesions_of_mask(mask: NDArray[np.bool_], category_id: int, min_component_are
     corners = statistics[large][:, [cv2.CC_STAT_LEFT, cv2.CC_STAT_TOP]]
     boxes = np.hstack([corners, corners + statistics[large][:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]])
     components = [labels[y0:y1, x0:x1] == label for label, (x0, y0, x1, y1) in zip(large, boxes.tolist(), strict=True)]
-    corners = corners + (left, top)
+    corners = np.add(corners, (left, top))
     rings = [np.add(_outer_edge(component), corner) for component, corner in zip(components, corners, strict=True)]
     owners = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
     outlines = shapely.polygons(shapely.linearrings(np.concatenate(rings), indices=owners))

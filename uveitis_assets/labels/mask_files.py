@@ -22,7 +22,7 @@ MIN_IS_WHITE = 0
 
 @dataclass(frozen=True, slots=True)
 class MaskReading:
-    """Lesion pixels of one mask file, bool (height, width), displayed raw frame; what was found doubtful in it."""
+    """Lesion pixels of one mask file, bool (height, width), displayed raw frame, and findings."""
 
     marked: NDArray[np.bool_]
     findings: tuple[LabelFinding, ...] = ()
@@ -104,7 +104,10 @@ def _decode(image: ImageFile.ImageFile, data: bytes) -> _Decoded:
 
 
 def _separate_black_entries(image: Image.Image) -> str:
-    """Colour the entries of a palette whose used ones are all black, in place; a note where blacks are doubtful."""
+    """Colour the entries of a palette whose used ones are all black, in place.
+
+    Returns a note where several entries are black, else an empty text.
+    """
     counts = np.bincount(np.asarray(image).ravel(), minlength=256)
     used = np.flatnonzero(counts)
     colors = np.zeros((256, 3), np.uint8)

@@ -24,7 +24,10 @@ FLAT_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class MarkedPixels:
-    """Lesion pixels of a mask, bool (height, width); ``note`` says how a grey mask was read, else it is empty."""
+    """Lesion pixels of a mask, bool (height, width).
+
+    ``note`` says how a grey mask was read, else it is empty.
+    """
 
     marked: NDArray[np.bool_]
     note: str = ""
@@ -91,7 +94,10 @@ def _distinct(levels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _is_flat(levels: NDArray[Any], brightest: float) -> bool:
-    """Whether grey levels fill areas of their own, as numbers do; noise and rims change from pixel to pixel."""
+    """Whether grey levels fill areas of their own, as numbers do.
+
+    Noise and rims change from pixel to pixel.
+    """
     shown = levels > 0
     x, y, width, height = cv2.boundingRect(shown.view(np.uint8))
     shown, values = shown[y : y + height, x : x + width], levels[y : y + height, x : x + width]

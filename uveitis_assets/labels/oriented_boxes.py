@@ -96,7 +96,7 @@ def lesions_of_corners(
 
 
 def shorter_side(points: NDArray[np.float64]) -> float:
-    """Shorter side of the smallest rectangle around points (n, 2), whatever their order; 0 for points on a line."""
+    """Shorter side of the smallest rectangle around points (n, 2); 0 for points on a line."""
     around = shapely.oriented_envelope(shapely.MultiPoint(points))
     if not isinstance(around, shapely.Polygon):
         return 0.0

@@ -49,7 +49,7 @@ def check_ids(coco: Mapping[str, Any]) -> list[Finding]:
 
 
 def check_boxes(coco: Mapping[str, Any]) -> list[Finding]:
-    """Boxes are finite, have area (also in float32), lie inside their image and ``area`` agrees with the shape."""
+    """Boxes are finite, have area in float32, lie inside their image, and ``area`` is right."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
     not_finite, empty, outside, area_differs = [], [], [], []
     for annotation in coco["annotations"]:

@@ -355,7 +355,7 @@ def _left_out(metadata: Mapping[str, dg.MetadataValue[Any]]) -> list[str]:
 
 
 def _doubtful_labels(metadata: Mapping[str, dg.MetadataValue[Any]]) -> list[str]:
-    """Label files that the newest labels read although something in them is doubtful: grey masks, repeated lines."""
+    """Label files that the newest labels read although something in them is doubtful."""
     findings = metadata.get(LABEL_FINDINGS_METADATA)
     if not isinstance(findings, dg.JsonMetadataValue) or not isinstance(findings.data, dict):
         return []
