@@ -57,6 +57,7 @@ def predict_batch(
     names: Mapping[int, str],
     device: torch.device | str,
     code_version: str,
+    amp: bool | None = None,
 ) -> BatchPrediction:
     """Brings the predictions of a batch up to date; a second process waits and finds them done.
 
@@ -71,13 +72,14 @@ def predict_batch(
         names: names of the categories.
         device: where the models run.
         code_version: part of every fingerprint.
+        amp: mixed precision; None: on CUDA.
 
     Raises:
         FileNotFoundError: the batch's tiles have not been materialized.
         UnreadableTilesError: tiles of some images are missing or damaged; all others are predicted and recorded.
         BatchFailedError: images failed for other reasons; all others are predicted and recorded.
     """
-    settings = PredictionSettings(experiment, load_models, checkpoints, configuration, names, device, code_version)
+    settings = PredictionSettings(experiment, load_models, checkpoints, configuration, names, device, code_version, amp)
     tasks: list[PredictionTask] = []
 
     def begin() -> PredictionTask:

@@ -6,6 +6,7 @@ there is no journal. It is written after its pictures, and removed before pictur
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class PredictionSettings:
         names: names of the categories.
         device: where the models run.
         code_version: part of every fingerprint.
+        amp: mixed precision; None: on CUDA.
     """
 
     experiment: str
@@ -69,6 +71,7 @@ class PredictionSettings:
     names: Mapping[int, str]
     device: torch.device | str
     code_version: str
+    amp: bool | None = None
 
 
 class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
@@ -94,6 +97,7 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
         self.detections: dict[str, Detections] = {}
         self.n_predicted = 0
         self.n_removed = 0
+        self._n_full_tiles: Counter[str] = Counter()
         self._store = store
         self._settings = settings
         self._tiles_index = store.stage_index(lane, "tiles", batch)
@@ -163,7 +167,9 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
             self._settings.configuration,
             device=self._settings.device,
             read_tiles=partial(read_tile_pixels, self._store),
+            amp=self._settings.amp,
             on_unreadable=lambda image, error: unreadable.append((image, error)),
+            on_full=lambda image, n_full: self._n_full_tiles.update({image.image_id: n_full}),
         )
         for image, detections in predicted:
             self.detections[image.image_id] = detections
@@ -174,7 +180,14 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
     def start(
         self, item: BatchItem[PreprocessedImage], rows: Mapping[PredictionStage, Row], prepared: Found
     ) -> ImagePrediction:
-        return ImagePrediction(self._store, self._settings, item.source, prepared, self._fingerprints[item.item_id])
+        return ImagePrediction(
+            self._store,
+            self._settings,
+            item.source,
+            prepared,
+            self._fingerprints[item.item_id],
+            n_full_tiles=self._n_full_tiles[item.item_id],
+        )
 
     # Removing ---------------------------------------------------------------------------------------------
 
@@ -206,12 +219,15 @@ class ImagePrediction(ItemWork[PredictionStage]):
         image: PreprocessedImage,
         found: Found,
         fingerprint: str,
+        *,
+        n_full_tiles: int,
     ) -> None:
         self._store = store
         self._settings = settings
         self.image = image
         self._found = found
         self._fingerprint = fingerprint
+        self._n_full_tiles = n_full_tiles
 
     def run(self, stage: PredictionStage) -> Row:
         """Writes the pictures and then the prediction file, unless that is there.
@@ -242,6 +258,7 @@ class ImagePrediction(ItemWork[PredictionStage]):
                 checkpoints=self._settings.checkpoints,
                 configuration=self._settings.configuration,
                 fingerprint=self._fingerprint,
+                n_full_tiles=self._n_full_tiles,
             )
         return _columns(detections)
 
