@@ -114,10 +114,10 @@ def test_yolo_lines_are_shares_of_the_image_with_classes_from_zero(
     export_predictions(predicted, "finder", "yolo", tmp_path, frame=frame)  # type: ignore[arg-type]
     for image in images_of(predicted, frame):
         lines = (tmp_path / "labels" / f"{image.stem}.txt").read_text().splitlines()
-        rows = np.array([line.split() for line in lines], np.float64).reshape(len(lines), -1)
-        assert len(rows) == len(image.boxes)
-        if not len(rows):
+        assert len(lines) == len(image.boxes)
+        if not lines:
             continue
+        rows = np.array([line.split() for line in lines], np.float64)
         assert (rows[:, 0] + 1).astype(int).tolist() == image.labels.tolist()
         np.testing.assert_allclose(rows[:, -1], image.scores, atol=1e-4)
         if image.polygons is not None:
