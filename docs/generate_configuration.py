@@ -383,6 +383,8 @@ def _type(annotation: Any) -> str:
         if get_origin(inner) is tuple:
             return f"list of lists of {_type(get_args(inner)[0])}" if Ellipsis in get_args(inner) else "list of points"
         return f"list of {_type(inner)}"
+    if origin is tuple:
+        return f"list of {len(arguments)} {_type(arguments[0])}s"
     if origin is dict:
         return "mapping" if arguments[1] is Any else f"mapping of text to {_type(arguments[1])}"
     return {str: "text", int: "whole number", float: "number", bool: "true or false"}[annotation]

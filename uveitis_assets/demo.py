@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import yaml
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
@@ -28,45 +30,6 @@ _LANES = ("uwf700", "fgadr")
 _SAMPLE_MARK = ".sample_images"
 _DETECTOR = "overfit_10"
 _DETECTOR_LANE = "uwf700"
-# Small enough for a laptop's processor, random weights: it overfits its ten images and learns no more.
-_SMALL_DETECTOR: dict[str, Any] = {
-    "model": {
-        "backbone": "timm_fpn",
-        "timm_model": "resnet10t",
-        "norm": "group",
-        "finest_stride": 8,
-        "input_size": 384,
-        "pyramid_channels": 128,
-        "head_width": 256,
-        "rpn_foreground_iou": 0.5,
-        "rpn_background_iou": 0.3,
-        "roi_foreground_iou": 0.5,
-        "roi_background_iou": 0.5,
-        "rpn_pre_nms_train": 600,
-        "rpn_post_nms_train": 200,
-        "rpn_pre_nms_test": 600,
-        "rpn_post_nms_test": 200,
-        "detections_per_tile": 100,
-        "box_score_threshold": 0.05,
-    },
-    "augmentation": dict.fromkeys(
-        ("horizontal_flip", "vertical_flip", "brightness", "contrast", "saturation", "gamma"), 0.0
-    ),
-    "sampling": {"class_balanced": False, "empty_share": 0.1},
-    "training": {
-        "epochs": 24,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "min_learning_rate": 1e-5,
-        "warmup_steps": 30,
-        "gradient_clip_norm": 5.0,
-        "ema_decay": 0.9,
-        "freeze_blocks": 0,
-        "freeze_epochs": 0,
-        "patience": 0,
-        "evaluate_every": 12,
-    },
-}
 
 
 def run_demo(
@@ -167,10 +130,11 @@ def _run_detector(
     from uveitis_assets.landing.ledger import registered_batches
 
     folder = store.run_folder(_DETECTOR, 0)
-    small = {"ops": {f"{_DETECTOR}__checkpoint": {"config": {"device": "cpu", "overrides": _SMALL_DETECTOR}}}}
-    n_epochs = _SMALL_DETECTOR["training"]["epochs"]
+    on_cpu = {"ops": {f"{_DETECTOR}__checkpoint": {"config": {"device": "cpu"}}}}
+    defs_yaml = resources.files("uveitis_assets.defs").joinpath(_DETECTOR, "defs.yaml").read_text("utf-8")
+    n_epochs = yaml.safe_load(defs_yaml)["attributes"]["training"]["epochs"]
     with _progress_of(f"{_DETECTOR}_training", n_epochs, lambda: _n_lines(folder / "metrics.jsonl")):
-        evaluations = _run_job(instance, definitions, f"{_DETECTOR}_training", [fold_key(0)], small)
+        evaluations = _run_job(instance, definitions, f"{_DETECTOR}_training", [fold_key(0)], on_cpu)
     predictions = store.prediction_file(_DETECTOR, "any").parent
     batches = registered_batches(store, lane.name)
     with _progress_of(f"{_DETECTOR}_predictions", None, lambda: sum(1 for _ in predictions.glob("*.json"))):

@@ -13,6 +13,12 @@ from pydantic import Field, model_validator
 from uveitis_assets.configuration import Configuration, Ratio
 from uveitis_assets.training.configuration import TrainingConfiguration
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Mean and deviation of ImageNet's channels, 0 to 1: torchvision's and RETFound's inputs."""
+FEWEST_DETECTIONS = 400
+"""Detections per tile, and per image and class, that count however few lesions there are."""
+
 Backbone = Literal["resnet50_fpn", "retfound_vit_l16", "retfound_vit_b16", "timm_fpn"]
 
 
@@ -78,11 +84,38 @@ class ModelConfiguration(Configuration):
     rpn_post_nms_train: int = Field(2500, ge=1, description="Proposals per tile after their NMS, in training")
     rpn_pre_nms_test: int = Field(2500, ge=1, description="Proposals per level before their NMS, in prediction")
     rpn_post_nms_test: int = Field(1200, ge=1, description="Proposals per tile after their NMS, in prediction")
-    detections_per_tile: int = Field(400, ge=1, description="Best-scored detections that a tile keeps")
+    rpn_anchors_per_tile: int = Field(256, ge=2, description="Anchors per tile that the proposal loss samples")
+    rpn_positive_share: Ratio = Field(0.5, gt=0, description="Largest share of positive ones among them")
+    roi_regions_per_tile: int = Field(512, ge=2, description="Proposals per tile that the box head's losses sample")
+    roi_positive_share: Ratio = Field(0.25, gt=0, description="Largest share of positive ones among them")
+    detections_per_tile: int | None = Field(
+        None,
+        ge=1,
+        description="Best-scored detections that a tile keeps; null: 400, or twice the most lesions of a training or "
+        "validation tile",
+    )
+    input_mean: tuple[float, float, float] | None = Field(
+        None,
+        description="Mean of red, green and blue, 0 to 1, that is taken from the pixels; null: that of the first "
+        "weights' detector, else of the backbone's own configuration (timm) or ImageNet's",
+    )
+    input_std: tuple[float, float, float] | None = Field(
+        None, description="Standard deviation by which they are divided; null: as input_mean"
+    )
     box_score_threshold: Ratio = Field(0.01, description="Detections below are dropped inside the network")
     box_nms_iou: Ratio = Field(
         0.5, description="Overlap from which NMS inside a tile drops the worse box, class by class"
     )
+
+    @model_validator(mode="after")
+    def _normalizes_by_both_or_neither(self) -> Self:
+        if (self.input_mean is None) != (self.input_std is None):
+            raise ValueError(
+                "input_mean and input_std: expected both or neither, found one; give both or leave both out"
+            )
+        if self.input_std is not None and min(self.input_std) <= 0:
+            raise ValueError(f"input_std: expected numbers above 0, found {list(self.input_std)}")
+        return self
 
     @model_validator(mode="after")
     def _neck_fits_backbone(self) -> Self:
@@ -112,6 +145,10 @@ class InitialisationConfiguration(Configuration):
     encoder: str | None = Field(None, description="EncoderPretraining lane whose encoder starts the backbone")
     mode: Literal["full", "backbone_only"] = Field(
         "full", description="`checkpoint` and `experiment`: everything that fits, or the backbone alone"
+    )
+    frozen_random_weights: bool = Field(
+        False,
+        description="Allow `training.freeze_blocks` without a source of weights: random blocks that stay as they are",
     )
     min_matched: Ratio = Field(
         0.9,
@@ -176,8 +213,11 @@ class EvaluationConfiguration(Configuration):
         (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), min_length=1, description="Rates at which FROC sensitivities are reported"
     )
     operating_score: Ratio = Field(0.1, description="Score from which per-class tp, fp and fn are counted")
-    max_detections: int = Field(
-        400, ge=1, description="Best-scored detections per image and class that count, as in COCO"
+    max_detections: int | None = Field(
+        None,
+        ge=1,
+        description="Best-scored detections per image and class that count, as in COCO; null: 400, or twice the most "
+        "lesions of a class in an image",
     )
     bootstrap_samples: int = Field(1000, ge=0, description="Resamples of the patients; 0: no intervals")
     bootstrap_seed: int = Field(42, description="Seed of the resamples")

@@ -20,8 +20,8 @@ from uveitis_assets.orchestration.previews import format_listing, picture
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.device import Device
 
-CHECKPOINT_CODE_VERSION = "2"
-EVALUATION_CODE_VERSION = "2"
+CHECKPOINT_CODE_VERSION = "3"
+EVALUATION_CODE_VERSION = "3"
 PREDICTIONS_CODE_VERSION = "2"
 PSEUDO_LABELS_CODE_VERSION = "1"
 
@@ -139,6 +139,7 @@ def _evaluation(detector: DetectorLaneConfiguration, keys: DetectorKeys, factory
             return {
                 **found.numbers,
                 "split": found.split,
+                **({"limits": dg.MetadataValue.json(list(found.limits))} if found.limits else {}),
                 "per_class": dg.MetadataValue.md(found.per_class_table),
                 **{name: picture(jpeg, f"{title}: {name}") for name, jpeg in found.pictures.items()},
                 "path": dg.MetadataValue.path(str(found.report)),

@@ -43,19 +43,21 @@ def _detection_quality(detector: DetectorLaneConfiguration, keys: DetectorKeys) 
     wanted = detector.verify.min_map_50
 
     def evaluate(instance: dg.DagsterInstance, partition: str) -> dg.AssetCheckResult:
-        from uveitis_assets.detection.evaluation.fold_evaluation import reported_map_50
+        from uveitis_assets.detection.evaluation.fold_evaluation import reported_limits, reported_map_50
 
-        found = reported_map_50(ArtefactStore.from_environment(), detector, fold_number(partition))
+        store = ArtefactStore.from_environment()
+        found = reported_map_50(store, detector, fold_number(partition))
         if found is None:
             return check_result([f"{partition}: no evaluation with ground truth; materialize evaluation first"], [])
         errors = [f"AP at IoU 0.5 is {found:.3f}, expected at least {wanted}"] if found < wanted else []
-        return check_result(errors, [], map_50=round(found, 4))
+        warnings = reported_limits(store, detector, fold_number(partition))
+        return check_result(errors, warnings, map_50=round(found, 4))
 
     return partitioned_check(
         "detection_quality",
         keys.evaluation,
         keys.folds,
-        f"Image-level AP at IoU 0.5 is at least {wanted}.",
+        f"Image-level AP at IoU 0.5 is at least {wanted}; limits that leave out lesions or detections are a warning.",
         lambda: evaluate,
     )
 
@@ -67,7 +69,7 @@ def _prediction_sanity(detector: DetectorLaneConfiguration, keys: DetectorKeys) 
         from uveitis_assets.detection.inference.batch_predictor import inspect_predictions
 
         found = inspect_predictions(ArtefactStore.from_environment(), detector, batch)
-        warnings = []
+        warnings = list(found.warnings)
         if found.n_images and found.n_without_detections > limit * found.n_images:
             warnings.append(f"{found.n_without_detections} of {found.n_images} images have no detection")
         return check_result(list(found.errors), warnings, n_images=found.n_images)
@@ -77,6 +79,6 @@ def _prediction_sanity(detector: DetectorLaneConfiguration, keys: DetectorKeys) 
         keys.predictions,
         keys.predicted.batches,
         "Every usable image of the batch has a prediction file; boxes lie inside the image, scores in 0..1, classes "
-        "are known.",
+        "are known. Tiles with as many detections as a tile keeps are a warning.",
         lambda: evaluate,
     )

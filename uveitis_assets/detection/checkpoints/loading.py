@@ -16,13 +16,13 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from uveitis_assets.detection.checkpoints.legacy import legacy_configuration
-from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.configuration import IMAGENET_MEAN, IMAGENET_STD, ModelConfiguration
 from uveitis_assets.detection.models.backbones import backbone_of
 from uveitis_assets.detection.models.class_logits import mask_untaught_classes
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.feature_pyramid import PATCH_STRIDE
 from uveitis_assets.detection.models.retfound import resized_position_embedding
-from uveitis_assets.training.weights_files import WeightsFile, read_weights_file
+from uveitis_assets.training.weights_files import WeightsFile, read_lineage, read_weights_file
 from uveitis_assets.training.weights_loading import LoadReport, Part, WeightsMismatchError, load_matching_weights
 
 _LOG = logging.getLogger(__name__)
@@ -136,12 +136,12 @@ def load_trained_detector(
                 f"{path}: expected a lineage with configuration.model in the file, or beside it as "
                 f"{path.stem}.json, found none; load it into a model that you configure (initialise.checkpoint)"
             )
-        configuration = ModelConfiguration(**{**stored, **changed})
+        configuration = ModelConfiguration(**{**_with_statistics(stored), **changed})
     else:
         config = file.details.get("config")
         yaml = config if isinstance(config, Mapping) else {}
         if file.root == "average" and isinstance(yaml.get("model"), Mapping):
-            configuration = ModelConfiguration(**{**yaml["model"], **changed})
+            configuration = ModelConfiguration(**{**_with_statistics(yaml["model"]), **changed})
         else:
             configuration = legacy_configuration(path, file.tensors, yaml, changed)
     model = build_detector(configuration)
@@ -157,6 +157,26 @@ def load_trained_detector(
         mask_untaught_classes(model, taught)
     model.eval()
     return model, configuration
+
+
+def input_statistics(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation (RGB, 0 to 1) that a detector's file normalizes its input by.
+
+    ImageNet's where a file of before does not name them; None for files that are no detector's of this platform, or
+    that take their backbone's own.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    stored = read_lineage(path).get("configuration", {}).get("model")
+    if not isinstance(stored, Mapping) or "backbone" not in stored:
+        return None
+    mean, std = (_with_statistics(stored)[name] for name in ("input_mean", "input_std"))
+    return None if mean is None or std is None else (tuple(mean), tuple(std))
+
+
+def _with_statistics(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored model configuration; of detectors that learned ImageNet's where it lacks mean and deviation."""
+    return {"input_mean": IMAGENET_MEAN, "input_std": IMAGENET_STD, **stored}
 
 
 def _taught_classes(file: WeightsFile) -> list[int]:

@@ -26,7 +26,10 @@ class CarriedRemainders:
         self._sum_of_fractions = round(math.fsum(self._fractions.tolist()), 9)
         # Equal accounts are drawn in an order of their own, not that of the images.
         self._rank = np.random.default_rng((seed, _TIES)).permutation(len(factors))
-        self._forget()
+        self._accounts = np.zeros(len(factors))
+        self._last = np.zeros(len(factors), np.int64)
+        self._next_epoch = 0
+        self._n_per_epoch: int | None = None
 
     @property
     def total(self) -> float:
@@ -50,17 +53,11 @@ class CarriedRemainders:
             int64 (N,): the whole part of each factor, or one more.
         """
         if epoch < self._next_epoch or n_per_epoch != self._n_per_epoch:
-            self._forget()
-            self._n_per_epoch = n_per_epoch
+            self._accounts[:] = 0
+            self._next_epoch, self._n_per_epoch = 0, n_per_epoch
         while self._next_epoch <= epoch:
             self._take_epoch()
         return self._whole + self._last
-
-    def _forget(self) -> None:
-        self._accounts = np.zeros(len(self._whole))
-        self._last = np.zeros(len(self._whole), np.int64)
-        self._next_epoch = 0
-        self._n_per_epoch: int | None = None
 
     def _take_epoch(self) -> None:
         due = [math.floor(epoch * self._sum_of_fractions + 0.5) for epoch in (self._next_epoch, self._next_epoch + 1)]

@@ -33,6 +33,7 @@ from uveitis_assets.detection.evaluation.confusion import (
     confusion_matrix,
     operating_counts,
 )
+from uveitis_assets.detection.evaluation.detection_limits import cut_by_max_detections, detections_that_count
 from uveitis_assets.detection.evaluation.froc import Froc, free_response
 from uveitis_assets.detection.evaluation.matching import (
     ScoredHits,
@@ -70,7 +71,8 @@ class Evaluation:
     ``selection_hits`` are matched at the selection IoU (precision-recall curves), ``counts`` and ``froc`` at the FROC
     IoU. ``intervals`` is None when the configuration asks for no resamples. ``oriented_average_precision`` compares
     rotated boxes; it is None unless detections and all lesions have oriented boxes. The selection AP, its hits and its
-    intervals are of the boxes that the configuration's ``selection`` names, all else is of axis-aligned ones.
+    intervals are of the boxes that the configuration's ``selection`` names, all else is of axis-aligned ones. The
+    configuration's ``max_detections`` is the number that counted; ``limits`` are messages about what it left out.
     """
 
     categories: dict[int, str]
@@ -86,6 +88,7 @@ class Evaluation:
     counts: dict[int, OperatingCounts]
     confusion: Confusion
     intervals: Intervals | None
+    limits: tuple[str, ...] = ()
 
     @property
     def map_30(self) -> float | None:
@@ -122,27 +125,32 @@ def evaluate_detections(
         categories: category ids and names; labels outside are refused.
         configuration: IoUs, scores, rates and resamples.
 
-    The order of the images, and of lesions and detections within an image, does not change the result.
+    The order of the images, and of lesions and detections within an image, does not change the result: detections of
+    equal score take their turn by label and box, for matching and for the limit on detections. Where scores tie, AP
+    and FROC differ, as their sources do: COCO's AP ranks tied detections one after the other (within an image in that
+    order, images in that of their ids), so that AP depends on the order among ties; in FROC, in the counts and in the
+    confusion matrix detections of one score come and go together.
 
     Raises:
         ValueError: no images, not one Detections per image, an image id twice, unknown labels, numbers that are not
             finite, or a selection by oriented boxes where a detection or a lesion has none.
     """
     _check(images, detections, categories)
+    limit = detections_that_count(configuration.max_detections, images)
+    configuration = configuration.model_copy(update={"max_detections": limit})
     order = sorted(range(len(images)), key=lambda index: images[index].image_id)
     truths = [in_fixed_order(images[index].truth) for index in order]
     found = [best_first(detections[index]) for index in order]
     patients = [images[index].patient for index in order]
     ids = sorted(categories)
 
-    limit = configuration.max_detections
     ious = (configuration.froc_iou, configuration.selection_iou)
     froc_hits, selection_hits = match_images_at(truths, found, ids, iou_thresholds=ious, max_detections=limit)
     froc = free_response(froc_hits, configuration.froc_fp_per_image)
     average_precision = coco_average_precision(
         truths, found, categories, selection_iou=configuration.selection_iou, max_detections=limit
     )
-    oriented = _oriented(truths, found, ids, configuration)
+    oriented = _oriented(truths, found, ids, configuration, limit)
     if configuration.selection == "oriented" and oriented is not None:
         selection_hits = oriented.selection_hits
         average_precision = replace(average_precision, selection=oriented.selection)
@@ -170,6 +178,7 @@ def evaluate_detections(
             truths, found, ids, score=configuration.operating_score, iou_threshold=configuration.froc_iou
         ),
         intervals=intervals,
+        limits=tuple(cut_by_max_detections(limit, images, detections)),
     )
 
 
@@ -178,6 +187,7 @@ def _oriented(
     found: Sequence[Detections],
     category_ids: Sequence[int],
     configuration: EvaluationConfiguration,
+    max_detections: int,
 ) -> OrientedAveragePrecision | None:
     possible = any(detections.corners is not None for detections in found) and has_oriented_labels(truths)
     # A selection that cannot be made is an error that names what is missing.
@@ -188,7 +198,7 @@ def _oriented(
         found,
         category_ids,
         selection_iou=configuration.selection_iou,
-        max_detections=configuration.max_detections,
+        max_detections=max_detections,
     )
 
 

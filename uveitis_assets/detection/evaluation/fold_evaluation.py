@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uveitis_assets.detection.checkpoints.fold_weights import fold_weights
+from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.data.labelled_split import LabelledImage, LabelledSplit
 from uveitis_assets.detection.data.sampling import overfit_split
 from uveitis_assets.detection.data.tile_files import read_global_image, read_tile_pixels
+from uveitis_assets.detection.evaluation.detection_limits import answers_that_lack_room
 from uveitis_assets.detection.evaluation.evaluate import Evaluation, evaluate_detections
 from uveitis_assets.detection.evaluation.figures import confusion_figure, froc_figure, precision_recall_figure
 from uveitis_assets.detection.evaluation.report import validation_report
@@ -26,7 +28,7 @@ from uveitis_assets.detection.training.fold_training import labelled_split
 from uveitis_assets.imaging.figures import png_as_jpeg
 from uveitis_assets.storage.files import read_json, write_bytes, write_json
 from uveitis_assets.storage.store import ArtefactStore
-from uveitis_assets.training.device import Device, chosen_device
+from uveitis_assets.training.device import Device, answers_in_half_precision, chosen_device
 from uveitis_assets.training.run_folder import RunFolder, folder_of_best_weights
 from uveitis_assets.training.run_replacement import current_run
 from uveitis_assets.training.weights_files import read_lineage
@@ -39,6 +41,7 @@ class FoldEvaluation:
     """An evaluation as it is shown; ``pictures`` are JPEG by name, ``per_class_table`` is Markdown.
 
     ``split`` names the images evaluated; ``numbers`` hold only what exists: an AP without lesions is left out.
+    ``limits`` are messages about settings that leave out lesions or detections.
     """
 
     report: Path
@@ -46,6 +49,7 @@ class FoldEvaluation:
     numbers: dict[str, float]
     per_class_table: str
     pictures: dict[str, bytes]
+    limits: tuple[str, ...]
 
 
 def evaluate_fold(
@@ -76,20 +80,25 @@ def evaluate_fold(
     if not lane.overfit_images:
         weights.check_never_learned([image.image_id for image in evaluated.images], f"{split} of fold{fold}")
     model = weights.load()
-    shown = lane.inference.model_copy(update={"score_threshold": 0.0})
+    everything = lane.inference.model_copy(update={"score_threshold": 0.0})
     found = [
         detections
         for _, detections in predict_images(
             [model.to(device_name)],
             evaluated.images,
-            shown,
+            everything,
             device=device_name,
+            amp=answers_in_half_precision(lane.training.amp, device_name),
             read_tiles=partial(read_tile_pixels, store),
         )
     ]
     evaluation = evaluate_detections(evaluated.images, found, evaluated.categories, lane.evaluation)
+    lineage = read_lineage(weights.path)
+    network = ModelConfiguration(**lineage["configuration"]["model"])
+    limits = (*answers_that_lack_room(network, evaluated.images), *evaluation.limits)
+    evaluation = replace(evaluation, limits=limits)
     report = folder.report_file if split == "val" else folder.test_report_file
-    epoch = int(read_lineage(weights.path)["metrics"]["epoch"])
+    epoch = int(lineage["metrics"]["epoch"])
     content = validation_report(evaluation, best_epoch=epoch, fingerprint=evaluated.fingerprint)
     figures = {
         "FROC": froc_figure(evaluation),
@@ -103,7 +112,7 @@ def evaluate_fold(
     write_json(report, {**content, "checkpoint": weights.digest, "split": evaluated.split})
     for name, png in figures.items():
         write_bytes(folder.figures_folder / f"{split}_{name.replace(' ', '_').lower()}.png", png)
-    return FoldEvaluation(report, evaluated.split, _numbers(evaluation), _per_class_table(evaluation), pictures)
+    return FoldEvaluation(report, evaluated.split, _numbers(evaluation), _per_class_table(evaluation), pictures, limits)
 
 
 def reported_map_50(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> float | None:
@@ -113,6 +122,12 @@ def reported_map_50(store: ArtefactStore, lane: DetectorLaneConfiguration, fold:
         return None
     value: float | None = read_json(path)["ap"]["0.5"]
     return value
+
+
+def reported_limits(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> list[str]:
+    """Messages of the newest report on validation images about settings that leave out lesions or detections."""
+    path = current_run(RunFolder(store.run_folder(lane.name, fold))).report_file
+    return list(read_json(path).get("limits", ())) if path.exists() else []
 
 
 def _evaluated_images(

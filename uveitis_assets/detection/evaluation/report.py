@@ -23,6 +23,7 @@ def validation_report(evaluation: Evaluation, *, best_epoch: int, fingerprint: s
         best_epoch: the epoch of that checkpoint.
         fingerprint: the labelled split's, so that reports on different labels are not compared by accident.
     """
+    limits = {"limits": list(evaluation.limits)} if evaluation.limits else {}
     return {
         "best_epoch": best_epoch,
         "best_val_mAP_proxy": evaluation.map_selection,
@@ -45,6 +46,7 @@ def validation_report(evaluation: Evaluation, *, best_epoch: int, fingerprint: s
             "matrix": evaluation.confusion.matrix.tolist(),
         },
         "definitions": _definitions(evaluation),
+        **limits,
     }
 
 

@@ -18,14 +18,16 @@ from uveitis_assets.detection.inference.prediction_batch import batch_prediction
 from uveitis_assets.detection.inference.prediction_file import read_prediction
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.labels.class_map import load_class_map
+from uveitis_assets.messages import enumeration
 from uveitis_assets.stages.artefact_files import damaged_files, described
 from uveitis_assets.stages.index import index_finding, read_stage_index
 from uveitis_assets.stages.suspect_files import note_suspects
 from uveitis_assets.storage.store import ArtefactStore
-from uveitis_assets.training.device import Device, chosen_device
+from uveitis_assets.training.device import Device, answers_in_half_precision, chosen_device
 
 # Boxes are rounded to 1/64 px and mapped through two frames.
 _OUTSIDE_TOLERANCE_PX = 0.1
+_SHOWN_IMAGES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +52,12 @@ class PredictedBatch:
 
 @dataclass(frozen=True, slots=True)
 class PredictionFindings:
-    """Errors found in a batch's predictions."""
+    """Errors found in a batch's predictions, and what someone should look at."""
 
     n_images: int
     n_without_detections: int
     errors: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 class BatchPredictor:
@@ -98,6 +101,7 @@ class BatchPredictor:
             device=self._device,
             code_version=self._code_version,
             global_tile=lane.global_tile,
+            amp=answers_in_half_precision(lane.training.amp, self._device),
         )
         sheet = None
         if lane.inference.overlays:
@@ -163,6 +167,7 @@ def inspect_predictions(store: ArtefactStore, lane: DetectorLaneConfiguration, b
     """Checks a batch's prediction files against its usable images, their sizes and the known classes."""
     names = load_class_map().names
     errors: list[str] = []
+    full: list[str] = []
     n_without = 0
     if not store.stage_index(lane.predict_on, "tiles", batch).exists():
         return PredictionFindings(0, 0, (f"{lane.predict_on}/tiles[{batch}] has no artefacts; materialize it first",))
@@ -178,11 +183,14 @@ def inspect_predictions(store: ArtefactStore, lane: DetectorLaneConfiguration, b
             errors.append(f"{image.image_id}: no prediction file; materialize {lane.name}/predictions of {batch} again")
             continue
         try:
-            found = read_prediction(path).detections
+            prediction = read_prediction(path)
         except ValueError as error:
             errors.append(str(error))
             continue
+        found = prediction.detections
         n_without += not len(found)
+        if prediction.n_full_tiles:
+            full.append(f"{image.image_id} ({prediction.n_full_tiles})")
         limit = image.frames.global_size + _OUTSIDE_TOLERANCE_PX
         # Negated, because comparisons with NaN are false: NaN is outside.
         outside = ~((found.boxes >= -_OUTSIDE_TOLERANCE_PX) & (found.boxes <= limit)).all(axis=1)
@@ -197,4 +205,10 @@ def inspect_predictions(store: ArtefactStore, lane: DetectorLaneConfiguration, b
         ):
             if rows.any():
                 errors.append(f"{image.image_id}: {path.name}: {int(rows.sum())} {what}")
-    return PredictionFindings(len(images), n_without, tuple(errors))
+    warnings = []
+    if full:
+        warnings.append(
+            f"{len(full)} of {len(images)} images have tiles with as many detections as a tile keeps, and there may be "
+            f"more: raise model.detections_per_tile and train again; image (tiles): {enumeration(full, _SHOWN_IMAGES)}"
+        )
+    return PredictionFindings(len(images), n_without, tuple(errors), tuple(warnings))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from uveitis_assets.detection.configuration import InferenceConfiguration
@@ -36,6 +37,7 @@ def predict_images(
     read_tiles: Callable[[Image], Sequence[Pixels]] | None = None,
     readers: int = 2,
     on_unreadable: Callable[[Image, UnreadableTilesError], None] | None = None,
+    on_full: Callable[[Image, int], None] | None = None,
 ) -> Iterator[tuple[Image, Detections]]:
     """Detect lesions in images, in the order given.
 
@@ -53,6 +55,8 @@ def predict_images(
             None reads the PNG files of ``image.tiles``.
         readers: threads that read tiles ahead.
         on_unreadable: called with an image whose tiles cannot be read, which is then left out; None: an error.
+        on_full: called with an image and the number of its tiles that gave as many detections of at least the score
+            threshold as a detector keeps of a tile (``model.detections_per_tile``): it may have found more.
 
     Yields:
         Each image with its detections in global px.
@@ -81,8 +85,21 @@ def predict_images(
                     amp=mixed,
                 )
             )
-            found.append([[next(detected) for _ in tiles] for _, tiles in window])
+            per_image = [[next(detected) for _ in tiles] for _, tiles in window]
+            found.append(per_image)
+            if on_full is not None:
+                for image, of_tiles in zip(in_window, per_image, strict=True):
+                    if n_full := _n_full(model, of_tiles, configuration.score_threshold):
+                        on_full(image, n_full)
         yield from zip(in_window, merge_detectors(frames, found, configuration), strict=True)
+
+
+def _n_full(model: torch.nn.Module, of_tiles: Sequence[Detections], score: float) -> int:
+    """Tiles whose list of detections from a score on is full."""
+    limit = getattr(getattr(model, "roi_heads", None), "detections_per_img", None)
+    if limit is None:
+        return 0
+    return sum(int((found.scores >= np.float32(score)).sum()) >= limit for found in of_tiles)
 
 
 def _windows(

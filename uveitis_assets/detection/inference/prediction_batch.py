@@ -61,6 +61,7 @@ def predict_batch(
     device: torch.device | str,
     code_version: str,
     global_tile: bool = False,
+    amp: bool | None = None,
 ) -> BatchPrediction:
     """Brings the predictions of a batch up to date; a second process waits and finds them done.
 
@@ -76,6 +77,7 @@ def predict_batch(
         device: where the models run.
         code_version: part of every fingerprint.
         global_tile: the global image is one more tile beside those of the native crop.
+        amp: mixed precision; None: on CUDA.
 
     Raises:
         FileNotFoundError: the batch's tiles have not been materialized.
@@ -83,7 +85,7 @@ def predict_batch(
         BatchFailedError: images failed for other reasons; all others are predicted and recorded.
     """
     settings = PredictionSettings(
-        experiment, load_models, checkpoints, configuration, names, device, code_version, global_tile
+        experiment, load_models, checkpoints, configuration, names, device, code_version, global_tile, amp
     )
     tasks: list[PredictionTask] = []
 

@@ -51,6 +51,7 @@ class Prediction:
     experiment: str | None
     checkpoints: tuple[str, ...]
     fingerprint: str | None
+    n_full_tiles: int = 0
 
 
 def prediction_fingerprint(
@@ -64,7 +65,7 @@ def prediction_fingerprint(
         configuration: merging and thresholds enter.
         code_version: version of the code that predicts.
     """
-    value = {
+    value: dict[str, Any] = {
         "tiles": tiles,
         "checkpoints": sorted(checkpoints),
         "merge": _merge_settings(configuration),
@@ -86,6 +87,7 @@ def write_prediction(
     checkpoints: Sequence[str],
     configuration: InferenceConfiguration,
     fingerprint: str,
+    n_full_tiles: int = 0,
 ) -> Path:
     """Write ``preds/<experiment>/<key>.json`` atomically and return its path.
 
@@ -100,6 +102,7 @@ def write_prediction(
         checkpoints=checkpoints,
         configuration=configuration,
         fingerprint=fingerprint,
+        n_full_tiles=n_full_tiles,
     )
     write_bytes(path, data)
     return path
@@ -114,6 +117,7 @@ def prediction_bytes(
     checkpoints: Sequence[str],
     configuration: InferenceConfiguration,
     fingerprint: str,
+    n_full_tiles: int = 0,
 ) -> bytes:
     """The content of a prediction file.
 
@@ -125,6 +129,7 @@ def prediction_bytes(
         checkpoints: digests of the detectors' weights.
         configuration: how the detections were merged.
         fingerprint: as ``prediction_fingerprint``.
+        n_full_tiles: tiles whose list of detections was full; named in the file where there are any.
     """
     content = {
         "image_id": image_id,
@@ -137,6 +142,7 @@ def prediction_bytes(
         "checkpoints": list(checkpoints),
         "merge": _merge_settings(configuration),
         "fingerprint": fingerprint,
+        **({"n_full_tiles": n_full_tiles} if n_full_tiles else {}),
     }
     return json_bytes(content, indent=None)
 
@@ -165,6 +171,7 @@ def read_prediction(path: Path) -> Prediction:
             experiment=content.get("experiment"),
             checkpoints=tuple(content.get("checkpoints", ())),
             fingerprint=content.get("fingerprint"),
+            n_full_tiles=int(content.get("n_full_tiles", 0)),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ValueError(

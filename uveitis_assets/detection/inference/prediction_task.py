@@ -6,6 +6,7 @@ there is no journal. It is written after its pictures, and removed before pictur
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class PredictionSettings:
         device: where the models run.
         code_version: part of every fingerprint.
         global_tile: the global image is one more tile beside those of the native crop.
+        amp: mixed precision; None: on CUDA.
     """
 
     experiment: str
@@ -72,6 +74,7 @@ class PredictionSettings:
     device: torch.device | str
     code_version: str
     global_tile: bool = False
+    amp: bool | None = None
 
 
 class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
@@ -98,6 +101,7 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
         self.n_predicted = 0
         self.n_removed = 0
         self._suspects: frozenset[str] = frozenset()
+        self._n_full_tiles: Counter[str] = Counter()
         self._store = store
         self._settings = settings
         self._tiles_index = store.stage_index(lane, "tiles", batch)
@@ -181,7 +185,9 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
             self._settings.configuration,
             device=self._settings.device,
             read_tiles=partial(read_tile_pixels, self._store),
+            amp=self._settings.amp,
             on_unreadable=lambda image, error: unreadable.append((image, error)),
+            on_full=lambda image, n_full: self._n_full_tiles.update({image.image_id: n_full}),
         )
         for image, detections in predicted:
             self.detections[image.image_id] = detections
@@ -192,7 +198,14 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
     def start(
         self, item: BatchItem[PreprocessedImage], rows: Mapping[PredictionStage, Row], prepared: Found
     ) -> ImagePrediction:
-        return ImagePrediction(self._store, self._settings, item.source, prepared, self._fingerprints[item.item_id])
+        return ImagePrediction(
+            self._store,
+            self._settings,
+            item.source,
+            prepared,
+            self._fingerprints[item.item_id],
+            n_full_tiles=self._n_full_tiles[item.item_id],
+        )
 
     # Removing ---------------------------------------------------------------------------------------------
 
@@ -224,12 +237,15 @@ class ImagePrediction(ItemWork[PredictionStage]):
         image: PreprocessedImage,
         found: Found,
         fingerprint: str,
+        *,
+        n_full_tiles: int,
     ) -> None:
         self._store = store
         self._settings = settings
         self.image = image
         self._found = found
         self._fingerprint = fingerprint
+        self._n_full_tiles = n_full_tiles
 
     def run(self, stage: PredictionStage) -> Row:
         """Writes the pictures and then the prediction file, unless that is there.
@@ -259,6 +275,7 @@ class ImagePrediction(ItemWork[PredictionStage]):
                 checkpoints=self._settings.checkpoints,
                 configuration=self._settings.configuration,
                 fingerprint=self._fingerprint,
+                n_full_tiles=self._n_full_tiles,
             )
             self.write(file, content)
         return _columns(detections)

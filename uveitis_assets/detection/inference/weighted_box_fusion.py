@@ -95,13 +95,14 @@ def _clusters(
         which = np.arange(active)
         best_scores[which, chosen] = np.where(joins, best_scores[which, chosen], scores[rows])
         # A duplicate that is too weak takes a place in the cluster and leaves its box as it is.
-        counts = scores[rows] >= WEAKEST_PARTNER * best_scores[which, chosen]
-        which, chosen, joins, box, score = (part[counts] for part in (which, chosen, joins, box, score))
-        former = np.where(joins, weights[which, chosen], 0.0)
-        total = former + score
-        fused[which, chosen] = (fused[which, chosen] * former[:, None] + box * score[:, None]) / total[:, None]
-        weights[which, chosen] = total
-        n_fused[which] += ~joins
+        counts = np.flatnonzero(scores[rows] >= WEAKEST_PARTNER * best_scores[which, chosen])
+        group, cluster, weight = counts, chosen[counts], score[counts]
+        former = np.where(joins[counts], weights[group, cluster], 0.0)
+        total = former + weight
+        averaged = fused[group, cluster] * former[:, None] + box[counts] * weight[:, None]
+        fused[group, cluster] = averaged / total[:, None]
+        weights[group, cluster] = total
+        n_fused[:active] += ~joins
     numbers = np.repeat(by_length, lengths)
     positions = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)])
     group_of = np.empty(len(boxes), np.int64)

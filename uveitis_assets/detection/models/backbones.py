@@ -20,7 +20,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.configuration import IMAGENET_MEAN, IMAGENET_STD, ModelConfiguration
 from uveitis_assets.detection.models.feature_pyramid import ROI_STRIDES
 
 _STAGE = re.compile(r"^(layer|stages|blocks|features|features_denseblock|s)[._]?\d+$")
@@ -33,7 +33,8 @@ class Backbone(nn.Module, ABC):
 
     ``strides`` are those of all its maps, ``roi_strides`` those from which regions are pooled (a top level only
     proposes boxes); images are padded to a multiple of ``size_divisible`` px. ``anchor_sizes`` are set where a backbone
-    has learned with its own. ``freezable_parts`` are lists of modules and parameters: the stem, then block by block.
+    has learned with its own. ``input_mean`` and ``input_std`` (RGB, 0 to 1) normalize the images it is made for.
+    ``freezable_parts`` are lists of modules and parameters: the stem, then block by block.
     The first ``n_frozen_parts`` of them stay in evaluation mode while the rest trains, so that running statistics of
     frozen parts do not move.
     """
@@ -43,6 +44,8 @@ class Backbone(nn.Module, ABC):
     roi_strides: tuple[int, ...]
     size_divisible: int = 32
     anchor_sizes: tuple[tuple[float, ...], ...] | None = None
+    input_mean: tuple[float, ...] = IMAGENET_MEAN
+    input_std: tuple[float, ...] = IMAGENET_STD
     n_frozen_parts: int = 0
 
     @abstractmethod
@@ -140,8 +143,22 @@ def timm_backbone(configuration: ModelConfiguration) -> ConvolutionalBackbone:
     # The last map of each stride has seen the most.
     wanted = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides]
     body: Any = timm.create_model(name, pretrained=False, features_only=True, out_indices=tuple(wanted))
-    body = _with_norm(body, configuration.norm)
-    return ConvolutionalBackbone(body, body.feature_info.channels(), strides, configuration.pyramid_channels)
+    channels = body.feature_info.channels()
+    backbone = ConvolutionalBackbone(
+        _with_norm(body, configuration.norm), channels, strides, configuration.pyramid_channels
+    )
+    backbone.input_mean, backbone.input_std = timm_input_statistics(name)
+    return backbone
+
+
+def timm_input_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation (RGB, 0 to 1) of the images that a network of timm is pretrained on."""
+    import timm
+
+    pretrained = timm.get_pretrained_cfg(name)
+    if pretrained is None:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return tuple(pretrained.mean), tuple(pretrained.std)
 
 
 def _roi_strides(configuration: ModelConfiguration) -> tuple[int, ...]:

@@ -16,15 +16,13 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.configuration import FEWEST_DETECTIONS, ModelConfiguration
 from uveitis_assets.detection.models.anchors import PyramidAnchors, default_anchor_sizes
 from uveitis_assets.detection.models.backbones import Backbone
 from uveitis_assets.detection.models.box_similarity import box_similarity
 from uveitis_assets.detection.models.class_logits import BoxPredictor
 from uveitis_assets.detection.models.per_class_nms import PerClassRoIHeads
 
-_IMAGE_MEAN = (0.485, 0.456, 0.406)
-_IMAGE_STD = (0.229, 0.224, 0.225)
 _POOLED_SIDE = 7
 
 
@@ -42,7 +40,7 @@ class _ProposalHead(RPNHead):  # type: ignore[misc]  # torchvision is untyped
 def faster_rcnn(backbone: Backbone, configuration: ModelConfiguration) -> FasterRCNN:
     """Assemble the detector.
 
-    Images are brought to ``input_size`` and normalized by ImageNet's mean and deviation.
+    Images are brought to ``input_size`` and normalized by the configuration's mean and deviation, or the backbone's.
 
     Raises:
         ValueError: ``anchor_sizes`` does not give every pyramid level equally many sizes.
@@ -61,8 +59,8 @@ def faster_rcnn(backbone: Backbone, configuration: ModelConfiguration) -> Faster
         # Equal sizes keep torchvision from enlarging tiles to its default of 800 px.
         min_size=configuration.input_size,
         max_size=configuration.input_size,
-        image_mean=list(_IMAGE_MEAN),
-        image_std=list(_IMAGE_STD),
+        image_mean=list(configuration.input_mean or backbone.input_mean),
+        image_std=list(configuration.input_std or backbone.input_std),
         rpn_anchor_generator=anchors,
         rpn_head=_ProposalHead(backbone.out_channels, len(sizes[0]) * len(configuration.anchor_ratios)),
         rpn_pre_nms_top_n_train=configuration.rpn_pre_nms_train,
@@ -71,6 +69,8 @@ def faster_rcnn(backbone: Backbone, configuration: ModelConfiguration) -> Faster
         rpn_post_nms_top_n_test=configuration.rpn_post_nms_test,
         rpn_fg_iou_thresh=configuration.rpn_foreground_iou,
         rpn_bg_iou_thresh=configuration.rpn_background_iou,
+        rpn_batch_size_per_image=configuration.rpn_anchors_per_tile,
+        rpn_positive_fraction=configuration.rpn_positive_share,
         box_roi_pool=_region_pooling(backbone),
         box_head=TwoMLPHead(backbone.out_channels * _POOLED_SIDE**2, configuration.head_width),
         box_predictor=BoxPredictor(configuration.head_width, configuration.n_categories + 1),
@@ -82,19 +82,19 @@ def faster_rcnn(backbone: Backbone, configuration: ModelConfiguration) -> Faster
 
 
 def region_heads(kind: type[RoIHeads], heads: RoIHeads, configuration: ModelConfiguration) -> RoIHeads:
-    """Heads of another kind around the layers of ``heads``, with its sampling and box code."""
+    """Heads of another kind around the layers of ``heads``, with their box code."""
     made = kind(
         heads.box_roi_pool,
         heads.box_head,
         heads.box_predictor,
         fg_iou_thresh=configuration.roi_foreground_iou,
         bg_iou_thresh=configuration.roi_background_iou,
-        batch_size_per_image=heads.fg_bg_sampler.batch_size_per_image,
-        positive_fraction=heads.fg_bg_sampler.positive_fraction,
+        batch_size_per_image=configuration.roi_regions_per_tile,
+        positive_fraction=configuration.roi_positive_share,
         bbox_reg_weights=heads.box_coder.weights,
         score_thresh=configuration.box_score_threshold,
         nms_thresh=configuration.box_nms_iou,
-        detections_per_img=configuration.detections_per_tile,
+        detections_per_img=configuration.detections_per_tile or FEWEST_DETECTIONS,
     )
     if configuration.roi_similarity != "iou":
         made.box_similarity = box_similarity(configuration.roi_similarity, configuration.nwd_constant)

@@ -57,6 +57,11 @@ def n_frozen_blocks(options: TrainingConfiguration, epoch: int) -> int:
     return max(0, options.freeze_blocks - unfrozen)
 
 
+def ever_frozen(options: TrainingConfiguration) -> bool:
+    """Whether some epoch of a training has frozen blocks."""
+    return any(n_frozen_blocks(options, epoch) for epoch in range(options.epochs))
+
+
 def parameter_groups(model: nn.Module, configuration: TrainingConfiguration) -> list[dict[str, Any]]:
     """Optimizer groups that hold every parameter of the model, frozen or not, exactly once.
 

@@ -18,22 +18,25 @@ from uveitis_assets.detection.data.tile_dataset import Target, TilePixels
 from uveitis_assets.detection.data.tile_seeds import TileSeeds
 from uveitis_assets.detection.data.tile_store import tile_pixels
 from uveitis_assets.detection.data.training_data import EpochBatches, check_never_learned, chosen_splits, images_shown
+from uveitis_assets.detection.evaluation.detection_limits import answers_that_lack_room, samples_that_lack_room
 from uveitis_assets.detection.evaluation.evaluate import Evaluation
 from uveitis_assets.detection.evaluation.report import validation_report
 from uveitis_assets.detection.models.class_logits import mask_untaught_classes
 from uveitis_assets.detection.models.detector import build_detector
-from uveitis_assets.detection.models.freezing import freeze_blocks, n_frozen_blocks, parameter_groups
+from uveitis_assets.detection.models.freezing import ever_frozen, freeze_blocks, n_frozen_blocks, parameter_groups
 from uveitis_assets.detection.training.identity import training_identity
 from uveitis_assets.detection.training.initial_weights import (
+    check_frozen_weights,
     images_learned_before,
     load_initial_weights,
     parent_weights,
 )
+from uveitis_assets.detection.training.resolved_configuration import resolved_configuration
 from uveitis_assets.detection.training.validation import validate
 from uveitis_assets.storage.files import write_bytes, write_json
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.curves import training_curves
-from uveitis_assets.training.device import uses_bfloat16
+from uveitis_assets.training.device import answers_in_half_precision, uses_bfloat16
 from uveitis_assets.training.distributed import process_rank
 from uveitis_assets.training.run_folder import RunFolder
 from uveitis_assets.training.task import EpochResult, RunTask
@@ -70,7 +73,8 @@ class DetectorTask(RunTask[Tile]):
         """
         self.train, self.val = chosen_splits(configuration, train, val)
         self._store = store
-        self._configuration = configuration = with_fitted_anchors(configuration, self.train.images)
+        fitted = with_fitted_anchors(configuration, self.train.images)
+        self._configuration = resolved_configuration(fitted, store, self.train, self.val)
         self._options = configuration.training
         self._device = device
         self._amp = uses_bfloat16(configuration.training.amp, device.type)
@@ -103,7 +107,8 @@ class DetectorTask(RunTask[Tile]):
         return self._configuration.model_dump(mode="json")
 
     def check(self) -> None:
-        """Refuse first weights that learned images which are to choose the best epoch."""
+        """Refuse first weights that learned images which choose the best epoch, and frozen random ones."""
+        check_frozen_weights(self._configuration)
         if not self._configuration.overfit_images:
             check_never_learned(self._learned_before, self.val)
 
@@ -118,6 +123,14 @@ class DetectorTask(RunTask[Tile]):
         """See ``Task``."""
         report = load_initial_weights(model, self._store, self._configuration.initialise)
         log("starting from random weights" if report is None else report.summary())
+        if report is None and ever_frozen(self._options):
+            log(
+                f"warning: training.freeze_blocks {self._options.freeze_blocks} keeps random weights as they are; "
+                "initialise.frozen_random_weights allows it"
+            )
+        network, shown = self._configuration.model, [*self.train.images, *self.val.images]
+        for message in (*answers_that_lack_room(network, shown), *samples_that_lack_room(network, self.train.images)):
+            log(f"warning: {message}")
 
     @property
     def batches_per_epoch(self) -> int:
@@ -184,7 +197,7 @@ class DetectorTask(RunTask[Tile]):
             self._configuration,
             pixels=self._pixels,
             device=self._device,
-            amp=self._amp,
+            amp=answers_in_half_precision(self._options.amp, self._device.type),
             intervals=intervals,
         )
 

@@ -6,15 +6,24 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from uveitis_assets.detection.configuration import DetectorConfiguration
+from uveitis_assets.detection.configuration import (
+    FEWEST_DETECTIONS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DetectorConfiguration,
+)
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
 from uveitis_assets.detection.data.sampling import EpochSampler
+from uveitis_assets.detection.evaluation.detection_limits import detections_that_count
 from uveitis_assets.storage.digests import short_digest
 from uveitis_assets.training.distributed import n_processes
 
 # Settings that did not exist once: without a mention of their defaults, trainings from then stay recognised.
 _ADDED_LATER = {
-    "model": ("fit_anchors", "rpn_similarity", "roi_similarity", "nwd_constant"),
+    "model": (
+        *("fit_anchors", "rpn_similarity", "roi_similarity", "nwd_constant"),
+        *("rpn_anchors_per_tile", "rpn_positive_share", "roi_regions_per_tile", "roi_positive_share"),
+    ),
     "augmentation": ("origin_shift", "scale", "rotation", "copy_paste", "copy_paste_lesions"),
 }
 
@@ -40,10 +49,11 @@ def training_identity(
         for name in _ADDED_LATER.get(part, ()):
             if values[name] == type(settings[part]).model_fields[name].default:
                 del values[name]
+    _as_before(plain["model"])
     plain["selection"] = [
         configuration.overfit_images,
         configuration.evaluation.selection_iou,
-        configuration.evaluation.max_detections,
+        detections_that_count(configuration.evaluation.max_detections, val.images),
         configuration.inference.merge,
         configuration.inference.merge_iou,
     ]
@@ -67,6 +77,13 @@ def training_identity(
         "initial weights": None if parent is None else parent["digest"],
         "number of processes": n_processes(),
     }
+
+
+def _as_before(model: dict[str, Any]) -> None:
+    """Settings that follow labels and backbone, as they stood when they were fixed numbers."""
+    model["detections_per_tile"] = model["detections_per_tile"] or FEWEST_DETECTIONS
+    if model["input_mean"] in (None, list(IMAGENET_MEAN)) and model["input_std"] in (None, list(IMAGENET_STD)):
+        del model["input_mean"], model["input_std"]
 
 
 def _sampler(configuration: DetectorConfiguration, train: LabelledSplit) -> EpochSampler:

@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from uveitis_assets.detection.checkpoints.loading import load_backbone_weights, load_detector_weights
-from uveitis_assets.detection.configuration import InitialisationConfiguration
+from uveitis_assets.detection.configuration import DetectorConfiguration, InitialisationConfiguration
+from uveitis_assets.detection.models.freezing import ever_frozen
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.weights_files import parent_of, read_lineage
 from uveitis_assets.training.weights_loading import LoadReport
@@ -44,6 +45,23 @@ def images_learned_before(store: ArtefactStore, initialise: InitialisationConfig
     """Ids of the images that the first weights learned with labels; empty where their file names none."""
     path = initial_weights_file(store, initialise)
     return frozenset() if path is None else frozenset(read_lineage(path).get("learned_images", ()))
+
+
+def check_frozen_weights(configuration: DetectorConfiguration) -> None:
+    """Refuse to freeze a backbone that nothing has been loaded into: what it gives would stay noise.
+
+    Raises:
+        ValueError: ``training.freeze_blocks`` freezes random weights in some epoch, which nothing allows.
+    """
+    first, options = configuration.initialise, configuration.training
+    if first.checkpoint or first.backbone_weights or first.frozen_random_weights or not ever_frozen(options):
+        return
+    raise ValueError(
+        f"training.freeze_blocks: expected 0 where the first weights are random, found {options.freeze_blocks} for "
+        f"{configuration.model.backbone}: frozen blocks stay as they are, and these know nothing. Name a file or lane "
+        "with weights under initialise, or set training.freeze_blocks to 0; initialise.frozen_random_weights: true "
+        "allows it"
+    )
 
 
 def load_initial_weights(

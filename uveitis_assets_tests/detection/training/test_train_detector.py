@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
 from uveitis_assets.detection.training.identity import training_identity
+from uveitis_assets.detection.training.resolved_configuration import resolved_configuration
 from uveitis_assets.detection.training.train_detector import train_detector
 from uveitis_assets.storage.files import read_json
 from uveitis_assets.storage.store import ArtefactStore
@@ -30,7 +31,9 @@ def test_a_training_leaves_the_earlier_scripts_files_and_keys(
     assert [row["epoch"] for row in rows] == [1, 2]
     assert {"epoch", "train_loss", "val_mAP_proxy", "elapsed_sec", "lr", "map_50", "map_30"} <= rows[0].keys()
     assert rows[0]["val_mAP_proxy"] == rows[0]["map_selection"]
-    assert yaml.safe_load((folder / "config.yaml").read_text()) == configuration.model_dump(mode="json")
+    resolved = resolved_configuration(configuration, store, train, val)
+    assert resolved.model.input_mean == (0.485, 0.456, 0.406)
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == resolved.model_dump(mode="json")
     report = read_json(folder / "val_report.json")
     assert {"best_epoch", "best_val_mAP_proxy", "val_metrics"} <= report.keys()
     assert report["best_epoch"] == outcome.best_epoch

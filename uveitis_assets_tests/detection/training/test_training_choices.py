@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from uveitis_assets.detection.checkpoints.loading import load_trained_detector
+from uveitis_assets.detection.configuration import IMAGENET_MEAN, IMAGENET_STD
 from uveitis_assets.detection.data import training_data
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
 from uveitis_assets.detection.data.tile_store import tile_pixels
@@ -40,7 +41,9 @@ def test_blocks_are_frozen_first_and_really_train_once_they_are_unfrozen(store, 
         "ema_decay": 0.0,
     }
     listener = Recorder()
-    train_detector(store, tiny(training=options), tmp_path / "run", train, val, device="cpu", progress=listener)
+    configuration = tiny(training=options, initialise={"frozen_random_weights": True})
+    train_detector(store, configuration, tmp_path / "run", train, val, device="cpu", progress=listener)
+    assert any("keeps random weights as they are" in message for message in listener.messages)
     assert [row["n_frozen_blocks"] for row in listener.rows] == [4, 1, 0]
     first, second, third = (epoch_weights(tmp_path / "run", epoch) for epoch in (1, 2, 3))
     blocks = sorted({name.split(".")[3] for name in first if name.startswith("backbone.body.blocks.")})
@@ -122,7 +125,9 @@ def test_a_training_starts_from_another_ones_best_weights_which_its_lineage_name
     lineage = read_json(second.best_weights.with_suffix(".json"))
     assert lineage["parent"]["file"] == "best.safetensors"
     model, read = load_trained_detector(second.best_weights)
-    assert read == configuration.model
+    # Numbers, whatever the defaults become.
+    expected = {"input_mean": IMAGENET_MEAN, "input_std": IMAGENET_STD}
+    assert read == configuration.model.model_copy(update=expected)
     assert all(torch.equal(model.state_dict()[name], child[name]) for name in child)
 
 

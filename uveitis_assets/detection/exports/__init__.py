@@ -1,0 +1,1 @@
+"""Predictions as other tools read them: COCO, YOLO, Pascal VOC, FiftyOne, CVAT."""

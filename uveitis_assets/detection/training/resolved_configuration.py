@@ -1,0 +1,65 @@
+"""A detector's configuration with what its labels, backbone and first weights decide: numbers instead of null.
+
+It is what a training's identity, config.yaml and lineage hold, so that weights are rebuilt and evaluated as they were
+trained, whatever the defaults become.
+"""
+
+from __future__ import annotations
+
+from uveitis_assets.detection.checkpoints.loading import input_statistics
+from uveitis_assets.detection.configuration import (
+    FEWEST_DETECTIONS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DetectorConfiguration,
+)
+from uveitis_assets.detection.data.labelled_split import LabelledSplit
+from uveitis_assets.detection.evaluation.detection_limits import detections_that_count, most_lesions_of_a_tile
+from uveitis_assets.detection.models.backbones import timm_input_statistics
+from uveitis_assets.detection.training.initial_weights import initial_weights_file
+from uveitis_assets.storage.store import ArtefactStore
+
+
+def resolved_configuration(
+    configuration: DetectorConfiguration, store: ArtefactStore, train: LabelledSplit, val: LabelledSplit
+) -> DetectorConfiguration:
+    """The configuration with detections per tile and image, and the input's mean and deviation, as numbers.
+
+    Args:
+        configuration: as in defs.yaml; what it names stays.
+        store: where initial weights are.
+        train: images to learn from.
+        val: images that choose the best checkpoint.
+
+    Raises:
+        FileNotFoundError: the file of the first weights does not exist.
+    """
+    model, evaluation = configuration.model, configuration.evaluation
+    images = [*train.images, *val.images]
+    per_tile = model.detections_per_tile or max(FEWEST_DETECTIONS, 2 * most_lesions_of_a_tile(images))
+    mean, std = _statistics(configuration, store)
+    return configuration.model_copy(
+        update={
+            "model": model.model_copy(update={"detections_per_tile": per_tile, "input_mean": mean, "input_std": std}),
+            "evaluation": evaluation.model_copy(
+                update={"max_detections": detections_that_count(evaluation.max_detections, val.images)}
+            ),
+        }
+    )
+
+
+def _statistics(
+    configuration: DetectorConfiguration, store: ArtefactStore
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    model = configuration.model
+    if model.input_mean is not None and model.input_std is not None:
+        return model.input_mean, model.input_std
+    path = initial_weights_file(store, configuration.initialise)
+    if path is not None:
+        of_detector = input_statistics(path)
+        if of_detector is not None:
+            return of_detector
+        if configuration.initialise.checkpoint is not None:
+            # An earlier .pth.
+            return IMAGENET_MEAN, IMAGENET_STD
+    return timm_input_statistics(model.timm_model) if model.backbone == "timm_fpn" else (IMAGENET_MEAN, IMAGENET_STD)
