@@ -26,7 +26,7 @@ from typing import Any
 LANE = "idrid"
 # Sides of lesions at 1024 px per retina below which they count as small; the median microaneurysm has 4.9 px.
 SMALL_SIDE_PX = 10.0
-N_FOLDS = 2
+N_FOLDS = 3
 # Half of the default: four times as many steps in the same time, with as many pixels.
 TILE_SIZE = 384
 # What today's default is but for the network, which has to learn within minutes.
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="processor time of all trainings together")
     parser.add_argument("--seconds", type=float, help="instead: processor time of each training")
     parser.add_argument("--variants", nargs="*", help="names of variants; default: all")
-    parser.add_argument("--folds", type=int, default=N_FOLDS, help="of the two folds, how many are trained")
+    parser.add_argument("--folds", type=int, default=N_FOLDS, help="of the three folds, how many are trained")
     parser.add_argument("--encoder", type=Path, help="EfficientNet-Lite0's .pth file")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--table", action="store_true", help="only print the results that are there")

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from uveitis_assets.configuration import Configuration, Ratio
 from uveitis_assets.training.configuration import TrainingConfiguration
 
+Flip = Literal["none", "horizontal", "vertical", "both"]
 Backbone = Literal["resnet50_fpn", "retfound_vit_l16", "retfound_vit_b16", "timm_fpn"]
 
 
@@ -188,6 +189,18 @@ class InferenceConfiguration(Configuration):
     )
     merge_iou: Ratio = Field(0.5, description="IoU from which detections of a class count as one lesion")
     folds: tuple[int, ...] = Field((0,), min_length=1, description="Folds whose checkpoints predict; several: ensemble")
+    operating_fp_per_image: float | None = Field(
+        None,
+        gt=0,
+        description="A class's detections count from the score at which validation had this many false positives per "
+        "image, instead of score_threshold; one of evaluation.froc_fp_per_image, with one fold",
+    )
+    flips: tuple[Flip, ...] = Field(
+        ("none",),
+        min_length=1,
+        description="Mirror images in which every tile is shown; several are fused like detectors of an ensemble, and "
+        "cost as many times the time",
+    )
     overlays: bool = Field(True, description="Write preds_vis/ overlays and heat maps")
 
 
@@ -224,6 +237,23 @@ class DetectorConfiguration(Configuration):
         ge=0,
         description="Train and evaluate on this many training images with lesions; 0: train on train, evaluate on val",
     )
+
+    @model_validator(mode="after")
+    def _operates_at_a_rate_that_is_measured(self) -> Self:
+        rate, rates = self.inference.operating_fp_per_image, self.evaluation.froc_fp_per_image
+        if rate is None:
+            return self
+        if rate not in rates:
+            raise ValueError(
+                f"inference.operating_fp_per_image: expected one of evaluation.froc_fp_per_image "
+                f"({', '.join(map(str, rates))}), found {rate}"
+            )
+        if len(self.inference.folds) != 1:
+            raise ValueError(
+                f"inference.operating_fp_per_image: expected one fold in inference.folds, found "
+                f"{list(self.inference.folds)}: scores of an ensemble are not those that validation measured"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_anchors_of_a_new_head(self) -> Self:

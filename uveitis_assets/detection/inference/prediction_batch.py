@@ -58,6 +58,7 @@ def predict_batch(
     device: torch.device | str,
     code_version: str,
     global_tile: bool = False,
+    class_scores: Mapping[int, float] | None = None,
 ) -> BatchPrediction:
     """Brings the predictions of a batch up to date; a second process waits and finds them done.
 
@@ -73,6 +74,7 @@ def predict_batch(
         device: where the models run.
         code_version: part of every fingerprint.
         global_tile: the global image is one more tile beside those of the native crop.
+        class_scores: score from which detections of a class are written; others need the configuration's.
 
     Raises:
         FileNotFoundError: the batch's tiles have not been materialized.
@@ -80,7 +82,7 @@ def predict_batch(
         BatchFailedError: images failed for other reasons; all others are predicted and recorded.
     """
     settings = PredictionSettings(
-        experiment, load_models, checkpoints, configuration, names, device, code_version, global_tile
+        experiment, load_models, checkpoints, configuration, names, device, code_version, global_tile, class_scores
     )
     tasks: list[PredictionTask] = []
 

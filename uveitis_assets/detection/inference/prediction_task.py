@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.data.preprocessed_images import PreprocessedImage, read_preprocessed_images
 from uveitis_assets.detection.data.tile_files import UnreadableTilesError, read_global_image, read_tile_pixels
+from uveitis_assets.detection.evaluation.operating_points import at_operating_scores
 from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets.detection.inference.heat_map import draw_heat_map, heat_map
 from uveitis_assets.detection.inference.predict_images import predict_images
@@ -61,6 +62,7 @@ class PredictionSettings:
         device: where the models run.
         code_version: part of every fingerprint.
         global_tile: the global image is one more tile beside those of the native crop.
+        class_scores: score from which detections of a class are written; others need the configuration's.
     """
 
     experiment: str
@@ -71,6 +73,7 @@ class PredictionSettings:
     device: torch.device | str
     code_version: str
     global_tile: bool = False
+    class_scores: Mapping[int, float] | None = None
 
 
 class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
@@ -101,7 +104,11 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
         self._tiles_index = store.stage_index(lane, "tiles", batch)
         self._fingerprints = {
             image.image_id: prediction_fingerprint(
-                image.fingerprint, settings.checkpoints, settings.configuration, settings.code_version
+                image.fingerprint,
+                settings.checkpoints,
+                settings.configuration,
+                settings.code_version,
+                class_scores=settings.class_scores,
             )
             for image in images
         }
@@ -159,15 +166,21 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
             return
         self.n_predicted = len(to_predict)
         unreadable: list[tuple[PreprocessedImage, UnreadableTilesError]] = []
+        configuration, class_scores = self._settings.configuration, self._settings.class_scores
+        threshold = configuration.score_threshold
+        if class_scores:
+            lowest = min(threshold, *class_scores.values())
+            configuration = configuration.model_copy(update={"score_threshold": lowest})
         predicted = predict_images(
             self._settings.load_models(),
             [job.item.source for job in to_predict.values()],
-            self._settings.configuration,
+            configuration,
             device=self._settings.device,
             read_tiles=partial(read_tile_pixels, self._store),
             on_unreadable=lambda image, error: unreadable.append((image, error)),
         )
-        for image, detections in predicted:
+        for image, found in predicted:
+            detections = at_operating_scores(found, class_scores, threshold) if class_scores else found
             self.detections[image.image_id] = detections
             yield to_predict[image.image_id], detections
         for image, error in unreadable:

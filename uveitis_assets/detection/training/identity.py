@@ -49,6 +49,8 @@ def training_identity(
     # Named only where it differs from what was the only way before: trainings from then stay recognised.
     if configuration.evaluation.selection != "axis_aligned":
         plain["selection"].append(configuration.evaluation.selection)
+    if configuration.inference.flips != ("none",):
+        plain["selection"].append(list(configuration.inference.flips))
     if _are_scaled(val, configuration.model.input_size):
         # Once validation scaled tiles in a way of its own, and another epoch may have been the best.
         plain["selection"].append("scaled as in training")
