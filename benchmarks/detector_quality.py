@@ -49,7 +49,6 @@ NWD: dict[str, Any] = {"rpn_similarity": "nwd", "rpn_foreground_iou": 0.7, "rpn_
 WINDOWS: dict[str, Any] = {"origin_shift": 0.5, "scale": 0.2, "rotation": 180.0}
 PASTES: dict[str, Any] = {"copy_paste": 0.5}
 FLIPS: dict[str, Any] = {"flips": ["none", "horizontal"], "merge": "weighted_box_fusion"}
-CASCADE: dict[str, Any] = {"head": "cascade"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "global (today's default)": GLOBAL,
     "native, without the global image": {**NATIVE, "global_tile": False},
@@ -59,7 +58,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "native, moved, scaled and turned tiles": {**NATIVE, "augmentation": WINDOWS},
     "native, copy-paste": {**NATIVE, "augmentation": PASTES},
     "native, flips as test-time augmentation": {**NATIVE, "inference": FLIPS},
-    "native, cascade head": {**NATIVE, "model": CASCADE},
 }
 
 

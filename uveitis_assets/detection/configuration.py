@@ -111,8 +111,10 @@ class InitialisationConfiguration(Configuration):
         None, description="RETFound file (root `model` or `teacher`) or ResNet-50 state; relative to $UVEITIS_DATA"
     )
     encoder: str | None = Field(None, description="EncoderPretraining lane whose encoder starts the backbone")
-    mode: Literal["full", "backbone_only"] = Field(
-        "full", description="`checkpoint` and `experiment`: everything that fits, or the backbone alone"
+    mode: Literal["full", "features", "backbone_only"] = Field(
+        "full",
+        description="`checkpoint` and `experiment`: everything that fits; all but the layers that belong to anchors "
+        "and categories, as of torchvision's fasterrcnn_resnet50_fpn that learned COCO; or the backbone alone",
     )
     min_matched: Ratio = Field(
         0.9,
@@ -261,7 +263,7 @@ class DetectorConfiguration(Configuration):
         if self.model.fit_anchors and first.mode == "full" and (first.experiment or first.checkpoint):
             raise ValueError(
                 "model.fit_anchors: the proposal head of a whole detector knows the anchors that it learned with; set "
-                "it to false, or initialise.mode to backbone_only"
+                "it to false, or initialise.mode to features or backbone_only"
             )
         return self
 

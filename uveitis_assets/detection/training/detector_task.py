@@ -20,6 +20,7 @@ from uveitis_assets.detection.data.tile_store import tile_pixels
 from uveitis_assets.detection.data.training_data import EpochBatches, check_never_learned, chosen_splits, images_shown
 from uveitis_assets.detection.evaluation.evaluate import Evaluation
 from uveitis_assets.detection.evaluation.report import validation_report
+from uveitis_assets.detection.models.acceleration import speed_up
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.freezing import freeze_blocks, n_frozen_blocks, parameter_groups
 from uveitis_assets.detection.training.identity import training_identity
@@ -109,6 +110,8 @@ class DetectorTask(RunTask[Tile]):
     def build(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         """See ``Task``."""
         model = build_detector(self._configuration.model).to(self._device).train()
+        if self._device.type == "cuda":
+            speed_up(model, channels_last=self._options.channels_last, compiled=self._options.compile)
         self._tile_seeds = TileSeeds(model)
         return model, torch.optim.AdamW(parameter_groups(model, self._options))
 

@@ -32,7 +32,7 @@ def training_identity(
         "training": configuration.training,
     }
     shown = {"tensorboard", "wandb_project", "checkpoint_every_steps", "checkpoint_every_minutes", "save_every_epochs"}
-    speed = {"loader_workers", "tile_cache_gb"}
+    speed = {"loader_workers", "tile_cache_gb", "channels_last", "compile"}
     left_out = shown | speed
     plain: dict[str, Any] = {name: part.model_dump(mode="json", exclude=left_out) for name, part in settings.items()}
     for part, values in plain.items():
