@@ -26,7 +26,7 @@ from typing import Any
 LANE = "idrid"
 # Sides of lesions at 1024 px per retina below which they count as small; the median microaneurysm has 4.9 px.
 SMALL_SIDE_PX = 10.0
-N_FOLDS = 2
+N_FOLDS = 3
 # Half of the default: four times as many steps in the same time, with as many pixels.
 TILE_SIZE = 384
 # What today's default is but for the network, which has to learn within minutes.
@@ -49,7 +49,6 @@ NWD: dict[str, Any] = {"rpn_similarity": "nwd", "rpn_foreground_iou": 0.7, "rpn_
 WINDOWS: dict[str, Any] = {"origin_shift": 0.5, "scale": 0.2, "rotation": 180.0}
 PASTES: dict[str, Any] = {"copy_paste": 0.5}
 FLIPS: dict[str, Any] = {"flips": ["none", "horizontal"], "merge": "weighted_box_fusion"}
-CASCADE: dict[str, Any] = {"head": "cascade"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "global (today's default)": GLOBAL,
     "native, without the global image": {**NATIVE, "global_tile": False},
@@ -59,7 +58,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "native, moved, scaled and turned tiles": {**NATIVE, "augmentation": WINDOWS},
     "native, copy-paste": {**NATIVE, "augmentation": PASTES},
     "native, flips as test-time augmentation": {**NATIVE, "inference": FLIPS},
-    "native, cascade head": {**NATIVE, "model": CASCADE},
 }
 
 
@@ -70,7 +68,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="processor time of all trainings together")
     parser.add_argument("--seconds", type=float, help="instead: processor time of each training")
     parser.add_argument("--variants", nargs="*", help="names of variants; default: all")
-    parser.add_argument("--folds", type=int, default=N_FOLDS, help="of the two folds, how many are trained")
+    parser.add_argument("--folds", type=int, default=N_FOLDS, help="of the three folds, how many are trained")
     parser.add_argument("--encoder", type=Path, help="EfficientNet-Lite0's .pth file")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--table", action="store_true", help="only print the results that are there")

@@ -19,6 +19,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 FEWEST_DETECTIONS = 400
 """Detections per tile, and per image and class, that count however few lesions there are."""
 
+Flip = Literal["none", "horizontal", "vertical", "both"]
 Backbone = Literal["resnet50_fpn", "retfound_vit_l16", "retfound_vit_b16", "timm_fpn"]
 
 
@@ -143,8 +144,10 @@ class InitialisationConfiguration(Configuration):
         None, description="RETFound file (root `model` or `teacher`) or ResNet-50 state; relative to $UVEITIS_DATA"
     )
     encoder: str | None = Field(None, description="EncoderPretraining lane whose encoder starts the backbone")
-    mode: Literal["full", "backbone_only"] = Field(
-        "full", description="`checkpoint` and `experiment`: everything that fits, or the backbone alone"
+    mode: Literal["full", "features", "backbone_only"] = Field(
+        "full",
+        description="`checkpoint` and `experiment`: everything that fits; all but the layers that belong to anchors "
+        "and categories, as of torchvision's fasterrcnn_resnet50_fpn that learned COCO; or the backbone alone",
     )
     frozen_random_weights: bool = Field(
         False,
@@ -233,6 +236,18 @@ class InferenceConfiguration(Configuration):
     )
     merge_iou: Ratio = Field(0.5, description="IoU from which detections of a class count as one lesion")
     folds: tuple[int, ...] = Field((0,), min_length=1, description="Folds whose checkpoints predict; several: ensemble")
+    operating_fp_per_image: float | None = Field(
+        None,
+        gt=0,
+        description="A class's detections count from the score at which validation had this many false positives per "
+        "image, instead of score_threshold; one of evaluation.froc_fp_per_image, with one fold",
+    )
+    flips: tuple[Flip, ...] = Field(
+        ("none",),
+        min_length=1,
+        description="Mirror images in which every tile is shown; several are fused like detectors of an ensemble, and "
+        "cost as many times the time",
+    )
     overlays: bool = Field(True, description="Write preds_vis/ overlays and heat maps")
 
 
@@ -271,12 +286,29 @@ class DetectorConfiguration(Configuration):
     )
 
     @model_validator(mode="after")
+    def _operates_at_a_rate_that_is_measured(self) -> Self:
+        rate, rates = self.inference.operating_fp_per_image, self.evaluation.froc_fp_per_image
+        if rate is None:
+            return self
+        if rate not in rates:
+            raise ValueError(
+                f"inference.operating_fp_per_image: expected one of evaluation.froc_fp_per_image "
+                f"({', '.join(map(str, rates))}), found {rate}"
+            )
+        if len(self.inference.folds) != 1:
+            raise ValueError(
+                f"inference.operating_fp_per_image: expected one fold in inference.folds, found "
+                f"{list(self.inference.folds)}: scores of an ensemble are not those that validation measured"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits_anchors_of_a_new_head(self) -> Self:
         first = self.initialise
         if self.model.fit_anchors and first.mode == "full" and (first.experiment or first.checkpoint):
             raise ValueError(
                 "model.fit_anchors: the proposal head of a whole detector knows the anchors that it learned with; set "
-                "it to false, or initialise.mode to backbone_only"
+                "it to false, or initialise.mode to features or backbone_only"
             )
         return self
 

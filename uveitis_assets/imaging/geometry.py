@@ -133,7 +133,7 @@ class ImageFrames:
         return self.crop_size if self.frame == "native" else (self.global_size, self.global_size)
 
     def with_global_tile(self) -> Self:
-        """These frames with the global image as one more tile, the last; unchanged where tiles are cut from it.
+        """These frames with the global image as one more tile, where tiles are cut from the native crop.
 
         Its box in crop px is the padded square, so it reaches over the edges of a crop that is not square.
         """

@@ -1,4 +1,4 @@
-"""Anchor sides fitted to the boxes that a training shows: one-dimensional k-means within each pyramid level."""
+"""Fits anchor sides to the boxes that a training shows, by k-means within each pyramid level."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Sizes = tuple[tuple[float, ...], ...]
 
 
 def with_fitted_anchors(configuration: DetectorConfiguration, images: Iterable[LabelledImage]) -> DetectorConfiguration:
-    """The configuration with ``model.anchor_sizes`` fitted to the images' boxes; unchanged without ``fit_anchors``."""
+    """The configuration with anchor sizes of the images' boxes, unchanged without ``fit_anchors``."""
     model = configuration.model
     if not model.fit_anchors:
         return configuration
@@ -63,7 +63,7 @@ def fitted_anchor_sizes(sides: NDArray[np.float64], start: Sequence[Sequence[flo
 
 
 def k_means(values: NDArray[np.float64], k: int) -> NDArray[np.float64]:
-    """Centres (k,), ascending, of Lloyd's algorithm on numbers, begun at their quantiles: the same every time.
+    """Centres (k,) of Lloyd's algorithm on numbers, ascending, begun at their quantiles.
 
     Raises:
         ValueError: fewer distinct values than centres.

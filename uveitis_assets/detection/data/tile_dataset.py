@@ -184,7 +184,7 @@ class TileDataset(Dataset[tuple[Tensor, Target]]):
     def _changed(
         self, image: LabelledImage, tile: int, augmentation: AugmentationConfiguration, seed: tuple[int, ...]
     ) -> tuple[NDArray[np.uint8], GroundTruth]:
-        """A window around the tile instead of it, and lesions pasted into it, as far as the configuration says."""
+        """A window around the tile, and lesions pasted into it, as far as the configuration says."""
         if wants_windows(augmentation):
             rng = np.random.default_rng((*seed, _WINDOWS))
             window = random_window(image, tile, augmentation, self.input_size, rng)

@@ -1,4 +1,4 @@
-"""Random windows of an image instead of its fixed tiles: other origin, scale and angle, with the lesions they show.
+"""Random windows of an image, of other origin, scale and angle than its tiles, and their lesions.
 
 A window is a square in the px of the picture that its tile was cut from; what lies in neighbouring tiles is read from
 them, so that no border of the tile shows. Outside the picture it is black.
@@ -34,7 +34,10 @@ class TileReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A turned square: centre and side in px of the picture, angle in radians, and the side it is drawn with, px."""
+    """A turned square of a picture.
+
+    ``centre`` and ``side`` are in px of the picture, ``angle`` in radians, ``drawn_side`` in px of what is drawn.
+    """
 
     centre: tuple[float, float]
     side: float
@@ -111,7 +114,7 @@ def read_window(reader: TileReader, image: LabelledImage, tile: int, window: Win
 def read_region(
     reader: TileReader, image: LabelledImage, box: tuple[int, int, int, int]
 ) -> tuple[Pixels, NDArray[np.int64]]:
-    """Pixels of a box in tiling px, put together from as few tiles as show it, and the corner of what they begin at.
+    """Pixels of a box in tiling px, put together from its tiles, and the corner that they begin at.
 
     What lies outside the picture is left out. Tiles are read in their order until nothing is missing.
     """

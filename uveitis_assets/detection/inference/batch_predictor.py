@@ -14,6 +14,7 @@ import torch
 
 from uveitis_assets.detection.checkpoints.fold_weights import FoldWeights, TrainingNotUsableError, fold_weights
 from uveitis_assets.detection.data.preprocessed_images import read_preprocessed_images
+from uveitis_assets.detection.evaluation.operating_points import read_operating_scores
 from uveitis_assets.detection.inference.prediction_batch import batch_prediction_sheet, predict_batch
 from uveitis_assets.detection.inference.prediction_file import read_prediction
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
@@ -22,8 +23,10 @@ from uveitis_assets.messages import enumeration
 from uveitis_assets.stages.artefact_files import damaged_files, described
 from uveitis_assets.stages.index import index_finding, read_stage_index
 from uveitis_assets.stages.suspect_files import note_suspects
+from uveitis_assets.storage.files import read_json
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.device import Device, answers_in_half_precision, chosen_device
+from uveitis_assets.training.run_folder import folder_of_best_weights
 
 # Boxes are rounded to 1/64 px and mapped through two frames.
 _OUTSIDE_TOLERANCE_PX = 0.1
@@ -80,6 +83,7 @@ class BatchPredictor:
         for weights in self._weights.values():
             weights.check_categories(self._names)
         _check_same_classes(list(self._weights.values()))
+        self._class_scores = self._operating_scores()
         self._models: list[torch.nn.Module] = []
 
     def predict(self, batch: str) -> PredictedBatch:
@@ -102,6 +106,7 @@ class BatchPredictor:
             code_version=self._code_version,
             global_tile=lane.global_tile,
             amp=answers_in_half_precision(lane.training.amp, self._device),
+            class_scores=self._class_scores,
         )
         sheet = None
         if lane.inference.overlays:
@@ -126,6 +131,25 @@ class BatchPredictor:
             repaired=tuple(f"{image_id}: {found}" for image_id, found in sorted(done.repaired.items())),
             index_finding=done.index_finding,
         )
+
+    def _operating_scores(self) -> dict[int, float] | None:
+        """Scores per class of the fold's validation report; None without ``operating_fp_per_image``."""
+        rate = self._lane.inference.operating_fp_per_image
+        if rate is None:
+            return None
+        [weights] = self._weights.values()
+        report = folder_of_best_weights(weights.path).report_file
+        if not report.is_file():
+            raise FileNotFoundError(
+                f"{report}: operating_fp_per_image needs it, found none; materialize the evaluation"
+            )
+        content = read_json(report)
+        if content.get("checkpoint", weights.digest) != weights.digest:
+            raise TrainingNotUsableError(
+                f"{report}: expected the report of {weights.name} ({weights.digest}), found that of "
+                f"{content['checkpoint']}; materialize the evaluation of `val` again"
+            )
+        return read_operating_scores(content, rate)
 
     def _load_models(self) -> Sequence[torch.nn.Module]:
         if not self._models:

@@ -62,6 +62,7 @@ def predict_batch(
     code_version: str,
     global_tile: bool = False,
     amp: bool | None = None,
+    class_scores: Mapping[int, float] | None = None,
 ) -> BatchPrediction:
     """Brings the predictions of a batch up to date; a second process waits and finds them done.
 
@@ -78,6 +79,7 @@ def predict_batch(
         code_version: part of every fingerprint.
         global_tile: the global image is one more tile beside those of the native crop.
         amp: mixed precision; None: on CUDA.
+        class_scores: score from which detections of a class are written; others need the configuration's.
 
     Raises:
         FileNotFoundError: the batch's tiles have not been materialized.
@@ -85,7 +87,16 @@ def predict_batch(
         BatchFailedError: images failed for other reasons; all others are predicted and recorded.
     """
     settings = PredictionSettings(
-        experiment, load_models, checkpoints, configuration, names, device, code_version, global_tile, amp
+        experiment=experiment,
+        load_models=load_models,
+        checkpoints=checkpoints,
+        configuration=configuration,
+        names=names,
+        device=device,
+        code_version=code_version,
+        global_tile=global_tile,
+        amp=amp,
+        class_scores=class_scores,
     )
     tasks: list[PredictionTask] = []
 

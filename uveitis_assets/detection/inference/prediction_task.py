@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.data.preprocessed_images import PreprocessedImage, read_preprocessed_images
 from uveitis_assets.detection.data.tile_files import UnreadableTilesError, read_global_image, read_tile_pixels
+from uveitis_assets.detection.evaluation.operating_points import at_operating_scores
 from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets.detection.inference.heat_map import draw_heat_map, heat_map
 from uveitis_assets.detection.inference.predict_images import predict_images
@@ -64,6 +65,7 @@ class PredictionSettings:
         code_version: part of every fingerprint.
         global_tile: the global image is one more tile beside those of the native crop.
         amp: mixed precision; None: on CUDA.
+        class_scores: score from which detections of a class are written; others need the configuration's.
     """
 
     experiment: str
@@ -75,6 +77,7 @@ class PredictionSettings:
     code_version: str
     global_tile: bool = False
     amp: bool | None = None
+    class_scores: Mapping[int, float] | None = None
 
 
 class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
@@ -107,7 +110,11 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
         self._tiles_index = store.stage_index(lane, "tiles", batch)
         self._fingerprints = {
             image.image_id: prediction_fingerprint(
-                image.fingerprint, settings.checkpoints, settings.configuration, settings.code_version
+                image.fingerprint,
+                settings.checkpoints,
+                settings.configuration,
+                settings.code_version,
+                class_scores=settings.class_scores,
             )
             for image in images
         }
@@ -179,17 +186,23 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
             return
         self.n_predicted = len(to_predict)
         unreadable: list[tuple[PreprocessedImage, UnreadableTilesError]] = []
+        configuration, class_scores = self._settings.configuration, self._settings.class_scores
+        threshold = configuration.score_threshold
+        if class_scores:
+            lowest = min(threshold, *class_scores.values())
+            configuration = configuration.model_copy(update={"score_threshold": lowest})
         predicted = predict_images(
             self._settings.load_models(),
             [job.item.source for job in to_predict.values()],
-            self._settings.configuration,
+            configuration,
             device=self._settings.device,
             read_tiles=partial(read_tile_pixels, self._store),
             amp=self._settings.amp,
             on_unreadable=lambda image, error: unreadable.append((image, error)),
             on_full=lambda image, n_full: self._n_full_tiles.update({image.image_id: n_full}),
         )
-        for image, detections in predicted:
+        for image, found in predicted:
+            detections = at_operating_scores(found, class_scores, threshold) if class_scores else found
             self.detections[image.image_id] = detections
             yield to_predict[image.image_id], detections
         for image, error in unreadable:

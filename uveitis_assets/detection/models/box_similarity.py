@@ -1,4 +1,4 @@
-"""How well boxes agree, for the assignment of labels to anchors and proposals: IoU, or a distance for tiny boxes.
+"""Compares labels with anchors and proposals, by IoU or by a distance for tiny boxes.
 
 torchvision's proposal network and box heads call ``box_similarity(labels, candidates)`` and compare the result with
 their thresholds; what is defined here replaces that function.

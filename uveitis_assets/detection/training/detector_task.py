@@ -21,6 +21,7 @@ from uveitis_assets.detection.data.training_data import EpochBatches, check_neve
 from uveitis_assets.detection.evaluation.detection_limits import answers_that_lack_room, samples_that_lack_room
 from uveitis_assets.detection.evaluation.evaluate import Evaluation
 from uveitis_assets.detection.evaluation.report import validation_report
+from uveitis_assets.detection.models.acceleration import speed_up
 from uveitis_assets.detection.models.class_logits import mask_untaught_classes
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.freezing import ever_frozen, freeze_blocks, n_frozen_blocks, parameter_groups
@@ -116,6 +117,8 @@ class DetectorTask(RunTask[Tile]):
         """See ``Task``."""
         model = build_detector(self._configuration.model).to(self._device).train()
         mask_untaught_classes(model, self.train.categories)
+        if self._device.type == "cuda":
+            speed_up(model, channels_last=self._options.channels_last, compiled=self._options.compile)
         self._tile_seeds = TileSeeds(model)
         return model, torch.optim.AdamW(parameter_groups(model, self._options))
 
