@@ -12,7 +12,7 @@ class UwfRetinaParameters:
     Likelihood ratios are in nats, radii in half-frames (1 = the middle of a side).
 
     Set by hand and a coarse search on eight outlined photographs and altered copies of them; the two that concern
-    texture and soft edges also on generated images. Moving one by 30 % changes the mean IoU (0.966) by at most 0.006,
+    texture and soft edges also on generated images. Moving one by 30 % changes the mean IoU by at most 0.006,
     frame_exit_reward by 0.013; choosing those two without the photograph they are measured on gives 0.966 too
     (benchmarks/roi_accuracy.py --sensitivity prints the table). A texture_weight near 1 takes the arcades of some
     regular fundus photographs for the border.
