@@ -12,10 +12,8 @@ class UwfRetinaParameters:
     Likelihood ratios are in nats, radii in half-frames (1 = the middle of a side).
 
     Set by hand and a coarse search on eight outlined photographs and altered copies of them; the two that concern
-    texture and soft edges also on generated images. Moving one by 30 % changes the mean IoU by at most 0.006,
-    frame_exit_reward by 0.013; choosing those two without the photograph they are measured on gives 0.966 too
-    (benchmarks/roi_accuracy.py --sensitivity prints the table). A texture_weight near 1 takes the arcades of some
-    regular fundus photographs for the border.
+    texture and soft edges also on generated images (benchmarks/roi_accuracy.py --sensitivity shows what moving each by
+    30 % changes). A texture_weight near 1 takes the arcades of some regular fundus photographs for the border.
     """
 
     frame_exit_reward: float = 3.0  # evidence of an outline that the frame cuts, in nats
