@@ -55,8 +55,9 @@ def _fitted(polar: PolarImage, outline: NDArray[np.intp], n_reweightings: int) -
     return cast(Floats, terms @ coefficients.astype(np.float32))
 
 
-def _least_squares(terms: Floats, values: Floats, weights: Floats) -> NDArray[np.float64]:
+def _least_squares(terms: Floats, values: Floats, weights: NDArray[np.floating]) -> NDArray[np.float64]:
     """Coefficients of the terms (n, k) that fit the weighted values (n,)."""
     weighted = terms * weights[:, None]
     normal = (weighted.T @ weighted).astype(np.float64) + _RIDGE * np.eye(terms.shape[1])
-    return np.linalg.solve(normal, (weighted.T @ (values * weights)).astype(np.float64))
+    moments = (weighted.T @ (values * weights)).astype(np.float64)
+    return np.asarray(np.linalg.solve(normal, moments), dtype=np.float64)

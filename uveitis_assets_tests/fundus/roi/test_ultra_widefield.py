@@ -188,8 +188,9 @@ def test_black_bars_stay_black_beside_a_banner_and_with_compression_noise(outlin
         picture = np.vstack([bars[:30], example.image, bars[30:]])
         picture[:38, : width // 10] = 170  # a pixelated name, over the bar and the photograph's corner
         mask = uwf_retina_mask(compressed(picture))
-        assert (mask[:28] > 0).mean() <= 0.002, example.name
-        assert (mask[32 + height :] > 0).mean() <= 0.002, example.name
+        # JPEG carries light over one block of 8 px.
+        assert (mask[:22] > 0).mean() <= 0.002, example.name
+        assert (mask[38 + height :] > 0).mean() <= 0.002, example.name
         ignored = example.ignored.copy()
         ignored[:8, : width // 10] = 255
         assert score(mask[30 : 30 + height], example.found, ignored) >= 0.95, example.name
