@@ -11,7 +11,9 @@ from uveitis_assets.landing.configuration import DatasetConfiguration, SplitConf
 from uveitis_assets.landing.ledger import registered_batches
 from uveitis_assets.landing.manifest import build_manifest_part
 from uveitis_assets.landing.registration import register
+from uveitis_assets.stages.index import read_stage_index
 from uveitis_assets.stages.stale_batches import records_stamp
+from uveitis_assets.stages.suspect_files import report_damage
 from uveitis_assets_tests.fundus.preprocess_inputs import preprocess_registered
 from uveitis_assets_tests.landing.landing_samples import jpeg, land
 
@@ -121,6 +123,16 @@ def test_a_damaged_record_is_stale(made):
     made.manifest_part("lane", "b00001").write_bytes(b"PAR1")
     found = stale_preprocessing(made, "lane")
     assert (found.manifest, found.preprocessing) == (("b00001",), ("b00002",))
+
+
+def test_a_batch_with_a_file_that_a_reader_found_damaged_is_stale_until_its_next_run(made):
+    path = next(path for path in sorted((made.root / "preproc" / "roi_masks").glob("*.png")))
+    rows = read_stage_index(made.stage_index("lane", "roi_masks", "b00001"))
+    assert path.stem in {row["key"] for row in rows.values()}
+    assert report_damage(made, path)
+    assert stale_preprocessing(made, "lane").preprocessing == ("b00001",)
+    materialize(made, ["b00001"])
+    assert stale_preprocessing(made, "lane").batches == ()
 
 
 def test_the_state_of_a_batch_is_another_one_after_each_change(made):
