@@ -21,7 +21,7 @@ from uveitis_assets.storage.locks import hold_lock
 
 @dataclass(frozen=True, slots=True)
 class ArtefactStore:
-    """Folders of one installation: ``root`` holds everything made, ``raw`` what landed (read only).
+    """Folders of one installation: ``root`` holds everything made, ``raw`` what landed (assets read only).
 
     Folder and file names below ``root`` are those of the earlier scripts (manifests/, splits/, preproc/,
     labels_coco/, labels_debug/); ledger/, index/ and locks/ are additions. The class is closed: a new family of lanes

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from uveitis_assets.imaging.drawing import draw_box, draw_polygon
 from uveitis_assets.labels.palette import category_color
+from uveitis_assets.labels.segmentation import rings_of_segmentation
 from uveitis_assets.storage.files import read_json
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
@@ -82,8 +83,8 @@ def _tiles(store: ArtefactStore, coco: dict[str, Any], image_id: str) -> Pixels:
         for annotation in coco["annotations"]:
             if annotation["image_id"] == image["id"]:
                 color = category_color(annotation["category_id"])
-                for polygon in annotation["segmentation"]:
-                    draw_polygon(shown, np.reshape(polygon, (-1, 2)) * scale, color)
+                for ring in rings_of_segmentation(annotation["segmentation"]):
+                    draw_polygon(shown, ring * scale, color)
                 left, top, width, height = (value * scale for value in annotation["bbox"])
                 draw_box(shown, (left, top, left + width, top + height), color)
         x, y = origins[image["tile_id"]]
