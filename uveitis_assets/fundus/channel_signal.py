@@ -1,4 +1,4 @@
-"""Which channels of a photograph hold an image of the retina, and which only the noise of their encoding.
+"""Tells channels that hold an image of the retina from those that hold noise of their encoding.
 
 Ultra-widefield instruments scan with a red and a green laser. What stands in blue comes from the file's encoding: the
 rounding of colour transform and JPEG coefficients, a few grey levels without any structure.
@@ -56,7 +56,7 @@ def channels_without_signal(image_rgb: NDArray[np.uint8], mask: NDArray[np.uint8
 def signal_shares(
     image_rgb: NDArray[np.uint8], mask: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Share of each channel's variance in common with pixels 16 px beside, and its deviation; None if too few."""
+    """Variance shared with pixels 16 px beside, and deviation, per channel; None if too few pixels."""
     row_steps = max(1, mask.size // (_APART_PX**2 * _GRID_POINTS))
     step = row_steps * _APART_PX
     grid = (slice(min(step, len(mask)) // 2, None, step), slice(_APART_PX // 2, None, _APART_PX))

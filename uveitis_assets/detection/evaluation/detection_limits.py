@@ -1,4 +1,4 @@
-"""How many detections of an image or tile count, and which limits cannot hold the lesions that there are."""
+"""Detections of an image or tile that count, and limits that cannot hold all lesions."""
 
 from __future__ import annotations
 

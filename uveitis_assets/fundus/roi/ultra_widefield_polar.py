@@ -54,7 +54,7 @@ def content_box(image: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
 
 
 def brightest_channel(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Largest of the three channels at each pixel; numpy's maximum over a last axis takes ten times as long."""
+    """Largest of the three channels at each pixel, ten times as fast as a maximum over the last axis."""
     red, green, blue = cv2.split(np.ascontiguousarray(image))
     return np.asarray(cv2.max(cv2.max(red, green), blue), dtype=np.uint8)
 
