@@ -1,4 +1,4 @@
-"""Commands beyond Dagster's own: register images, run the demo, submit runs, export and evaluate detections.
+"""Commands beyond Dagster's own: images, demo, runs on a deployment, exports and evaluations.
 
 Everything else is Dagster's own command line (``dagster asset materialize``, ``dagster dev``). Registering and the
 demo need DAGSTER_HOME, because partition keys live in the instance's database.

@@ -175,7 +175,7 @@ def input_statistics(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] 
 
 
 def _with_statistics(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored model configuration; of detectors that learned ImageNet's where it lacks mean and deviation."""
+    """A stored model configuration, with ImageNet's mean and deviation where it lacks them."""
     return {"input_mean": IMAGENET_MEAN, "input_std": IMAGENET_STD, **stored}
 
 

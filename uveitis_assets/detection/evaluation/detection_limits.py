@@ -1,4 +1,4 @@
-"""How many detections of an image or tile count, and which limits cannot hold the lesions that there are."""
+"""How many detections count, and which limits cannot hold the lesions of an image or tile."""
 
 from __future__ import annotations
 
