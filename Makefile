@@ -8,7 +8,7 @@ export DAGSTER_HOME ?= $(CURDIR)/.dagster_home
 export UVEITIS_DATA ?= $(CURDIR)/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo dev test test-demo test-docker lint format bench screenshots clean
+.PHONY: help install demo dev test test-slow test-docker lint format bench screenshots clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,8 +37,8 @@ dev: install $(DAGSTER_HOME)/dagster.yaml ## Open the UI and the daemon on http:
 test: install ## Run the tests
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-test-demo: install ## Run the demo and hold it to what it has to show, and kill a training (minutes)
-	$(BIN)/python -m pytest -m demo uveitis_assets_tests/e2e
+test-slow: install ## Run the demo, the browser, a lost database, and trainings in processes (minutes)
+	$(BIN)/python -m pytest -m slow -rs $(addprefix uveitis_assets_tests/,e2e deployment detection/training)
 
 test-docker: install ## Run the tests that need a Docker engine (as root they start one)
 	$(BIN)/python -m pytest -m docker -rs uveitis_assets_tests/docker

@@ -32,6 +32,7 @@ COMPONENTS = ("reference_color.", "detector.", "encoder.")
 
 # Where a field is explained at length.
 LINKS = {
+    "image_folder.csv": "[tables](../how-to/add-a-dataset.md#tables)",
     "layout": "[add a dataset](../how-to/add-a-dataset.md#choose-a-layout)",
     "roi.method": "[the methods](../explanation/design.md#regions-of-interest)",
     "normalize.method": "[the methods](../explanation/design.md#colour-normalization)",
@@ -69,6 +70,8 @@ UNITS = {
     "verify.max_quarantine_ratio": "share of images",
     "splits.test_ratio": "share of patients",
     "labels.min_component_area": "raw px²",
+    "labels.max_marked_share": "share of the retina",
+    "labels.edge_tolerance": "share of the side",
     "labels.min_tile_box_ratio": "share of the box",
     "labels.large_lesion_tile_cover": "share of the tile",
     "labels.debug_max_images": "images",
@@ -148,6 +151,7 @@ UNITS = {
 
 HEADINGS = {
     "image_folder": "Options of the layout `image_folder`",
+    "patients": "Where patients stand",
     "roi": "Region of interest",
     "roi.sam2": "SAM 2",
     "normalize": "Colour normalization",
@@ -170,6 +174,9 @@ HEADINGS = {
 
 # Text between a group's heading and its table.
 NOTES = {
+    "patients": "For the layouts `uwf700`, `fgadr` and `image_folder`: either `csv` or `pattern`; see [patients]"
+    "(../how-to/add-a-dataset.md#say-which-images-belong-to-one-person). Without this group each image is a patient of "
+    "its own, but for `image_folder.patient_column`.",
     "detector.pseudo_labels": "Without this group a detector makes no pseudo-labels; `pseudo_labels: {}` takes the "
     "defaults.",
 }
@@ -188,6 +195,7 @@ INTRODUCTION = """# Configuration
 | `UVEITIS_PATIENT_KEY_FILE` | `$UVEITIS_DATA/ledger/patient_key` | Key of the patient pseudonyms, 64 hex digits |
 | `UVEITIS_WANDB_KEY_FILE` | none | File with one line, the W&B key; read by trainings with `training.wandb_project` |
 | `UVEITIS_REAL_DATA` | `../shared/data` | Tests only: folder of real images; without it some tests are skipped |
+| `UVEITIS_CASES` | `../shared/cases` | Tests only: folder of small inputs with right answers; as above |
 | `UVEITIS_ACCEPT_SNAPSHOT` | none | Tests only: write the snapshot of the asset graph instead of comparing it |
 | `UVEITIS_TEST_PATIENCE` | 10 | Tests only: factor of every timeout, for slow machines |
 | `UVEITIS_URL` | `http://127.0.0.1:3000` | `uveitis-assets submit`: the deployment's UI |

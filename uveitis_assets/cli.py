@@ -1,4 +1,4 @@
-"""Commands beyond Dagster's own: images, demo, runs on a deployment, exports and evaluations.
+"""Commands beyond Dagster's own: images, labels, demo, runs on a deployment, detections.
 
 Everything else is Dagster's own command line (``dagster asset materialize``, ``dagster dev``). Registering and the
 demo need DAGSTER_HOME, because partition keys live in the instance's database.
@@ -44,6 +44,7 @@ def register(
     from uveitis_assets.fundus.reference_color import ReferenceColorError
     from uveitis_assets.landing.ledger_table import LedgerError
     from uveitis_assets.landing.pseudonyms import PatientKeyError
+    from uveitis_assets.landing.registration import LostPatientsError
     from uveitis_assets.registration_output import print_commands, print_registration
     from uveitis_assets.storage.store import ArtefactStore
 
@@ -56,6 +57,7 @@ def register(
     chosen = lanes or [name for name, folder in folders.items() if folder.is_dir()]
     if not chosen:
         fail(f"{store.raw}: found none of the lanes' folders; land images there or set UVEITIS_RAW")
+    refused: list[str] = []
     with _instance() as instance:
         for name in chosen:
             if not folders[name].is_dir():
@@ -66,6 +68,9 @@ def register(
                 report, added = register_lane(store, configured[name], instance)
                 print_registration(name, report, added)
                 print_commands(store, configured[name])
+            except LostPatientsError as error:
+                # The other lanes are registered all the same.
+                refused.append(str(error))
             except (LedgerError, PatientKeyError, ReferenceColorError) as error:
                 fail(str(error))
             except OSError as error:
@@ -73,6 +78,59 @@ def register(
                     f"{error.filename}: {error.strerror}; expected to write below UVEITIS_DATA ({store.root}) and to "
                     f"read below UVEITIS_RAW ({store.raw}): correct the folder, or set the variable to another one"
                 )
+    if refused:
+        fail("\n".join(refused))
+
+
+@app.command(name="import-labels")
+def import_labels_command(
+    lane: Annotated[str, typer.Argument(help="Lane whose images the labels are of")],
+    source: Annotated[Path, typer.Argument(help="A label file, or a folder of them", exists=True)],
+    *,
+    label_format: Annotated[
+        str,
+        typer.Option("--format", help="coco, yolo, yolo-obb, yolo-seg, dota, cvat, labelme or label-studio"),
+    ],
+    units: Annotated[str | None, typer.Option(help="Coordinates of YOLO and DOTA files: pixel or share")] = None,
+    first_class: Annotated[int | None, typer.Option(help="First class number of YOLO files", min=0, max=1)] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="Names of YOLO's class numbers: a line each, or data.yaml", exists=True)
+    ] = None,
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Class of the files=class of the lane; 'name=' leaves it out; may be repeated"),
+    ] = None,
+    min_confidence: Annotated[
+        float | None, typer.Option(help="Take predictions from this confidence on as labels", min=0.0, max=1.0)
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite label files that exist")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report only, write nothing")] = False,
+) -> None:
+    """Convert label files of other tools into the lane's own, beside its landed images.
+
+    The exit status is 1 when rows are refused: their images get no label file.
+    """
+    from uveitis_assets.import_output import run_import
+    from uveitis_assets.storage.store import ArtefactStore
+
+    configured = _load_lanes()
+    if lane not in configured:
+        fail(f"found no lane {lane}; expected one of {', '.join(configured)}")
+    complete = run_import(
+        ArtefactStore.from_environment(),
+        configured[lane],
+        source,
+        label_format=label_format,
+        units=units,
+        first_class=first_class,
+        names=names,
+        mapping=mapping or [],
+        min_confidence=min_confidence,
+        replace=replace,
+        dry_run=dry_run,
+    )
+    if not complete:
+        raise typer.Exit(1)
 
 
 @app.command()

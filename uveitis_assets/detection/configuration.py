@@ -19,6 +19,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 FEWEST_DETECTIONS = 400
 """Detections per tile, and per image and class, that count however few lesions there are."""
 
+Flip = Literal["none", "horizontal", "vertical", "both"]
 Backbone = Literal["resnet50_fpn", "retfound_vit_l16", "retfound_vit_b16", "timm_fpn"]
 
 
@@ -60,6 +61,20 @@ class ModelConfiguration(Configuration):
     anchor_ratios: tuple[float, ...] = Field((0.5, 1.0, 2.0), description="Height over width of the anchors")
     pyramid_channels: int = Field(256, ge=8, le=1024, description="Channels of every pyramid level")
     head_width: int = Field(1024, ge=8, le=4096, description="Width of the two layers that read a pooled region")
+    fit_anchors: bool = Field(
+        False,
+        description="Replace anchor_sizes before a training by sides fitted to its boxes (k-means); the weights' file "
+        "names them. Not for trainings that start from a whole detector, whose proposal head knows other anchors",
+    )
+    rpn_similarity: Literal["iou", "nwd"] = Field(
+        "iou",
+        description="What the proposal thresholds compare labels and anchors by: IoU or the normalized Wasserstein "
+        "distance, which is smooth for tiny boxes",
+    )
+    roi_similarity: Literal["iou", "nwd"] = Field("iou", description="The same for labels and proposals")
+    nwd_constant: float = Field(
+        12.7, gt=0, description="nwd: distance at which it is 1/e, about the usual side of a lesion, input px"
+    )
     rpn_foreground_iou: Ratio = Field(0.4, description="An anchor is positive from this IoU; low for lax boxes")
     rpn_background_iou: Ratio = Field(
         0.2, description="An anchor is negative below this IoU; between both it is left out"
@@ -129,8 +144,10 @@ class InitialisationConfiguration(Configuration):
         None, description="RETFound file (root `model` or `teacher`) or ResNet-50 state; relative to $UVEITIS_DATA"
     )
     encoder: str | None = Field(None, description="EncoderPretraining lane whose encoder starts the backbone")
-    mode: Literal["full", "backbone_only"] = Field(
-        "full", description="`checkpoint` and `experiment`: everything that fits, or the backbone alone"
+    mode: Literal["full", "features", "backbone_only"] = Field(
+        "full",
+        description="`checkpoint` and `experiment`: everything that fits; all but the layers that belong to anchors "
+        "and categories, as of torchvision's fasterrcnn_resnet50_fpn that learned COCO; or the backbone alone",
     )
     frozen_random_weights: bool = Field(
         False,
@@ -159,6 +176,13 @@ class AugmentationConfiguration(Configuration):
     contrast: float = Field(0.15, ge=0, le=1, description="Largest relative change around the mean grey; 0: none")
     saturation: float = Field(0.15, ge=0, le=1, description="Largest relative change of the saturation; 0: none")
     gamma: float = Field(0.15, ge=0, le=1, description="Largest change of the exponent's logarithm")
+    origin_shift: Ratio = Field(0.0, description="Largest random move of a tile's origin, share of its side")
+    scale: float = Field(0.0, ge=0, le=1, description="Largest random change of the logarithm of a tile's scale")
+    rotation: float = Field(0.0, ge=0, le=180, description="Largest random angle, degrees; 180: any")
+    copy_paste: Ratio = Field(
+        0.0, description="Probability that a tile gets lesions of other training images, all classes equally often"
+    )
+    copy_paste_lesions: int = Field(4, ge=1, le=100, description="Most lesions pasted into a tile")
 
 
 class SamplingConfiguration(Configuration):
@@ -212,6 +236,18 @@ class InferenceConfiguration(Configuration):
     )
     merge_iou: Ratio = Field(0.5, description="IoU from which detections of a class count as one lesion")
     folds: tuple[int, ...] = Field((0,), min_length=1, description="Folds whose checkpoints predict; several: ensemble")
+    operating_fp_per_image: float | None = Field(
+        None,
+        gt=0,
+        description="A class's detections count from the score at which validation had this many false positives per "
+        "image, instead of score_threshold; one of evaluation.froc_fp_per_image, with one fold",
+    )
+    flips: tuple[Flip, ...] = Field(
+        ("none",),
+        min_length=1,
+        description="Mirror images in which every tile is shown; several are fused like detectors of an ensemble, and "
+        "cost as many times the time",
+    )
     overlays: bool = Field(True, description="Write preds_vis/ overlays and heat maps")
 
 
@@ -238,11 +274,43 @@ class DetectorConfiguration(Configuration):
     training: TrainingConfiguration = TrainingConfiguration()
     evaluation: EvaluationConfiguration = EvaluationConfiguration()
     inference: InferenceConfiguration = InferenceConfiguration()
+    global_tile: bool = Field(
+        True,
+        description="Lanes with `tiling.frame: native`: the global image is one more tile, in training, evaluation and "
+        "prediction; no effect on tiles that are cut from the global image",
+    )
     overfit_images: int = Field(
         0,
         ge=0,
         description="Train and evaluate on this many training images with lesions; 0: train on train, evaluate on val",
     )
+
+    @model_validator(mode="after")
+    def _operates_at_a_rate_that_is_measured(self) -> Self:
+        rate, rates = self.inference.operating_fp_per_image, self.evaluation.froc_fp_per_image
+        if rate is None:
+            return self
+        if rate not in rates:
+            raise ValueError(
+                f"inference.operating_fp_per_image: expected one of evaluation.froc_fp_per_image "
+                f"({', '.join(map(str, rates))}), found {rate}"
+            )
+        if len(self.inference.folds) != 1:
+            raise ValueError(
+                f"inference.operating_fp_per_image: expected one fold in inference.folds, found "
+                f"{list(self.inference.folds)}: scores of an ensemble are not those that validation measured"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_anchors_of_a_new_head(self) -> Self:
+        first = self.initialise
+        if self.model.fit_anchors and first.mode == "full" and (first.experiment or first.checkpoint):
+            raise ValueError(
+                "model.fit_anchors: the proposal head of a whole detector knows the anchors that it learned with; set "
+                "it to false, or initialise.mode to features or backbone_only"
+            )
+        return self
 
     @model_validator(mode="after")
     def _selects_by_boxes_that_it_finds(self) -> Self:

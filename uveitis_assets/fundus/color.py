@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from uveitis_assets.fundus.channel_signal import CHANNELS, channels_without_signal
 from uveitis_assets.fundus.channel_statistics import ChannelStatistics, ChannelSummation, ChannelSums, median_level
 from uveitis_assets.fundus.configuration import NormalizationConfiguration
 from uveitis_assets.imaging.lab import copy_luminance, lab_converter
@@ -97,6 +98,10 @@ def normalize_crop(
     of LAB locally; ``reinhard_lab_ref`` gives LAB the reference's mean and deviation (Reinhard et al. 2001, "Color
     Transfer between Images", in 8-bit OpenCV LAB as the earlier scripts did).
 
+    A channel that holds only noise of its encoding (``channels_without_signal``) is not stretched: ``zscore_rgb`` moves
+    its mean to the middle as of any other and leaves its scale, so that the noise stays as small as it is in the file
+    and the channel says "no deviation"; ``grayworld`` leaves it alone, and out of the mean.
+
     Args:
         crop_rgb: (H, W, 3) uint8 RGB; a view is fine.
         mask: (H, W) uint8, 0 or 255.
@@ -106,8 +111,8 @@ def normalize_crop(
         band_pixels: pixels mapped at a time; the result does not depend on it.
 
     Returns:
-        The normalized crop and the content of norm_meta: method, mean and std (RGB, of the input) and, for
-        ``reinhard_lab_ref``, ref_lab_mean and ref_lab_std.
+        The normalized crop and the content of norm_meta: method, mean and std (RGB, of the input); where there are
+        any, channels_without_signal (names); and for ``reinhard_lab_ref`` ref_lab_mean and ref_lab_std.
 
     Raises:
         ValueError: ``reinhard_lab_ref`` without a reference, or an empty mask.
@@ -123,13 +128,17 @@ def normalize_crop(
     n_excluded = sums.n_black if sums.n_black < sums.n_pixels else 0
     rgb = sums.without(n_excluded, (0, 0, 0)).statistics()
     metadata: dict[str, Any] = {"method": configuration.method, "mean": list(rgb.mean), "std": list(rgb.std)}
+    empty = channels_without_signal(crop_rgb, inner)
+    if empty:
+        metadata["channels_without_signal"] = list(empty)
+    has_signal = np.array([name not in empty for name in CHANNELS])
     match configuration.method:
         case "none":
             band_map: BandMap = _copy(crop_rgb)
         case "zscore_rgb":
-            band_map = _scaled(crop_rgb, _zscore_scaling(rgb, configuration.zscore_clip))
+            band_map = _scaled(crop_rgb, _zscore_scaling(rgb, configuration.zscore_clip, has_signal))
         case "grayworld":
-            band_map = _scaled(crop_rgb, _grayworld_scaling(rgb))
+            band_map = _scaled(crop_rgb, _grayworld_scaling(rgb, has_signal))
         case "clahe_luminance":
             band_map = _equalize_luminance(crop_rgb, mask, boxes, inner, configuration, band_pixels=band_pixels)
         case "reinhard_lab_ref":
@@ -208,14 +217,16 @@ class Scaling:
             cv2.LUT(image, self._table, dst=out)
 
 
-def _zscore_scaling(statistics: ChannelStatistics, clip: float) -> Scaling:
+def _zscore_scaling(statistics: ChannelStatistics, clip: float, has_signal: NDArray[np.bool_]) -> Scaling:
     gain = 255.0 / (2.0 * clip * np.maximum(np.asarray(statistics.std), _SMALLEST_STD))
+    gain = np.where(has_signal, gain, 1.0)
     return Scaling(gain, 127.5 - gain * np.asarray(statistics.mean))
 
 
-def _grayworld_scaling(statistics: ChannelStatistics) -> Scaling:
+def _grayworld_scaling(statistics: ChannelStatistics, has_signal: NDArray[np.bool_]) -> Scaling:
     mean = np.asarray(statistics.mean)
-    return Scaling(np.divide(mean.mean(), mean, out=np.ones(3), where=mean > 0), np.zeros(3))
+    gain = np.divide(mean[has_signal].mean(), mean, out=np.ones(3), where=has_signal & (mean > 0))
+    return Scaling(gain, np.zeros(3))
 
 
 def _lab_boxes(image_rgb: Pixels, boxes: Iterable[Box], lab: Pixels) -> Iterator[Box]:

@@ -133,6 +133,12 @@ class VerificationConfiguration(Configuration):
     max_reconstruction_abs_error: float = Field(1e-6, ge=0, description="Mean absolute error in grey levels")
     max_fallback_ratio: Ratio = Field(0.2, description="Share of images whose ROI came from a fallback method")
     max_quarantine_ratio: Ratio = Field(0.5, description="Share of quarantined images from which the check fails")
+    sampled_images: int = Field(
+        8,
+        ge=0,
+        description="Images of a batch whose files `roi_plausibility` and `tile_reconstruction` read; of all others "
+        "they compare the sizes of the files only",
+    )
 
 
 class PreprocessConfiguration(Configuration):

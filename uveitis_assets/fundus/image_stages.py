@@ -6,6 +6,7 @@ read back from its artefact otherwise.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,9 +33,10 @@ from uveitis_assets.landing.image_file import decode_rgb
 from uveitis_assets.landing.landed_files import read_landed_file
 from uveitis_assets.landing.quarantine import QuarantineError
 from uveitis_assets.landing.samples import RegisteredImage
-from uveitis_assets.stages.batch_task import ItemWork
+from uveitis_assets.stages.artefact_files import DamagedArtefactError, read_artefact, recorded_stamps
+from uveitis_assets.stages.batch_task import DamagedStageError, ItemWork
 from uveitis_assets.stages.index import Row
-from uveitis_assets.storage.files import json_bytes, read_json
+from uveitis_assets.storage.files import json_bytes
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
 Pixels = NDArray[np.uint8]
@@ -96,6 +98,7 @@ class ImageStages(ItemWork[PreprocessStage]):
         Raises:
             QuarantineError: the image cannot be used.
             PrerequisiteError: an earlier stage is missing.
+            DamagedStageError: a file of an earlier stage is not as it was written.
         """
         match stage:
             case "roi_masks":
@@ -135,6 +138,7 @@ class ImageStages(ItemWork[PreprocessStage]):
             **{"x0": x0, "y0": y0, "x1": x1, "y1": y1, "method": metadata["method"]},
             **{f"mean_{channel}": value for channel, value in zip("rgb", metadata["mean"], strict=True)},
             **{f"std_{channel}": value for channel, value in zip("rgb", metadata["std"], strict=True)},
+            "channels_without_signal": metadata.get("channels_without_signal", []),
         }
 
     def _tiles(self) -> dict[str, Any]:
@@ -202,9 +206,8 @@ class ImageStages(ItemWork[PreprocessStage]):
 
     def _mask_image(self) -> Pixels:
         if self._mask is None:
-            self._require("roi_masks")
             path = self._store.roi_mask(self.key)
-            mask = _read_png(path, cv2.IMREAD_GRAYSCALE)
+            mask = _decode_png(path, self._artefact("roi_masks", path), cv2.IMREAD_GRAYSCALE)
             raw = self._raw_image()
             if mask.shape != raw.shape[:2]:
                 raise PrerequisiteError(f"{path}: expected {raw.shape[1::-1]} pixels, found {mask.shape[::-1]}")
@@ -228,12 +231,12 @@ class ImageStages(ItemWork[PreprocessStage]):
         if "norm" not in self._configuration.persist:
             self._normalize()
             return
-        metadata = read_json(self._store.crop_metadata(self.key))
+        metadata = json.loads(self._artefact("normalized_crops", self._store.crop_metadata(self.key)))
         width, height = metadata["orig_size"]
         x0, y0, x1, y1 = metadata["bbox_xyxy"]
         self._frames = image_frames((width, height), (x0, y0, x1, y1), self._configuration.tiling)
         path = self._store.normalized_crop(self.key)
-        normalized = _read_png(path, cv2.IMREAD_COLOR_RGB)
+        normalized = _decode_png(path, self._artefact("normalized_crops", path), cv2.IMREAD_COLOR_RGB)
         if normalized.shape[1::-1] != self._frames.crop_size:
             raise PrerequisiteError(
                 f"{path}: expected {self._frames.crop_size} pixels, found {normalized.shape[1::-1]}"
@@ -270,9 +273,20 @@ class ImageStages(ItemWork[PreprocessStage]):
     def _require(self, stage: PreprocessStage) -> None:
         if stage not in self._rows:
             raise PrerequisiteError(
-                f"{stage} has no artefact of this image with the present configuration and code; materialize {stage} "
-                "for this batch first"
+                f"{stage} has no artefact of this image with the present configuration and code, or a damaged one; "
+                f"materialize {stage} for this batch first"
             )
+
+    def _artefact(self, stage: PreprocessStage, path: Path) -> bytes:
+        """A file of an earlier stage, compared with what its row records."""
+        self._require(stage)
+        stamp = recorded_stamps(self._rows[stage]).get(self._store.name_of(path))
+        try:
+            return read_artefact(path, stamp)
+        except FileNotFoundError as error:
+            raise PrerequisiteError(f"{path}: no such file; materialize the stage before this one again") from error
+        except DamagedArtefactError as error:
+            raise DamagedStageError(stage, error) from error
 
     # Writing ----------------------------------------------------------------------------------------------
 
@@ -306,11 +320,8 @@ def read_registered_image(store: ArtefactStore, image: RegisteredImage) -> Pixel
     return decode_rgb(data, name)
 
 
-def _read_png(path: Path, flags: int) -> Pixels:
-    try:
-        image = cv2.imdecode(np.frombuffer(path.read_bytes(), dtype=np.uint8), flags)
-    except FileNotFoundError as error:
-        raise PrerequisiteError(f"{path}: no such file; materialize the stage before this one again") from error
+def _decode_png(path: Path, data: bytes, flags: int) -> Pixels:
+    image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     if image is None:
         raise PrerequisiteError(f"{path}: expected a PNG, found damaged data; delete it and run the stage before again")
     return np.asarray(image, dtype=np.uint8)

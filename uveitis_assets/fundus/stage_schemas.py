@@ -36,6 +36,7 @@ STAGE_SCHEMAS: dict[PreprocessStage, pl.Schema] = {
         | dict.fromkeys(("x0", "y0", "x1", "y1"), pl.Int32)
         | {"method": pl.String}
         | dict.fromkeys(("mean_r", "mean_g", "mean_b", "std_r", "std_g", "std_b"), pl.Float64)
+        | {"channels_without_signal": pl.List(pl.String)}
     ),
     "tiles": pl.Schema(
         _COMMON

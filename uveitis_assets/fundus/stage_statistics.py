@@ -32,4 +32,6 @@ def stage_statistics(stage: PreprocessStage, rows: Sequence[Row]) -> dict[str, f
         return {}
     values = {name: reduce([row[column] for row in rows]) for name, column, reduce in _STATISTICS[stage]}
     # Counts stay whole numbers: 32 tiles would be shown as 32.0.
+    if stage == "normalized_crops":
+        values["n_channels_without_signal"] = sum(len(row["channels_without_signal"]) for row in rows)
     return {name: value if isinstance(value, int) else float(value) for name, value in values.items()}

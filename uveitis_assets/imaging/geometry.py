@@ -8,13 +8,15 @@ y1) covers pixels x0 .. x1-1. "Raw" is the image as displayed, after its EXIF or
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Points = NDArray[np.float64]
+
+GLOBAL_TILE_ID = "global"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +59,33 @@ class AxisAlignedTransform:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A tile and its box (x0, y0, x1, y1; x1 and y1 exclusive) in the tiling frame's pixels."""
+    """A tile and its box (x0, y0, x1, y1; x1 and y1 exclusive) in the tiling frame's pixels.
+
+    ``scale`` is tile px per tiling px; it is 1 but for a global image that stands beside tiles of the native crop.
+    """
 
     tile_id: str
     x0: int
     y0: int
     x1: int
     y1: int
+    # Left out of the text, which enters fingerprints of what was made before it existed; sizes of frames imply it.
+    scale: float = field(default=1.0, repr=False)
 
     @property
     def width(self) -> int:
-        return self.x1 - self.x0
+        """Width of the tile, tile px."""
+        return round((self.x1 - self.x0) * self.scale)
 
     @property
     def height(self) -> int:
-        return self.y1 - self.y0
+        """Height of the tile, tile px."""
+        return round((self.y1 - self.y0) * self.scale)
+
+    @property
+    def is_global(self) -> bool:
+        """Whether it is the whole image, scaled, instead of a part cut out of it."""
+        return self.tile_id == GLOBAL_TILE_ID
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +131,17 @@ class ImageFrames:
     def tiling_size(self) -> tuple[int, int]:
         """Width and height of the frame that the tiles are cut from."""
         return self.crop_size if self.frame == "native" else (self.global_size, self.global_size)
+
+    def with_global_tile(self) -> Self:
+        """These frames with the global image as one more tile, where tiles are cut from the native crop.
+
+        Its box in crop px is the padded square, so it reaches over the edges of a crop that is not square.
+        """
+        if self.frame != "native":
+            return self
+        (pad_x, pad_y), side = self.pad_xy, self.padded_side
+        whole = Tile(GLOBAL_TILE_ID, -pad_x, -pad_y, side - pad_x, side - pad_y, self.global_size / side)
+        return replace(self, tiles=(*self.tiles, whole))
 
     def crop_metadata(self) -> dict[str, Any]:
         """Content of crop_meta/<key>.json."""

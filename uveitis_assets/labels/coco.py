@@ -24,6 +24,8 @@ from uveitis_assets.labels.class_map import ClassMap, LabelSpace
 from uveitis_assets.labels.coco_file import CocoFile
 from uveitis_assets.labels.coco_summary import BadLabel, CocoSplitSummary
 from uveitis_assets.labels.configuration import LabelConfiguration
+from uveitis_assets.labels.damaged_tiles import damaged_tiles
+from uveitis_assets.labels.findings import LabelFinding
 from uveitis_assets.labels.image_lesions import (
     ImageLesions,
     map_in_order,
@@ -84,14 +86,20 @@ def build_coco_split(
     left_out = incomplete if labels.missing_masks == "leave_out" else {}
     bad_labels = [_incomplete(image_id, folders) for image_id, folders in left_out.items()]
     ready = [row for row in ready if row["image_id"] not in left_out]
+    damaged = damaged_tiles(store, lane, ready)
+    bad_labels += [_damaged(lane, image_id, found) for image_id, found in damaged.items()]
+    ready = [row for row in ready if row["image_id"] not in damaged]
 
     growing = _CocoFiles(store, label_space, labels)
     patients: set[str] = set()
+    findings: dict[str, tuple[LabelFinding, ...]] = {}
     read = partial(read_image_lesions, store, raw_folder, labels, label_space, lane=lane)
     for row, result in zip(ready, map_in_order(read, ready, workers), strict=True):
         if isinstance(result, ImageLesions):
             growing.add(result)
             patients.add(row["patient_id"])
+            if result.lesions.findings:
+                findings[result.image_id] = result.lesions.findings
         elif isinstance(result, BadLabel):
             bad_labels.append(result)
         else:
@@ -109,6 +117,7 @@ def build_coco_split(
         missing_masks=dict(sorted(Counter(chain.from_iterable(incomplete.values())).items())),
         bad_labels=tuple(sorted(bad_labels, key=lambda bad: bad.image_id)),
         not_preprocessed=tuple(sorted(not_preprocessed)),
+        label_findings=findings,
         **growing.counts(),
     )
 
@@ -129,6 +138,12 @@ def _incomplete(image_id: str, folders: list[str]) -> BadLabel:
         "missing_masks",
         f"expected a mask in every lesion folder of the lane, found none in {', '.join(folders)}; add it "
         "(black where there is no such lesion), or set `labels.missing_masks: no_lesion`",
+    )
+
+
+def _damaged(lane: str, image_id: str, found: str) -> BadLabel:
+    return BadLabel(
+        image_id, "damaged_artefact", f"{found}; materialize {lane}/normalized_crops and {lane}/tiles again"
     )
 
 

@@ -34,7 +34,7 @@ class CocoFile:
 
     @property
     def avg_box_area(self) -> float:
-        """Mean of the annotations' areas, px²; 0 without annotations."""
+        """Mean area of the annotations' boxes, px²; 0 without annotations."""
         return self._area / len(self._annotations) if self._annotations else 0.0
 
     def add_image(self, entry: Mapping[str, Any]) -> int:
@@ -44,9 +44,10 @@ class CocoFile:
         return number
 
     def add_annotation(self, entry: Mapping[str, Any]) -> None:
-        """Append an annotation, which gets the next id; ``area`` and ``category_id`` go into the totals."""
+        """Append an annotation, which gets the next id; ``bbox`` and ``category_id`` go into the totals."""
         self._annotations.append(_text({"id": len(self._annotations) + 1, **entry}))
-        self._area += entry["area"]
+        _, _, width, height = entry["bbox"]
+        self._area += width * height
         self.annotations_per_category[entry["category_id"]] += 1
 
     def write(self, path: Path) -> None:

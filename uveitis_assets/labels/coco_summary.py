@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from uveitis_assets.labels.findings import LabelFinding
 from uveitis_assets.landing.samples import Split
 from uveitis_assets.storage.files import read_json, write_json
 from uveitis_assets.storage.store import ArtefactStore
@@ -31,7 +32,8 @@ class CocoSplitSummary:
     are images without annotations; of these, ``n_negative_by_policy`` have lesions, but none of a kept class.
     ``n_partial_labels`` lack the mask file of some kept lesion folder of the lane, ``missing_masks`` counts them per
     folder; whether they are listed is up to ``labels.missing_masks``. ``n_kept_*`` count tile annotations by the rule
-    of ``placement`` that kept them. Areas are in px².
+    of ``placement`` that kept them. ``label_findings`` are, per listed image, the label files that were read although
+    something in them is doubtful. Areas are in px².
     """
 
     lane: str
@@ -62,6 +64,7 @@ class CocoSplitSummary:
     missing_masks: Mapping[str, int]
     bad_labels: tuple[BadLabel, ...]
     not_preprocessed: tuple[str, ...]
+    label_findings: Mapping[str, tuple[LabelFinding, ...]]
 
     @property
     def n_bad_labels(self) -> int:
@@ -73,10 +76,16 @@ class CocoSplitSummary:
         """Images left out because their preprocessing is missing or of other bytes."""
         return len(self.not_preprocessed)
 
+    @property
+    def n_label_findings(self) -> int:
+        """Label files with something doubtful that were read nevertheless."""
+        return sum(len(found) for found in self.label_findings.values())
+
     def counts(self) -> dict[str, int]:
         """All ``n_*`` numbers by name."""
         names = [field.name for field in fields(self) if field.name.startswith("n_")]
-        return {name: getattr(self, name) for name in (*names, "n_bad_labels", "n_not_preprocessed")}
+        properties = ("n_bad_labels", "n_not_preprocessed", "n_label_findings")
+        return {name: getattr(self, name) for name in (*names, *properties)}
 
 
 def write_coco_summary(store: ArtefactStore, summary: CocoSplitSummary) -> Path:

@@ -28,6 +28,16 @@ class LabelConfiguration(Configuration):
         "label_sanity warns; it has none, as in datasets that publish no empty masks; or it is left out",
     )
     min_component_area: int = Field(12, ge=1, description="Smallest lesion component of a mask, raw px")
+    max_marked_share: Ratio = Field(
+        0.5,
+        description="A mask that marks more than this share of the retina (a disc in the crop) is taken for inverted "
+        "and sets its image aside; 1: none is",
+    )
+    edge_tolerance: Ratio = Field(
+        0.005,
+        description="Corners of oriented boxes outside the image by at most this share of its side are set to the "
+        "edge, which label_sanity lists; a corner further out sets the image aside",
+    )
     min_tile_box_ratio: Ratio = Field(0.2, description="Smallest share of a box inside a tile to be kept there")
     large_lesion_tile_cover: Ratio = Field(
         0.2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,22 @@ def read_image_lesions(
     try:
         files = read_label_files(store, lane, raw_folder, row)
         if labels.format == "mask":
-            lesions = parse_lesion_masks(files, label_space, frames.raw_size, labels.min_component_area)
-        else:
-            lesions = join_lesions(
-                [parse_oriented_boxes(data, name, label_space, frames.raw_size) for name, data in files]
+            lesions = parse_lesion_masks(
+                files,
+                label_space,
+                frames.raw_size,
+                labels.min_component_area,
+                crop_box=frames.crop_box,
+                max_marked_share=labels.max_marked_share,
             )
+        else:
+            parse = partial(
+                parse_oriented_boxes,
+                label_space=label_space,
+                raw_size=frames.raw_size,
+                edge_tolerance=labels.edge_tolerance,
+            )
+            lesions = join_lesions([parse(data, name) for name, data in files])
     except QuarantineError as error:
         return BadLabel(image_id, error.reason, error.detail)
     return ImageLesions(image_id, frames, lesions)

@@ -27,6 +27,7 @@ from uveitis_assets.imaging.drawing import (
 )
 from uveitis_assets.imaging.preview_jpeg import MAX_JPEG_BYTES, encode_within
 from uveitis_assets.labels.palette import category_color
+from uveitis_assets.labels.segmentation import rings_of_segmentation
 from uveitis_assets.landing.samples import Split
 from uveitis_assets.storage.files import read_json, write_bytes
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
@@ -127,8 +128,8 @@ def draw_labels(
     for annotation in annotations:
         color = category_color(annotation["category_id"])
         x, y, width, height = annotation["bbox"]
-        for polygon in annotation["segmentation"]:
-            draw_polygon(image, np.reshape(polygon, (-1, 2)).astype(np.float64), color, thickness=round(enlarge))
+        for ring in rings_of_segmentation(annotation["segmentation"]):
+            draw_polygon(image, ring, color, thickness=round(enlarge))
         draw_box(image, (x, y, x + width, y + height), color, thickness=round(enlarge))
     height_px = round(11 * enlarge)
     taken: list[Rectangle] = []

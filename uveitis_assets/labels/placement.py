@@ -9,7 +9,8 @@ pixel-edge convention (0..width, not 0..width-1). A tile keeps a box when
    keeps it, the first of equals. So every lesion with area inside the tiling frame appears in some tile.
 
 The rules look at boxes, as those of the earlier scripts did. Outlines are clipped as polygons; where a clipped box
-holds nothing of the outline (a corner beside a slanted lesion) the tile does not count.
+holds nothing of the lesion (a corner beside a slanted one, the inside of a ring) or is thinner than
+``SMALLEST_SIDE_PX`` the tile does not count.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from uveitis_assets.imaging.geometry import AxisAlignedTransform, Tile, box_areas
 from uveitis_assets.labels.lesions import Lesions, only_areas
+from uveitis_assets.labels.pixel_regions import PixelRegion, RunLengths
 
 KeptBy = Literal["ratio", "cover", "best"]
 
@@ -31,6 +33,8 @@ KeptBy = Literal["ratio", "cover", "best"]
 CORNER_NOISE_PX = 1e-6
 # Smaller clipped outlines, in px², are an edge that touches the window.
 SMALLEST_OUTLINE = 1e-6
+# Thinner boxes, in px of the window, show nothing, and are without area in float32 far from the origin.
+SMALLEST_SIDE_PX = 1 / 64
 SEGMENTATION_DECIMALS = 3
 
 
@@ -41,26 +45,31 @@ class PlacedLesion:
     Attributes:
         lesion: index in the image's ``Lesions``.
         box: x0, y0, x1, y1, clipped to the window.
-        polygons: the clipped outline as COCO polygons (x, y, x, y, ...), rounded to 0.001 px.
+        segmentation: the clipped outline as COCO polygons (x, y, x, y, ...), rounded to 0.001 px; run lengths of its
+            pixels where a hole shows.
         obb: the four corners as shares of the window, or None when one lies outside or the label has none.
         kept_by: the rule that kept it.
     """
 
     lesion: int
     box: tuple[float, float, float, float]
-    polygons: list[list[float]]
+    segmentation: list[list[float]] | RunLengths
     obb: list[float] | None
     kept_by: KeptBy
 
     def as_coco(self) -> dict[str, Any]:
-        """Where the lesion lies, in the fields of a COCO annotation."""
+        """Where the lesion lies, in the fields of a COCO annotation.
+
+        ``area`` is that of the box, of a lesion with holes that of its pixels.
+        """
         x0, y0, x1, y1 = self.box
+        pixels = None if isinstance(self.segmentation, list) else float(sum(self.segmentation["counts"][1::2]))
         return {
             "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "area": (x1 - x0) * (y1 - y0),
+            "area": (x1 - x0) * (y1 - y0) if pixels is None else pixels,
             "iscrowd": 0,
             "obb": self.obb,
-            "segmentation": self.polygons,
+            "segmentation": self.segmentation,
         }
 
 
@@ -99,6 +108,8 @@ def place_in_tiles(
     corners = None if lesions.corners is None else raw_to_tiling.apply(lesions.corners)
     areas = box_areas(boxes)
     shared, cover, clipped = _shares(outlines, boxes, whole, tiles)
+    tiling_to_raw = raw_to_tiling.inverse()
+    _leave_out_holes(lesions, tiling_to_raw, tiles, shared, cover)
 
     visible = shared > 0
     by_ratio = visible & (shared >= min_box_ratio * areas)
@@ -115,7 +126,7 @@ def place_in_tiles(
                 PlacedLesion(
                     lesion=lesion,
                     box=(x0, y0, x1, y1),
-                    polygons=_coco_polygons(clipped[index, lesion], tile),
+                    segmentation=_segmentation(lesions, lesion, clipped[index, lesion], tile, tiling_to_raw),
                     obb=None if corners is None else _obb(corners[lesion], tile),
                     kept_by="ratio" if by_ratio[index, lesion] else "cover" if by_cover[index, lesion] else "best",
                 )
@@ -143,7 +154,9 @@ def _shares(
     clipped = np.empty(shape, dtype=object)
     for index, tile in enumerate(tiles):
         window = (tile.x0, tile.y0, tile.x1, tile.y1)
-        inside = box_areas(_clip(boxes, window))
+        parts_of_boxes = _clip(boxes, window)
+        inside = box_areas(parts_of_boxes)
+        inside[(parts_of_boxes[:, 2:] - parts_of_boxes[:, :2] < SMALLEST_SIDE_PX).any(axis=1)] = 0.0
         meets = np.flatnonzero(inside > 0)
         parts = outlines[meets]
         crossing = inside[meets] < whole[meets]
@@ -153,6 +166,36 @@ def _shares(
         shared[index, meets[filled]] = inside[meets[filled]]
         cover[index] = shared[index] / (tile.width * tile.height)
     return shared, cover, clipped
+
+
+def _leave_out_holes(
+    lesions: Lesions,
+    tiling_to_raw: AxisAlignedTransform,
+    tiles: Sequence[Tile],
+    shared: NDArray[np.float64],
+    cover: NDArray[np.float64],
+) -> None:
+    """Set the shares of lesions to 0, in place, in tiles that hold nothing but a hole of theirs."""
+    if lesions.regions is None:
+        return
+    for index, tile in enumerate(tiles):
+        window = tiling_to_raw.apply_boxes((tile.x0, tile.y0, tile.x1, tile.y1))
+        for lesion in np.flatnonzero(shared[index]).tolist():
+            region: PixelRegion | None = lesions.regions[lesion]
+            if region is not None and not region.shows(window):
+                shared[index, lesion] = cover[index, lesion] = 0.0
+
+
+def _segmentation(
+    lesions: Lesions, lesion: int, outline: shapely.Geometry, tile: Tile, tiling_to_raw: AxisAlignedTransform
+) -> list[list[float]] | RunLengths:
+    region: PixelRegion | None = None if lesions.regions is None else lesions.regions[lesion]
+    if region is not None:
+        tile_to_raw = AxisAlignedTransform(offset_x=tile.x0, offset_y=tile.y0).then(tiling_to_raw)
+        run_lengths = region.run_lengths(tile_to_raw, (tile.width, tile.height))
+        if run_lengths is not None:
+            return run_lengths
+    return _coco_polygons(outline, tile)
 
 
 def _clip(boxes: NDArray[np.float64], window: tuple[int, int, int, int]) -> NDArray[np.float64]:

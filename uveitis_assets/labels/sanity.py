@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 
 from uveitis_assets.landing.samples import SPLITS, Split
@@ -48,7 +49,7 @@ def check_ids(coco: Mapping[str, Any]) -> list[Finding]:
 
 
 def check_boxes(coco: Mapping[str, Any]) -> list[Finding]:
-    """Boxes are finite, have area, lie inside their image and ``area`` agrees with them."""
+    """Boxes are finite, have area in float32, lie inside their image, and ``area`` is right."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
     not_finite, empty, outside, area_differs = [], [], [], []
     for annotation in coco["annotations"]:
@@ -56,20 +57,28 @@ def check_boxes(coco: Mapping[str, Any]) -> list[Finding]:
         if not all(math.isfinite(value) for value in (x, y, width, height, annotation["area"])):
             not_finite.append(annotation["id"])
             continue
-        if width <= 0 or height <= 0:
+        if width <= 0 or height <= 0 or _is_empty_in_float32(x, y, width, height):
             empty.append(annotation["id"])
         image_width, image_height = sizes.get(annotation["image_id"], (math.inf, math.inf))
         right, bottom = image_width + EDGE_NOISE_PX, image_height + EDGE_NOISE_PX
         if x < -EDGE_NOISE_PX or y < -EDGE_NOISE_PX or x + width > right or y + height > bottom:
             outside.append(annotation["id"])
-        if not math.isclose(annotation["area"], width * height, rel_tol=1e-6, abs_tol=1e-6):
+        segmentation = annotation["segmentation"]
+        area = width * height if isinstance(segmentation, list) else sum(segmentation["counts"][1::2])
+        if not math.isclose(annotation["area"], area, rel_tol=1e-6, abs_tol=1e-6):
             area_differs.append(annotation["id"])
     return [
         *_finding("ERROR", "annotations with a box that is not finite", not_finite),
         *_finding("ERROR", "annotations with a box without area", empty),
         *_finding("ERROR", "annotations with a box that leaves its image", outside),
-        *_finding("ERROR", "annotations whose area is not that of their box", area_differs),
+        *_finding("ERROR", "annotations whose area is not that of their box or run lengths", area_differs),
     ]
+
+
+def _is_empty_in_float32(x: float, y: float, width: float, height: float) -> bool:
+    """Whether a detector, which computes in float32, would see a box without area."""
+    lower, upper = np.array([x, y], np.float32), np.array([x + width, y + height], np.float32)
+    return bool((upper <= lower).any())
 
 
 def check_oriented_boxes(coco: Mapping[str, Any]) -> list[Finding]:

@@ -24,11 +24,12 @@ def landing_fingerprint(
     """Tell cheaply whether `register` would find something: equal values mean that nothing was noticed.
 
     Every call sees names and folder times: files that land, vanish, are renamed, or replaced by a rename, and changed
-    CSV files. Files rewritten in place are found by comparing size and times with the ledger, which costs five times
-    the listing: each call does so for one slice of the ledger, chosen by ``tick``. A caller that counts ``tick`` up by
-    one each time notices an in-place change after at most max(24, files / 4096) calls, at once below 256 files: with
-    one call every 30 s after 12 minutes, or 13 for 100,000 files. While a noticed in-place change is not registered,
-    the value changes back on calls that look elsewhere.
+    CSV files and tables that the configuration names; it also sees changed options of the layout and of patients. Files
+    rewritten in place are found by comparing size and times with the ledger, which costs five times the listing: each
+    call does so for one slice of the ledger, chosen by ``tick``. A caller that counts ``tick`` up by one each time
+    notices an in-place change after at most max(24, files / 4096) calls, at once below 256 files: with one call every
+    30 s after 12 minutes, or 13 for 100,000 files. While a noticed in-place change is not registered, the value changes
+    back on calls that look elsewhere.
 
     Args:
         store: where ledger and raw folders are.
@@ -37,6 +38,7 @@ def landing_fingerprint(
         fewest_files_per_tick: so many registered files are compared by each call, where there are as many.
     """
     digest = hashlib.blake2b(digest_size=16)
+    digest.update(f"{dataset.layout} {dataset.image_folder.model_dump_json()} {dataset.patient_rule}".encode())
     problems: list[LandingProblem] = []
     folder = str(store.raw / dataset.folder)
     for prefix, names, path in sorted(walk_landing_folders(Path(folder), store.raw, problems)):
@@ -48,6 +50,8 @@ def landing_fingerprint(
             for name in names:
                 if name.lower().endswith(".csv"):
                     digest.update(str(file_stamp(f"{path}/{name}")).encode())
+    for table in dataset.tables:
+        digest.update(str(file_stamp(f"{folder}/{table}")).encode())
     for line in _rewritten_in_place(store, dataset.name, folder, tick, fewest_files_per_tick):
         digest.update(line.encode())
     return digest.hexdigest()

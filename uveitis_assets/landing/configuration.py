@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import Field, field_validator, model_validator
 
 from uveitis_assets.configuration import Configuration, path_below_data_root
-from uveitis_assets.landing.layouts import find_layout
+from uveitis_assets.landing.layouts import find_layout, layout_names
 
 
 class SplitConfiguration(Configuration):
@@ -77,6 +77,54 @@ class ImageFolderConfiguration(Configuration):
         return self
 
 
+class PatientConfiguration(Configuration):
+    """Where the patients of a lane stand whose layout knows no more of them than the name of each file."""
+
+    csv: str | None = Field(None, description="CSV below the dataset folder with a row per image")
+    path_column: str = Field(
+        "image", description="Column with the image's path below the dataset folder, its file name or its stem"
+    )
+    patient_column: str = Field("patient", description="Column with the patient id")
+    pattern: str | None = Field(
+        None,
+        description="Regular expression (Python) of the whole file name without extension, or of the path below the "
+        "dataset folder where the pattern holds a `/`; its group `(?P<patient>...)` is the patient id",
+    )
+
+    @field_validator("csv")
+    @classmethod
+    def _csv_stays_below_the_folder(cls, csv: str | None) -> str | None:
+        return None if csv is None else path_below_data_root("the dataset folder", "CSV file", csv)
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_finds_a_patient(cls, pattern: str | None) -> str | None:
+        if pattern is None:
+            return None
+        example = r"(?P<patient>\d+)_(left|right)"
+        try:
+            groups = re.compile(pattern).groupindex
+        except re.error as error:
+            raise ValueError(
+                f"expected a regular expression such as '{example}', found {pattern!r}: {error}"
+            ) from error
+        if "patient" not in groups:
+            raise ValueError(f"expected a group (?P<patient>...) as in '{example}', found none in {pattern!r}")
+        return pattern
+
+    @model_validator(mode="after")
+    def _one_of_csv_and_pattern(self) -> Self:
+        if (self.csv is None) == (self.pattern is None):
+            found = "neither" if self.csv is None else "both"
+            raise ValueError(f"patients: expected either `csv` or `pattern`, found {found}")
+        columns = self.model_fields_set & {"path_column", "patient_column"}
+        if self.csv is None and columns:
+            raise ValueError(
+                f"patients: {' and '.join(sorted(columns))} name columns of a CSV file: expected `csv`, found `pattern`"
+            )
+        return self
+
+
 class DatasetConfiguration(Configuration):
     """One landing folder and how it is read."""
 
@@ -87,6 +135,25 @@ class DatasetConfiguration(Configuration):
     folder: str = Field(description="Folder below $UVEITIS_RAW")
     batch_size: int = Field(256, ge=1, le=4096, description="Images per partition at most")
     image_folder: ImageFolderConfiguration = ImageFolderConfiguration()
+    patients: PatientConfiguration | None = None
+
+    @property
+    def patient_rule(self) -> str:
+        """16 hex digits of what tells patients besides file names; empty where nothing does."""
+        if self.patients is not None:
+            return self.patients.fingerprint()
+        options = self.image_folder
+        if options.csv is None or options.patient_column is None:
+            return ""
+        return PatientConfiguration(
+            csv=options.csv, path_column=options.path_column, patient_column=options.patient_column
+        ).fingerprint()
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Tables below the dataset folder that the configuration names."""
+        named = (self.image_folder.csv, None if self.patients is None else self.patients.csv)
+        return tuple(dict.fromkeys(table for table in named if table is not None))
 
     @property
     def dataset_tags(self) -> tuple[str, ...]:
@@ -107,6 +174,23 @@ class DatasetConfiguration(Configuration):
     def _image_folder_options_need_their_layout(self) -> Self:
         if self.layout != "image_folder" and self.image_folder != ImageFolderConfiguration():
             raise ValueError(f"image_folder options need `layout: image_folder`, found layout {self.layout}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_source_of_patients(self) -> Self:
+        if self.patients is None:
+            return self
+        if not find_layout(self.layout).patients_from_names:
+            allowed = [name for name in layout_names() if find_layout(name).patients_from_names]
+            raise ValueError(
+                f"patients: layout {self.layout} reads the patients itself; expected a layout among "
+                f"{', '.join(allowed)}, or no `patients`"
+            )
+        if self.image_folder.patient_column is not None:
+            raise ValueError(
+                "patients: expected one place where patients stand, found image_folder.patient_column too; remove one "
+                "of them"
+            )
         return self
 
 

@@ -20,6 +20,8 @@ from uveitis_assets.landing.file_stamps import stamped_hash
 from uveitis_assets.landing.ledger_table import (
     FILES_SCHEMA,
     LEDGER_SCHEMA,
+    OPTIONAL_SCHEMA,
+    RULE_SCHEMA,
     LedgerError,
     ledger_read_errors,
     read_ledger_table,
@@ -45,6 +47,9 @@ class LedgerEntry:
 
     ``files`` and, once they were read, ``file_stamps`` (as ``label_stamps``) name the files of a sample of several:
     empty for one file. Ledgers without such samples lack these two columns.
+
+    ``patient_rule`` is the `DatasetConfiguration.patient_rule` under which ``patient`` was last looked at, so that a
+    changed rule is noticed. Ledgers whose lane never had one lack the column.
 
     ``split_dataset`` and ``split_patient`` name the patient whose split the image follows: its own or, for a copy, that
     of the first image registered with this content, even if that one is gone by now. ``patient_official_split`` is the
@@ -78,6 +83,7 @@ class LedgerEntry:
     patient_official_split: Split | None = None
     files: tuple[str, ...] = ()
     file_stamps: tuple[str, ...] = ()
+    patient_rule: str = ""
 
 
 def refuse_lost_ledger(store: ArtefactStore, lane: str) -> None:
@@ -101,7 +107,8 @@ def read_ledger(store: ArtefactStore, lane: str) -> list[LedgerEntry]:
     path = store.ledger_file(lane)
     if not path.exists():
         return []
-    return [_entry(row) for row in read_ledger_table(path).iter_rows()]
+    columns = [*LEDGER_SCHEMA, *OPTIONAL_SCHEMA]
+    return [_entry(row) for row in read_ledger_table(path, columns).iter_rows()]
 
 
 def _entry(row: tuple[Any, ...]) -> LedgerEntry:
@@ -116,6 +123,15 @@ def registered_batches(store: ArtefactStore, lane: str) -> list[str]:
     if not path.exists():
         return []
     return cast("list[str]", read_ledger_table(path, ["batch"])["batch"].unique().sort().to_list())
+
+
+def registered_paths(store: ArtefactStore, lane: str) -> list[str]:
+    """Paths below the dataset's folder of all live samples, sorted; they may hold patients' names."""
+    path = store.ledger_file(lane)
+    if not path.exists():
+        return []
+    table = read_ledger_table(path, ["relative_path", "state"]).filter(pl.col("state") == "live")
+    return cast("list[str]", table["relative_path"].sort().to_list())
 
 
 def registered_images(store: ArtefactStore, dataset: DatasetConfiguration, batch: str) -> list[RegisteredImage]:
@@ -172,6 +188,7 @@ def write_ledger(
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     schema = LEDGER_SCHEMA | (FILES_SCHEMA if any(entry.files for entry in entries) else {})
+    schema |= RULE_SCHEMA if any(entry.patient_rule for entry in entries) else {}
     columns = {name: [getattr(entry, name) for entry in entries] for name in schema}
     buffer = io.BytesIO()
     pl.DataFrame(columns, schema=schema).write_parquet(buffer, row_group_size=_ROW_GROUP)

@@ -46,7 +46,10 @@ FILES_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "files": pl.List(pl.String),
     "file_stamps": pl.List(pl.String),
 }
-_SCHEMA = LEDGER_SCHEMA | FILES_SCHEMA
+# Only in ledgers of lanes that have, or had, another source of patients than file names.
+RULE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {"patient_rule": pl.String}
+OPTIONAL_SCHEMA = FILES_SCHEMA | RULE_SCHEMA
+_SCHEMA = LEDGER_SCHEMA | OPTIONAL_SCHEMA
 
 
 class LedgerError(ValueError):
@@ -71,8 +74,8 @@ def scan_ledger(path: Path, columns: Sequence[str] | None = None) -> pl.LazyFram
 
     Args:
         path: the ledger.
-        columns: to read; without any given, all that the ledger has. Columns of FILES_SCHEMA are empty lists in a
-            ledger that has no sample of several files.
+        columns: to read; without any given, all that the ledger has. Columns of OPTIONAL_SCHEMA that it lacks are
+            empty lists or empty text.
 
     Raises:
         LedgerError: the file is damaged.
@@ -82,8 +85,8 @@ def scan_ledger(path: Path, columns: Sequence[str] | None = None) -> pl.LazyFram
         table = pl.scan_parquet(file)
         found = table.collect_schema()
     if columns is None:
-        columns = [*LEDGER_SCHEMA, *(name for name in FILES_SCHEMA if name in found)]
-    absent = [name for name in columns if name in FILES_SCHEMA and name not in found]
+        columns = [*LEDGER_SCHEMA, *(name for name in OPTIONAL_SCHEMA if name in found)]
+    absent = [name for name in columns if name in OPTIONAL_SCHEMA and name not in found]
     for column in columns:
         if column in absent:
             continue
@@ -92,7 +95,9 @@ def scan_ledger(path: Path, columns: Sequence[str] | None = None) -> pl.LazyFram
         if found[column] != _SCHEMA[column]:
             raise _damaged(path, f"the column {column} of type {found[column]}")
     if absent:
-        table = table.with_columns(pl.lit([], FILES_SCHEMA[name]).alias(name) for name in absent)
+        table = table.with_columns(
+            pl.lit([] if name in FILES_SCHEMA else "", OPTIONAL_SCHEMA[name]).alias(name) for name in absent
+        )
     return table.select(columns)
 
 

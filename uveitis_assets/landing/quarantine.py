@@ -26,6 +26,7 @@ QuarantineReason = Literal[
     "roi_not_found",
     "bad_label",
     "missing_masks",
+    "damaged_artefact",
 ]
 
 # Reasons that may be gone at the next run without the registered content having changed: such images are tried again

@@ -83,10 +83,15 @@ class LandingProblem:
 
 @dataclass(frozen=True, slots=True)
 class LandingScan:
-    """Result of reading a dataset's raw folder; samples sorted by path."""
+    """Result of reading a dataset's raw folder; samples sorted by path.
+
+    ``lost_patients`` are those of the problems for which patient ids that stand in a table are not known: such a scan
+    is not registered, because each image would count as a patient of its own.
+    """
 
     samples: tuple[LandedSample, ...]
     problems: tuple[LandingProblem, ...] = ()
+    lost_patients: tuple[LandingProblem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

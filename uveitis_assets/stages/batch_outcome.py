@@ -18,6 +18,8 @@ class StageOutcome:
     """Counts and numbers of one stage of a batch's run.
 
     ``n_images`` = ``n_done`` (made now) + ``n_skipped`` (were done) + all of ``n_quarantined`` + ``n_failed``.
+    ``repaired`` are those of ``n_done`` that had been finished and whose files were damaged or lost since, with what
+    was found. ``index_finding`` says what was wrong with the stage's index, which is whole again.
     ``n_fallback`` counts, of all usable items, those that came from another than the first method, by method.
     ``duration_s`` is the time spent in the stage, summed over workers. ``statistics`` are over all usable items.
     """
@@ -27,10 +29,17 @@ class StageOutcome:
     n_skipped: int = 0
     n_failed: int = 0
     n_quarantined: dict[str, int] = field(default_factory=dict)
+    repaired: dict[str, str] = field(default_factory=dict)
+    index_finding: str | None = None
     n_fallback: dict[str, int] = field(default_factory=dict)
     duration_s: float = 0.0
     bytes_written: int = 0
     statistics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def n_repaired(self) -> int:
+        """Items whose damaged or lost files were made again."""
+        return len(self.repaired)
 
 
 @dataclass(slots=True)

@@ -1,8 +1,9 @@
 """Brings the stages of a batch of items up to date: in threads, resumable after any kill.
 
 A stage of an item is done when a row with its content hash and fingerprint stands in the stage's index or journal and
-its files exist. Rows go to the journal after the files are in place; indexes are written at the end. A ``BatchTask``
-supplies the items and computes them.
+its files have the recorded sizes; a damaged file that a later stage reads is made again in the same run. Rows go to the
+journal after the files are in place; indexes are written at the end. A ``BatchTask`` supplies the items and computes
+them.
 """
 
 from __future__ import annotations
@@ -10,22 +11,22 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Generic
 
 from uveitis_assets.landing.quarantine import TRANSIENT_REASONS, QuarantineError
+from uveitis_assets.stages.artefact_files import FILES
+from uveitis_assets.stages.batch_files import BatchFiles
 from uveitis_assets.stages.batch_outcome import FAILURES_SHOWN, BatchFailedError, BatchOutcome, Name, StageOutcome
 from uveitis_assets.stages.batch_ownership import BatchOwnership, hold_batch, ids_owned_by_other_batches
-from uveitis_assets.stages.batch_task import BatchItem, BatchTask, Job, Source
-from uveitis_assets.stages.index import Row, read_index_metadata, write_stage_index
+from uveitis_assets.stages.batch_task import BatchItem, BatchTask, DamagedStageError, Job, Source
+from uveitis_assets.stages.batch_threads import run_jobs
+from uveitis_assets.stages.index import Row, index_copy
 from uveitis_assets.stages.journal import StageJournal
+from uveitis_assets.stages.suspect_files import forget_suspects, note_suspects
 from uveitis_assets.storage.files import TEMPORARY_SUFFIX
 from uveitis_assets.storage.store import ArtefactStore, artefact_identity, artefact_key
-
-# More would let the threads fall far behind what is prepared for them, on a device for example.
-_WAITING_JOBS = 16
 
 
 def run_batch(
@@ -56,7 +57,7 @@ def run_batch(
 
     Raises:
         BatchFailedError: items failed for other reasons than quarantine; all others are finished and recorded.
-        ValueError: two items with the same key, or workers < 1; an index is damaged.
+        ValueError: two items with the same key, or workers < 1.
         OSError: no disk space for a journal or an index; what was finished before stays.
     """
     if workers < 1:
@@ -65,13 +66,15 @@ def run_batch(
         started = time.perf_counter()
         task = begin()
         with task.running(), ExitStack() as stack:
-            run = _BatchRun(task)
+            run = _BatchRun(store, task)
             run.remove_partial_files()
             run.remove_left(store, lane, batch, ownership)
             jobs = run.plan()
             if jobs:
                 run.open_journals(stack)
+            while jobs:
                 run.execute(jobs, workers, progress)
+                jobs = run.take_repairs()
             run.write_indexes()
             outcome = run.outcome(time.perf_counter() - started)
     if run.failures:
@@ -85,7 +88,7 @@ def run_batch(
 class _BatchRun(Generic[Source, Name]):
     """State of one run over a batch."""
 
-    def __init__(self, task: BatchTask[Source, Name]) -> None:
+    def __init__(self, store: ArtefactStore, task: BatchTask[Source, Name]) -> None:
         for key, count in Counter(item.key for item in task.items).items():
             if count > 1:
                 raise ValueError(
@@ -96,8 +99,17 @@ class _BatchRun(Generic[Source, Name]):
         self._journals: dict[Name, StageJournal] = {}
         self._outcomes = {stage: StageOutcome(n_images=len(task.items)) for stage in task.requested}
         self._outcome_lock = threading.Lock()
-        self._indexed = {stage: records.indexed_rows() for stage, records in task.stages.items()}
-        self._earlier = {stage: task.recorded_rows(stage, self._indexed[stage]) for stage in task.stages}
+        self._indexed: dict[Name, dict[str, Row]] = {}
+        self._earlier: dict[Name, dict[str, Row]] = {}
+        for stage, records in task.stages.items():
+            indexed, finding = records.read_index()
+            self._indexed[stage] = {item_id: {FILES: None} | row for item_id, row in indexed.items()}
+            earlier = task.recorded_rows(stage, self._indexed[stage])
+            self._earlier[stage] = {item_id: {FILES: None} | row for item_id, row in earlier.items()}
+            if stage in self._outcomes:
+                self._outcomes[stage].index_finding = finding
+        self._files = BatchFiles(store, task)
+        self._repairs: list[Job[Source, Name]] = []
         self._rows: dict[Name, dict[str, Row]] = {stage: {} for stage in task.requested}
         # Stages with a journal: one that a killed run left, or ours.
         self._touched = {
@@ -113,8 +125,9 @@ class _BatchRun(Generic[Source, Name]):
         self._task.remove_partial_files()
         for stage in self._task.requested:
             index = self._task.stages[stage].index
-            for path in sorted(index.parent.glob(f".{index.name}.*{TEMPORARY_SUFFIX}")):
-                path.unlink(missing_ok=True)
+            for folder in (index.parent, index_copy(index).parent):
+                for path in sorted(folder.glob(f".{index.name}.*{TEMPORARY_SUFFIX}")):
+                    path.unlink(missing_ok=True)
 
     def remove_left(self, store: ArtefactStore, lane: str, batch: str, ownership: BatchOwnership) -> None:
         """Removes the files of items that left the batch, in the requested stages."""
@@ -171,7 +184,7 @@ class _BatchRun(Generic[Source, Name]):
         return self._task.fingerprint(item, stage, self._known_rows(item))
 
     def _valid_row(self, item: BatchItem[Source], stage: Name, *, transient: bool = False) -> Row | None:
-        """The item's earlier row if its inputs are the present ones and its files exist.
+        """The item's earlier row if its inputs are the present ones and its files are as recorded.
 
         Rows quarantined for a reason that may be gone by itself are valid only with ``transient``.
         """
@@ -184,7 +197,7 @@ class _BatchRun(Generic[Source, Name]):
             return None
         reason = row.get("quarantine_reason")
         if reason is None:
-            return row if self._task.in_place(item, stage, row) else None
+            return self._files.checked_row(item, stage, row)
         return row if transient or reason not in TRANSIENT_REASONS else None
 
     # Computing --------------------------------------------------------------------------------------------
@@ -199,41 +212,7 @@ class _BatchRun(Generic[Source, Name]):
     def execute(
         self, jobs: Sequence[Job[Source, Name]], workers: int, progress: Callable[[int, int], None] | None
     ) -> None:
-        """Runs the jobs in threads, or in this one where it is the only worker."""
-        with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="batch") as pool:
-            prepared = self._task.prepare(jobs, pool)
-            if prepared is None and workers == 1:
-                # A new thread may be given the heap of one that has ended, whose pages the kernel clears anew for
-                # each item, see reusable_buffers.
-                for n_done, job in enumerate(jobs, start=1):
-                    self._process(job, None)
-                    if progress is not None:
-                        progress(n_done, len(jobs))
-                return
-            try:
-                finished = self._in_threads(
-                    ((job, None) for job in jobs) if prepared is None else prepared, pool, workers
-                )
-                for n_done, future in enumerate(finished, start=1):
-                    future.result()
-                    if progress is not None:
-                        progress(n_done, len(jobs))
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-
-    def _in_threads(
-        self, prepared: Iterator[tuple[Job[Source, Name], Any]], pool: ThreadPoolExecutor, workers: int
-    ) -> Iterator[Future[None]]:
-        """Submits jobs as they are prepared, with few waiting at any time; yields those that have ended."""
-        waiting: set[Future[None]] = set()
-        most = max(_WAITING_JOBS, 2 * workers)
-        for job, value in prepared:
-            waiting.add(pool.submit(self._process, job, value))
-            if len(waiting) >= most:
-                ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from ended
-        yield from as_completed(waiting)
+        run_jobs(jobs, self._task.prepare, self._process, workers=workers, progress=progress)
 
     def _process(self, job: Job[Source, Name], prepared: Any) -> None:
         item = job.item
@@ -252,11 +231,16 @@ class _BatchRun(Generic[Source, Name]):
             try:
                 self._invalidate(item, stage)
                 self._check_usable(stage, finished)
-                columns = work.run(stage)
+                row = self._common_columns(item, stage) | work.run(stage)
+                former = self._earlier[stage].get(item.item_id)
+                row = self._files.stamped_row(item, stage, row, work.take_stamps(), former)
             except QuarantineError as error:
                 for later in job.stages[position:]:
                     self._invalidate(item, later)
                     self._quarantine(item, later, error)
+                return
+            except DamagedStageError as error:
+                self._repair(job, job.stages[position:], error)
                 return
             except Exception as error:
                 self._fail(item, job.stages[position:], error)
@@ -265,9 +249,34 @@ class _BatchRun(Generic[Source, Name]):
                 with self._outcome_lock:
                     self._outcomes[stage].duration_s += time.perf_counter() - begun
                     self._outcomes[stage].bytes_written += work.bytes_written - written
-            self._finish(item, stage, self._common_columns(item, stage) | columns)
+            self._finish(item, stage, row)
             with self._outcome_lock:
                 self._outcomes[stage].n_done += 1
+                if (damage := self._files.damage(item, stage)) is not None:
+                    self._outcomes[stage].repaired[item.item_id] = damage
+
+    def _repair(self, job: Job[Source, Name], to_do: Sequence[Name], error: DamagedStageError) -> None:
+        """Plans the rest of a job again, together with the stage whose file is damaged.
+
+        A stage that is not requested, or was made by this very job, is left alone: the item fails, and the file is
+        noted for that stage's next run.
+        """
+        item = job.item
+        stage = next(stage for stage in self._task.stages if stage == error.stage)
+        if stage in self._task.requested and stage not in job.stages:
+            with self._outcome_lock:
+                del self._rows[stage][item.item_id]
+                self._outcomes[stage].n_skipped -= 1
+                self._files.note_damage(item, stage, error)
+                self._repairs.append(Job(item, tuple(name for name in self._task.stages if name in {stage, *to_do})))
+            return
+        note_suspects(self._task.stages[stage].index, [self._files.name_of(error.path)])
+        self._fail(item, to_do, error)
+
+    def take_repairs(self) -> list[Job[Source, Name]]:
+        """Jobs that were found to need an earlier stage again."""
+        repairs, self._repairs = self._repairs, []
+        return repairs
 
     def _check_usable(self, stage: Name, finished: Mapping[Name, Row]) -> None:
         """Quarantines the item where an earlier run did so in a stage before."""
@@ -284,6 +293,7 @@ class _BatchRun(Generic[Source, Name]):
         self._task.discard_former(item, stage, former, self._fingerprint(item, stage))
         if former is not None and stage in self._journals:
             self._journals[stage].begin(item.item_id)
+        self._files.remove_damaged(item, stage)
 
     def _fail(self, item: BatchItem[Source], stages: Sequence[Name], error: Exception) -> None:
         with self._outcome_lock:
@@ -312,36 +322,21 @@ class _BatchRun(Generic[Source, Name]):
         if "quarantine_reason" not in records.schema:
             raise TypeError(f"{self._task.title}: {stage} cannot list {item.item_id} as {reason}: no such column")
         columns = self._common_columns(item, stage) | {"quarantine_reason": reason, "quarantine_detail": detail}
-        return records.complete_row(columns)
+        return records.complete_row(columns) | {FILES: None}
 
     def _common_columns(self, item: BatchItem[Source], stage: Name) -> Row:
-        columns = {
-            **item.columns,
-            "image_id": item.item_id,
-            "key": item.key,
-            "content_hash": item.content_hash,
-            "fingerprint": self._fingerprint(item, stage),
-            "quarantine_reason": None,
-            "quarantine_detail": None,
-        }
-        schema = self._task.stages[stage].schema
-        return {name: value for name, value in columns.items() if name in schema}
+        return self._task.stages[stage].common_columns(item, self._fingerprint(item, stage))
 
     # Records ----------------------------------------------------------------------------------------------
 
     def write_indexes(self) -> None:
-        """Writes the indexes that changed and removes their journals."""
+        """Writes the indexes that changed and removes their journals and the notes of damaged files."""
         for stage in self._task.requested:
             records, rows = self._task.stages[stage], self._rows[stage]
-            unchanged = not self._touched[stage] and self._indexed[stage] == rows and records.index.exists()
-            if unchanged and all(
-                read_index_metadata(records.index, name) == value for name, value in records.metadata.items()
-            ):
-                continue
-            metadata = {name: value for name, value in records.metadata.items() if value is not None}
-            write_stage_index(records.index, records.schema, rows.values(), metadata=metadata)
-            if records.journal is not None:
-                records.journal.unlink(missing_ok=True)
+            finding = self._outcomes[stage].index_finding
+            if self._touched[stage] or finding is not None or not records.is_written(rows, self._indexed[stage]):
+                records.write_index(rows.values())
+            forget_suspects(records.index)
 
     def outcome(self, duration_s: float) -> BatchOutcome[Name]:
         for stage, outcome in self._outcomes.items():

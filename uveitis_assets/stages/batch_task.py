@@ -6,7 +6,6 @@ methods have to be written; the others have defaults, most of which do nothing.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -17,8 +16,18 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import polars as pl
 
+from uveitis_assets.stages.artefact_files import FILES, FILES_TYPE, DamagedArtefactError, FileStamp, file_stamp
 from uveitis_assets.stages.batch_outcome import Name, StageOutcome
-from uveitis_assets.stages.index import Row, read_stage_index
+from uveitis_assets.stages.index import (
+    DamagedIndexError,
+    Row,
+    has_equal_copy,
+    index_copy,
+    read_index_metadata,
+    read_intact_index,
+    rows_by_id,
+    write_stage_index,
+)
 from uveitis_assets.stages.journal import read_stage_journal
 from uveitis_assets.storage.files import write_bytes
 from uveitis_assets.storage.store import artefact_key
@@ -75,13 +84,66 @@ class StageRecords:
         """The columns given, and None in the schema's others: what the index gives back."""
         return dict.fromkeys(self.schema) | dict(columns)
 
+    def common_columns(self, item: BatchItem[Any], fingerprint: str) -> Row:
+        """Columns that all families' rows of a usable item share, those that the schema has."""
+        columns = {
+            **item.columns,
+            "image_id": item.item_id,
+            "key": item.key,
+            "content_hash": item.content_hash,
+            "fingerprint": fingerprint,
+            "quarantine_reason": None,
+            "quarantine_detail": None,
+        }
+        return {name: value for name, value in columns.items() if name in self.schema}
+
     def indexed_rows(self) -> dict[str, Row]:
-        """Rows of the index by item id; none where there is no index.
+        """Rows of the index by item id; none where there is no index. Of a damaged index, those of its copy."""
+        return self.read_index()[0]
+
+    def read_index(self) -> tuple[dict[str, Row], str | None]:
+        """Rows of the index by item id, and what was found where the index is damaged."""
+        finding = None
+        try:
+            table = read_intact_index(self.index)
+        except FileNotFoundError:
+            return {}, None
+        except DamagedIndexError as error:
+            finding = str(error).rpartition("; ")[0]
+            copy = index_copy(self.index)
+            try:
+                table = read_intact_index(copy)
+            except (FileNotFoundError, DamagedIndexError):
+                return {}, f"{finding}; there is no intact copy of it: only rows of its journal or artefacts are known"
+            finding = f"{finding}; its rows were read from {copy}"
+        return {item_id: self.complete_row(row) for item_id, row in rows_by_id(table).items()}, finding
+
+    def write_index(self, rows: Iterable[Row]) -> None:
+        """Writes the index, with the files of each row, and removes the journal.
 
         Raises:
-            ValueError: the file is not an index; the message names it.
+            OSError: no disk space; the journal stays.
         """
-        return {item_id: self.complete_row(row) for item_id, row in read_stage_index(self.index).items()}
+        metadata = {name: value for name, value in self.metadata.items() if value is not None}
+        write_stage_index(self.index, pl.Schema({**self.schema, FILES: FILES_TYPE}), rows, metadata=metadata)
+        if self.journal is not None:
+            self.journal.unlink(missing_ok=True)
+
+    def is_written(self, rows: Mapping[str, Row], indexed: Mapping[str, Row]) -> bool:
+        """Whether the index that was read is there as it would be written, with a copy."""
+        return (
+            rows == indexed
+            and has_equal_copy(self.index)
+            and all(read_index_metadata(self.index, name) == value for name, value in self.metadata.items())
+        )
+
+
+class DamagedStageError(DamagedArtefactError):
+    """A file of an earlier stage that a later one reads is damaged; ``stage`` is the earlier stage's name."""
+
+    def __init__(self, stage: str, error: DamagedArtefactError) -> None:
+        super().__init__(error.path, error.finding)
+        self.stage = stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +158,7 @@ class ItemWork(ABC, Generic[Name]):
     """Computes the stages of one item, one after the other in one thread; keeps what later stages need."""
 
     bytes_written: int = 0
+    _stamps: dict[Path, FileStamp] | None = None
 
     @abstractmethod
     def run(self, stage: Name) -> Row:
@@ -103,13 +166,22 @@ class ItemWork(ABC, Generic[Name]):
 
         Raises:
             QuarantineError: the item cannot be used; it is listed with the reason in this stage and those after it.
+            DamagedStageError: a file of an earlier stage is damaged; that stage is made again where it is requested.
             Exception: anything else is a failure of this item alone.
         """
 
     def write(self, path: Path, data: bytes) -> None:
-        """Writes an artefact atomically and counts its bytes."""
+        """Writes an artefact atomically; counts its bytes and keeps its checksum for the index."""
         write_bytes(path, data)
         self.bytes_written += len(data)
+        if self._stamps is None:
+            self._stamps = {}
+        self._stamps[path] = file_stamp(data)
+
+    def take_stamps(self) -> dict[Path, FileStamp]:
+        """Sizes and checksums of the files written since the last call."""
+        stamps, self._stamps = self._stamps or {}, None
+        return stamps
 
 
 class BatchTask(ABC, Generic[Source, Name]):
@@ -145,7 +217,7 @@ class BatchTask(ABC, Generic[Source, Name]):
 
     @abstractmethod
     def required_files(self, item: BatchItem[Source], stage: Name, row: Row) -> Iterable[Path]:
-        """Files that have to exist for a usable item's stage to be done."""
+        """Files that have to be there, as they were written, for a usable item's stage to be done."""
 
     def recorded_rows(self, stage: Name, indexed: Mapping[str, Row]) -> dict[str, Row]:
         """Rows that earlier runs finished, by item id: of the journal, else of the index (``indexed``)."""
@@ -156,10 +228,13 @@ class BatchTask(ABC, Generic[Source, Name]):
         rows |= read_stage_journal(records.journal)
         return {item_id: records.complete_row(row) for item_id, row in rows.items() if row is not None}
 
-    def in_place(self, item: BatchItem[Source], stage: Name, row: Row) -> bool:
-        """Whether the files of a finished stage are as they have to be."""
-        files = self.required_files(item, stage, row)
-        return all(os.path.exists(path) for path in files)  # noqa: PTH110 - half the time of Path.exists
+    def unwanted_files(self, item: BatchItem[Source], stage: Name, row: Row) -> Iterable[Path]:
+        """Files that must not exist for a usable item's stage to be done."""
+        return ()
+
+    def suspects(self, stage: Name) -> frozenset[str]:
+        """Names below the store's root of files that the task found damaged in ``recorded_rows``."""
+        return frozenset()
 
     def must_remake(
         self, item: BatchItem[Source], stage: Name, to_do: Collection[Name], rows: Mapping[Name, Row]

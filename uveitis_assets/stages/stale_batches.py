@@ -19,6 +19,7 @@ from uveitis_assets.landing.pseudonyms import patient_key
 from uveitis_assets.landing.quarantine import TRANSIENT_REASONS
 from uveitis_assets.landing.registration_digest import registered_states
 from uveitis_assets.stages.index import read_index_metadata
+from uveitis_assets.stages.suspect_files import suspects_file
 from uveitis_assets.storage.store import ArtefactStore
 
 # Folder times are coarse on some file systems: a record written this recently may be followed by another one unseen.
@@ -52,7 +53,8 @@ def stale_batches(
     """Compare the manifest parts and stage indexes of all batches with the ledger.
 
     A part is stale when anything that it lists is registered differently now. An index is stale when it lists other
-    images or other content, or other images as quarantined than registered. Images that only a run has quarantined
+    images or other content, or other images as quarantined than registered, is damaged, or files of it were found
+    damaged (see ``suspect_files``). Images that only a run has quarantined
     count where the reason may be gone by itself (TRANSIENT_REASONS). What was never made is stale.
 
     Args:
@@ -120,7 +122,7 @@ def _part_is_stale(
 
 
 def _index_is_stale(index: Path, registered: dict[str, tuple[str, str | None]], metadata: Mapping[str, str]) -> bool:
-    if not _describes(index, registered):
+    if suspects_file(index).exists() or not _describes(index, registered):
         return True
     return any(read_index_metadata(index, name) != value for name, value in metadata.items())
 

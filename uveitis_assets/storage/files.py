@@ -9,7 +9,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +123,12 @@ def is_abandoned(temporary: Path) -> bool:
     return False
 
 
-def json_bytes(value: Mapping[str, Any], *, indent: int | None = 2) -> bytes:
+def json_bytes(value: Mapping[str, Any] | Sequence[Any], *, indent: int | None = 2) -> bytes:
     """Serialize with the keys in the given order, UTF-8, one final newline; NaN is refused."""
     return (json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def write_json(path: Path, value: Mapping[str, Any], *, indent: int | None = 2) -> None:
+def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any], *, indent: int | None = 2) -> None:
     """Write JSON atomically."""
     write_bytes(path, json_bytes(value, indent=indent))
 

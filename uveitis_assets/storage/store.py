@@ -227,7 +227,7 @@ class ArtefactStore:
             "preds_vis/*",
             "preds_vis/*/heat_maps",
         )
-        for pattern in (*folders, "index/*", "index/*/*", "preproc/verify", "preproc/ref"):
+        for pattern in (*folders, "index/*", "index/*/*", "index_copies/*/*", "preproc/verify", "preproc/ref"):
             for path in self.root.glob(f"{pattern}/.*{TEMPORARY_SUFFIX}"):
                 if is_abandoned(path):
                     path.unlink(missing_ok=True)

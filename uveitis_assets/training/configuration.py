@@ -38,6 +38,10 @@ class TrainingConfiguration(Configuration):
     freeze_epochs: int = Field(10, ge=0, description="Epochs in which all of freeze_blocks stay frozen")
     unfreeze_blocks_per_epoch: int = Field(4, ge=0, description="Blocks unfrozen per epoch, last first; 0: all at once")
     amp: Literal["auto", "bf16", "off"] = Field("auto", description="auto: bf16 on CUDA and on CPUs with AMX")
+    channels_last: bool = Field(
+        False, description="On a GPU keep a backbone's maps with their channels last, which is faster in bf16"
+    )
+    compile: bool = Field(False, description="On a GPU compile the backbone (torch.compile); costs minutes once")
     seed: int = Field(42, ge=0, description="Seed of weights, order, draws and augmentation")
     patience: int = Field(10, ge=0, description="Epochs without a better AP before training stops; 0: never stops")
     evaluate_every: int = Field(1, ge=1, description="Epochs between evaluations")

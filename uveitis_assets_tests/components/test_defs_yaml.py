@@ -101,6 +101,27 @@ MISTAKES = {
         "attributes",
         "image_folder options need `layout: image_folder`, found layout eyepacs",
     ),
+    "a pattern of patients that is no regular expression": (
+        [
+            ("  tiling:", "  patients:\n    pattern: '(?P<patient>\\d+_left'\n  tiling:"),
+            ("    patient_column: patient\n", ""),
+        ],
+        12,
+        "patients",
+        "expected a regular expression such as",
+    ),
+    "a pattern without patient": (
+        [("  tiling:", "  patients:\n    pattern: '(\\d+)_left'\n  tiling:"), ("    patient_column: patient\n", "")],
+        12,
+        "patients",
+        "expected a group (?P<patient>...)",
+    ),
+    "patients in two places": (
+        [("  tiling:", "  patients: {csv: people.csv}\n  tiling:")],
+        2,
+        "attributes",
+        "expected one place where patients stand, found image_folder.patient_column too",
+    ),
     "unknown lesion class": (
         [("  tiling:", "  labels:\n    format: obb\n    classes: [haemorage]\n  tiling:")],
         12,

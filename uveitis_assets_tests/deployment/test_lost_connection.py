@@ -25,7 +25,7 @@ from uveitis_assets_tests.deployment.postgres_server import Server, find_server,
 from uveitis_assets_tests.deployment.process_containers import SERVER_VARIABLE, URL_VARIABLE
 from uveitis_assets_tests.patience import patience
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(patience(180))]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(patience(180))]
 
 # Before anything is made, when something is made, and when nothing is left to do.
 _SUCCESS = dg.DagsterEventType.RUN_SUCCESS

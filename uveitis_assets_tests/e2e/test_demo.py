@@ -8,7 +8,7 @@ import pytest
 
 from uveitis_assets_tests.e2e.installation import Installation
 
-pytestmark = pytest.mark.demo
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

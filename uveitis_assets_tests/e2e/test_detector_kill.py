@@ -23,7 +23,7 @@ from uveitis_assets_tests.e2e.installation import Installation
 from uveitis_assets_tests.lane_project import fundus_lanes, write_project
 from uveitis_assets_tests.patience import patience
 
-pytestmark = pytest.mark.demo
+pytestmark = pytest.mark.slow
 
 PROJECT = "killed_lanes"
 COMMAND = (

@@ -12,7 +12,7 @@ from uveitis_assets_tests.e2e.sample_instance import BROKEN_BATCH, GOOD_BATCH, S
 from uveitis_assets_tests.e2e.user_interface import UserInterface, chromium, chromium_programs, webserver
 
 pytestmark = [
-    pytest.mark.e2e,
+    pytest.mark.slow,
     pytest.mark.skipif(chromium_programs() is None, reason="chromium or chromedriver is not installed"),
 ]
 

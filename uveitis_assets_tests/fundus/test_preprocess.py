@@ -208,7 +208,8 @@ def test_what_is_not_persisted_is_made_again_in_memory_for_later_stages(store: A
         "tiles",
         "tiles_meta",
     ]
-    assert artefact_bytes(other.root).items() <= artefact_bytes(store.root).items()
+    written = {name: data for name, data in artefact_bytes(other.root).items() if name.startswith("preproc/")}
+    assert written.items() <= artefact_bytes(store.root).items()
     assert done(preprocess(other, images, lean)) == dict.fromkeys(STAGES, 0)
     # Asking for the full set again makes what is missing and nothing else.
     assert done(preprocess(other, images)) == {"roi_masks": 0, "normalized_crops": 2, "tiles": 2}

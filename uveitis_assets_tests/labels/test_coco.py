@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 import scipy.ndimage
 from PIL import Image
+from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
 from uveitis_assets.labels import label_files
@@ -58,7 +59,11 @@ def by_place(coco: dict[str, Any]) -> dict[tuple[str, str, int], dict[str, Any]]
 def assert_same_box(annotation: dict[str, Any], box: np.ndarray) -> None:
     x, y, width, height = annotation["bbox"]
     np.testing.assert_allclose([x, y, x + width, y + height], box, rtol=0, atol=1e-7)
-    assert annotation["area"] == pytest.approx((box[2] - box[0]) * (box[3] - box[1]), abs=1e-6)
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    if isinstance(annotation["segmentation"], dict):
+        size = annotation["segmentation"]["size"]
+        area = coco_masks.area(coco_masks.frPyObjects(annotation["segmentation"], *size))
+    assert annotation["area"] == pytest.approx(area, abs=1e-6)
 
 
 def projected(shapes: list[Any], crop: Any, meta: Any, frame: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -245,6 +250,39 @@ def test_real_masks_become_what_an_independent_recomputation_gives(
     assert_loads(lane)
 
 
+def test_lesions_with_holes_of_real_masks_are_their_very_pixels_in_native_tiles(
+    store: ArtefactStore, real_data: Path
+) -> None:
+    folder, stem = real_data / "idrid_fgadr_layout", "IDRiD_14"
+    lane = FakeLane(store, "fgadr")
+    labels = [f"HardExudate_Masks/{stem}.png", f"Hemohedge_Masks/{stem}.png"]
+    for name in labels:
+        lane.write_label(name, (folder / name).read_bytes())
+    frames = frames_of((4288, 2848), (300, 10, 3800, 2840), frame="native")
+    lane.add(stem, frames, labels, label_format="mask")
+    build(lane, MASK)
+    lesions = []
+    for name in labels:
+        components, _ = scipy.ndimage.label(np.asarray(Image.open(folder / name)) > 0, np.ones((3, 3)))
+        lesions.append((components, scipy.ndimage.find_objects(components)))
+    coco = COCO(str(lane.store.coco_file("fgadr", "train", 0, tiles=True)))
+    tiles = {tile.tile_id: tile for tile in frames.tiles}
+    n_checked = 0
+    for annotation in coco.anns.values():
+        if not isinstance(annotation["segmentation"], dict):
+            continue
+        tile = tiles[coco.imgs[annotation["image_id"]]["tile_id"]]
+        left, top = tile.x0 + 300, tile.y0 + 10
+        decoded = coco.annToMask(annotation).astype(bool)
+        components, _ = lesions[0 if annotation["category_id"] == 15 else 1]
+        window = components[top : top + tile.height, left : left + tile.width]
+        (number,) = set(window[decoded].tolist())
+        np.testing.assert_array_equal(decoded, window == number)
+        assert annotation["area"] == decoded.sum()
+        n_checked += 1
+    assert n_checked >= 3
+
+
 def test_images_and_annotations_have_the_published_keys(store: ArtefactStore) -> None:
     lane = FakeLane(store, "uwf700")
     lane.add("b", FRAMES, [lane.write_label("b.txt", SQUARE.format(4))])
@@ -300,7 +338,7 @@ def test_only_labelled_images_enter_and_an_empty_label_is_a_negative(store: Arte
         ("uwf700::outside", "escapes_root"),
     ]
     details = [bad.detail for bad in summary.bad_labels]
-    assert details[0] == "broken.txt:2: found 2 values, expected 9: class x1 y1 x2 y2 x3 y3 x4 y4"
+    assert details[0].startswith("broken.txt:2: found 2 values, expected 9: class x1 y1 x2 y2 x3 y3 x4 y4;")
     assert "lost.txt" in details[1]
     assert details[2].startswith("../../elsewhere.txt: leads out of the raw folder")
     assert summary.n_annotations == 1

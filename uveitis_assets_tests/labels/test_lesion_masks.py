@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from uveitis_assets.labels.class_map import load_class_map
-from uveitis_assets.labels.lesion_masks import lesions_of_mask, parse_lesion_masks, parse_mask
+from uveitis_assets.labels.lesion_masks import lesions_of_mask, parse_lesion_masks
+from uveitis_assets.labels.mask_files import parse_mask
 from uveitis_assets.landing.quarantine import QuarantineError
 
 WIDTH, HEIGHT = 50, 40
@@ -82,7 +83,7 @@ FORMATS: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_marks_the_same_pixels(name: str) -> None:
-    mask = parse_mask(FORMATS[name](), "mask", (WIDTH, HEIGHT))
+    mask = parse_mask(FORMATS[name](), "mask", (WIDTH, HEIGHT)).marked
     assert mask.dtype == np.bool_
     np.testing.assert_array_equal(mask, TRUTH)
 
@@ -91,7 +92,7 @@ def test_a_mask_with_an_exif_orientation_is_read_as_displayed() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored rotated: displayed after 90 degrees clockwise
     stored = np.rot90(TRUTH).astype(np.uint8)
-    np.testing.assert_array_equal(parse_mask(pillow(stored, exif=exif), "mask", (WIDTH, HEIGHT)), TRUTH)
+    np.testing.assert_array_equal(parse_mask(pillow(stored, exif=exif), "mask", (WIDTH, HEIGHT)).marked, TRUTH)
 
 
 TWO_FRAMES = {"save_all": True, "append_images": [Image.fromarray(~TRUTH)]}
@@ -129,6 +130,29 @@ def test_folders_give_the_classes_and_do_not_merge() -> None:
     assert lesions.corners is None
     with pytest.raises(QuarantineError, match=r"Drusen_Masks/a\.png: found class 'Drusen_Masks', expected one of Hard"):
         parse_lesion_masks([("Drusen_Masks/a.png", b"")], space, (WIDTH, HEIGHT), 12)
+
+
+@pytest.mark.parametrize("white_outside", [True, False])
+def test_an_inverted_mask_is_refused_by_name_and_share(white_outside: bool) -> None:
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    retina = np.hypot(x - 25, y - 20) < 18
+    inverted = ~TRUTH & (retina | white_outside)
+    space = load_class_map().label_space("mask")
+    file = ("IRMA_Masks/left.png", pillow(inverted))
+    with pytest.raises(
+        QuarantineError, match=r"IRMA_Masks/left\.png: found \d+% of the retina marked.* inverted"
+    ) as caught:
+        parse_lesion_masks([file], space, (WIDTH, HEIGHT), 1, crop_box=(7, 2, 43, 38))
+    assert caught.value.reason == "bad_label"
+    allowed = parse_lesion_masks([file], space, (WIDTH, HEIGHT), 1, crop_box=(7, 2, 43, 38), max_marked_share=1.0)
+    assert len(allowed)
+
+
+def test_lesions_over_less_than_half_of_the_retina_are_kept() -> None:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[:, :18] = True
+    file = ("Neovascularization_Masks/a.png", pillow(mask))
+    assert len(parse_lesion_masks([file], load_class_map().label_space("mask"), (WIDTH, HEIGHT), 1)) == 1
 
 
 def boxes_by_scipy(mask: NDArray[np.bool_], min_area: int) -> set[tuple[int, int, int, int]]:
@@ -170,6 +194,23 @@ def test_outlines_are_valid_fill_their_box_and_cover_the_pixels_of_their_compone
         assert shapely.distance(outline, shapely.points(xs + 0.5, ys + 0.5)).max() <= 0.75
 
 
+@settings(max_examples=80)
+@given(masks)
+def test_regions_are_the_pixels_of_components_that_enclose_background(mask: NDArray[np.bool_]) -> None:
+    lesions = lesions_of_mask(mask, 5, 1)
+    labels, _ = scipy.ndimage.label(mask, EIGHT)
+    regions = () if lesions.regions is None else lesions.regions
+    for box, region in zip(lesions.boxes, regions, strict=True):
+        component = labels == _label_in(labels, box)
+        holes = scipy.ndimage.binary_fill_holes(component) & ~component
+        assert (region is not None) == bool(holes.any())
+        if region is not None:
+            x0, y0, x1, y1 = box.astype(int)
+            np.testing.assert_array_equal(region.pixels, component[y0:y1, x0:x1])
+            np.testing.assert_array_equal(region.holes, holes[y0:y1, x0:x1])
+            assert (region.left, region.top) == (x0, y0)
+
+
 def _label_in(labels: NDArray[np.int32], box: NDArray[np.float64]) -> int:
     x0, y0, x1, y1 = box.astype(int)
     objects = scipy.ndimage.find_objects(labels)
@@ -195,7 +236,7 @@ def test_real_masks_give_as_many_boxes_as_an_independent_component_labelling(rea
     folder = real_data / "idrid_fgadr_layout"
     checked = 0
     for path in sorted(folder.glob("*_Masks/IDRiD_0[13].png")):
-        mask = parse_mask(path.read_bytes(), path.name, (4288, 2848))
+        mask = parse_mask(path.read_bytes(), path.name, (4288, 2848)).marked
         np.testing.assert_array_equal(mask, np.asarray(Image.open(path)))
         lesions = lesions_of_mask(mask, 1, 12)
         assert {tuple(box) for box in lesions.boxes.astype(int).tolist()} == boxes_by_scipy(mask, 12)

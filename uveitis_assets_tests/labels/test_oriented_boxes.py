@@ -106,6 +106,62 @@ def test_points_on_the_edge_and_one_last_digit_beyond_are_set_to_the_edge() -> N
         parse("1 -0.000002 0 1 0 1 1 0 1")
 
 
+REPETITIONS = {
+    "the same line": LINE,
+    "other spacing and digits": "4  0.10 .2\t0.300 0.20 3e-1 0.4 0.1 0.400",
+    "another first point": "4 0.3 0.2 0.3 0.4 0.1 0.4 0.1 0.2",
+    "the other way round": "4 0.1 0.2 0.1 0.4 0.3 0.4 0.3 0.2",
+    "one last digit": "4 0.1 0.2 0.3 0.2 0.3 0.4 0.1 0.4000001",
+}
+
+
+@pytest.mark.parametrize("name", REPETITIONS)
+def test_a_repeated_box_is_one_lesion_and_a_finding(name: str) -> None:
+    lesions = parse(LINE + "\n5" + LINE[1:] + "\n\n" + REPETITIONS[name])
+    assert lesions.category_ids.tolist() == [4, 5]
+    (finding,) = lesions.findings
+    assert finding.kind == "duplicate_lesion"
+    assert finding.detail.startswith("a.txt: line 4 repeats line 1;")
+
+
+def test_boxes_that_differ_or_are_of_another_class_are_lesions_of_their_own() -> None:
+    lesions = parse(LINE + "\n5" + LINE[1:] + "\n4 0.1 0.2 0.3 0.2 0.3 0.401 0.1 0.401")
+    assert lesions.category_ids.tolist() == [4, 5, 4]
+    assert not lesions.findings
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        "0.4 0.6 0.6 0.6 0.6 0.60000002 0.4 0.60000002",
+        "0.1 0.1 0.1004 0.1 0.1004 0.9 0.1 0.9",
+        "0.1 0.1 0.9 0.9 0.90001 0.9 0.10001 0.1",
+        "0.5 0.5 0.5 0.5 0.5 0.5 0.5 0.5",
+        "0.2 0.2 0.4 0.4 0.2 0.2 0.4 0.4",
+        "1.000001 0.2 1.000001 0.3 1 0.3 1 0.2",
+    ],
+)
+def test_a_box_thinner_than_half_a_pixel_is_without_area(points: str) -> None:
+    with pytest.raises(QuarantineError, match=r"a\.txt:2: found a box without area .* expected at least 0\.5 px"):
+        parse(LINE + "\n4 " + points)
+
+
+def test_a_box_of_one_pixel_is_a_lesion() -> None:
+    lesions = parse("4 0.1 0.1 0.101 0.1 0.101 0.102 0.1 0.102")
+    np.testing.assert_allclose(lesions.boxes, [[100, 50, 101, 51]])
+
+
+def test_corners_outside_by_at_most_the_tolerance_are_set_to_the_edge_and_named() -> None:
+    data = "4 -0.004 0.2 0.3 0.2 0.3 0.4 -0.004 0.4\n5 0.9 0.9 1.005 0.9 1.005 1.002 0.9 1.002\n" + LINE
+    lesions = parse_oriented_boxes(data.encode(), "a.txt", SPACE, SIZE, edge_tolerance=0.005)
+    np.testing.assert_allclose(lesions.boxes[:2], [[0, 100, 300, 200], [900, 450, 1000, 500]])
+    (finding,) = lesions.findings
+    assert finding.kind == "corner_outside"
+    assert "a.txt: line 1, line 2: corners up to 0.005 of the side outside" in finding.detail
+    with pytest.raises(QuarantineError, match=r"a\.txt:1: found the coordinate -0\.0051, expected a share"):
+        parse_oriented_boxes(data.replace("-0.004", "-0.0051").encode(), "a.txt", SPACE, SIZE, edge_tolerance=0.005)
+
+
 def test_points_out_of_order_give_the_hull_as_outline_and_keep_their_corners() -> None:
     lesions = parse("1 0.1 0.2 0.3 0.4 0.3 0.2 0.1 0.4")
     assert lesions.outlines[0].is_valid

@@ -30,7 +30,7 @@ def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[tuple[float, f
 
 
 def polygon_area(placed: PlacedLesion) -> float:
-    return sum(area_of(np.reshape(ring, (-1, 2))) for ring in placed.polygons)
+    return sum(area_of(np.reshape(ring, (-1, 2))) for ring in placed.segmentation)
 
 
 def test_boxes_end_at_the_image_s_edge_not_a_pixel_before() -> None:
@@ -55,7 +55,7 @@ def test_a_slanted_lesion_is_clipped_as_a_polygon() -> None:
     tiles = (Tile("a", 0, 0, 50, 50), Tile("b", 0, 0, 10, 10), Tile("c", 50, 0, 100, 100))
     placed = place_in_tiles(quads(diamond), IDENTITY, (100, 100), tiles, min_box_ratio=0.0, large_cover=0.0)
     assert [len(one) for one in placed] == [1, 0, 1]  # b meets the box's corner, not the lesion
-    assert sorted(zip(*[iter(placed[0][0].polygons[0])] * 2, strict=True)) == [(0, 50), (50, 0), (50, 50)]
+    assert sorted(zip(*[iter(placed[0][0].segmentation[0])] * 2, strict=True)) == [(0, 50), (50, 0), (50, 50)]
     assert polygon_area(placed[2][0]) == pytest.approx(2500)
 
 
@@ -64,7 +64,7 @@ def test_a_lesion_that_a_window_cuts_in_two_has_two_polygons() -> None:
     lesions = Lesions(np.ones(1, np.int64), np.array([[0.0, 0, 10, 10]]), np.array([horseshoe]))
     window = (Tile("a", 0, 5, 20, 25),)
     ((placed,),) = place_in_tiles(lesions, IDENTITY, (20, 30), window, min_box_ratio=0.2, large_cover=0.2)
-    assert len(placed.polygons) == 2
+    assert len(placed.segmentation) == 2
     assert polygon_area(placed) == pytest.approx(20)
     assert placed.box == (0, 0, 10, 5)
 
@@ -189,7 +189,7 @@ def test_a_clipped_polygon_covers_the_same_points_as_the_whole_one_in_the_window
     (placed,) = place_in_tiles(lesions, IDENTITY, (60, 60), (tile,), min_box_ratio=0.0, large_cover=0.0)
     whole = np.asarray(lesions.outlines[0].exterior.coords)[:-1] - (x0, y0)
     expected = covered_share([whole.ravel().tolist()], (tile.width, tile.height))
-    found = covered_share(placed[0].polygons if placed else [], (tile.width, tile.height))
+    found = covered_share(placed[0].segmentation if placed else [], (tile.width, tile.height))
     # Rounding to 0.001 px may move a sample point that lies on the border.
     assert (expected ^ found).sum() <= 0.01 * expected.size
     if placed:

@@ -60,7 +60,7 @@ def change(group: str, **values: Any) -> Callable[[Coco], None]:
         (change("annotations", bbox=[0, 0, 0, 20], area=0), "a box without area: 2"),
         (change("annotations", bbox=[0, 0, -1, 20], area=-20), "a box without area: 2"),
         (change("annotations", bbox=[0, 0, float("nan"), 20]), "a box that is not finite: 2"),
-        (change("annotations", area=199), "area is not that of their box: 2"),
+        (change("annotations", area=199), "area is not that of their box or run lengths: 2"),
         (change("annotations", obb=[0, 0, 1, 0, 1, 1.01, 0, 1]), "an obb other than eight numbers within 0..1: 2"),
         (change("annotations", obb=[0, 0, 1, 0]), "an obb other than eight numbers"),
         (change("annotations", obb=[float("nan")] * 8), "an obb other than eight numbers"),

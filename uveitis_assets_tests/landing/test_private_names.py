@@ -1,10 +1,11 @@
 """Raw patient ids, and file names that name patients, stay in the ledger."""
 
 import polars as pl
+import pytest
 
 from uveitis_assets.landing.configuration import SplitConfiguration
 from uveitis_assets.landing.manifest import build_manifest_part, export_manifest
-from uveitis_assets.landing.registration import register
+from uveitis_assets.landing.registration import LostPatientsError, register
 from uveitis_assets.landing.splits_files import write_splits_files
 from uveitis_assets_tests.landing.landing_samples import build, jpeg, land, lane
 
@@ -27,15 +28,19 @@ def test_raw_patient_ids_and_private_file_names_stay_in_the_ledger(store):
     land(store, "Roe-John-1980-cut.jpg", jpeg(3)[:-99])
     (store.raw / "ds" / "Doe-Jane-1971" / "Roe-John-1980.jpg").symlink_to("nowhere")
     (store.raw / "ds" / "Roe-John-1980-loop").symlink_to(".")
-    land(
-        store,
-        "meta.csv",
+    table = (
         b"image,patient,grade\nscan_Doe-Jane-1971_left.jpg,PATIENT-4711,2\nRoe-John-1980.jpg,PATIENT-4712,bad\n"
-        b"Doe-Jane-1971-lost.jpg,PATIENT-4711,1\nPATIENT-4711\n",
+        b"Doe-Jane-1971-lost.jpg,PATIENT-4711,1\nRoe-John-1980 copy.jpg,PATIENT-4712,1\n"
     )
+    land(store, "meta.csv", table + b"PATIENT-4711\n")
     options = {"csv": "meta.csv", "patient_column": "patient", "grade_column": "grade", "identify_by_content": True}
     dataset = lane(image_folder=options, batch_size=100)
+    with pytest.raises(LostPatientsError, match=r"meta\.csv:6: expected 3 cells, found 1") as refused:
+        register(store, dataset)
+    assert not any(secret in str(refused.value) for secret in secrets)
+    land(store, "meta.csv", table)
     report = register(store, dataset)
+    assert "line 5 almost has a file's name" in repr(report.problems)
     summaries = build(store, dataset)
     (store.raw / "ds" / "Roe-John-1980.jpg").unlink()
     summaries += [build_manifest_part(store, dataset, SplitConfiguration(), "b00001")]

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -22,6 +22,7 @@ from uveitis_assets.fundus.image_stages import ImageStages
 from uveitis_assets.fundus.preprocess import preprocess_batch
 from uveitis_assets.landing.quarantine import QuarantineError
 from uveitis_assets.landing.samples import RegisteredImage
+from uveitis_assets.stages.batch_outcome import BatchOutcome
 from uveitis_assets.stages.batch_run import run_batch
 from uveitis_assets.stages.batch_task import BatchItem, BatchTask, ItemWork, StageRecords
 from uveitis_assets.stages.index import Row
@@ -31,6 +32,17 @@ from uveitis_assets.storage.store import ArtefactStore, artefact_key
 from uveitis_assets_tests.fundus.preprocess_inputs import SMALL, fundus_picture, land, register
 
 BATCH = "b00001"
+
+
+class StageReport(NamedTuple):
+    """Items whose broken files were made again, with what was found, and what was wrong with the index."""
+
+    repaired: dict[str, str]
+    index_finding: str | None
+
+
+def reports(outcome: BatchOutcome[Any]) -> dict[str, StageReport]:
+    return {stage: StageReport(one.repaired, one.index_finding) for stage, one in outcome.stages.items()}
 
 
 class BatchUser(ABC):
@@ -62,8 +74,8 @@ class BatchUser(ABC):
         """Register an item as one that cannot be used."""
 
     @abstractmethod
-    def run(self, store: ArtefactStore, version: str = "1", workers: int = 2) -> None:
-        """Bring the batch up to date; what another version made is made again."""
+    def run(self, store: ArtefactStore, version: str = "1", workers: int = 2) -> dict[str, StageReport]:
+        """Bring the batch up to date; what another version made is made again. Returns a report by stage."""
 
     @abstractmethod
     def lock_name(self, batch: str) -> str: ...
@@ -125,11 +137,13 @@ class Preprocessing(BatchUser):
             return replace(register(path), quarantine_reason="alpha_channel", quarantine_detail="found RGBA")
         return register(path)
 
-    def run(self, store: ArtefactStore, version: str = "1", workers: int = 2) -> None:
+    def run(self, store: ArtefactStore, version: str = "1", workers: int = 2) -> dict[str, StageReport]:
         def read_images() -> list[RegisteredImage]:
             return [self._image(path) for path in sorted((store.raw / "lane").glob("*.png"))]
 
-        preprocess_batch(store, "lane", BATCH, read_images, SMALL, STAGES, workers=workers, code_version=version)
+        return reports(
+            preprocess_batch(store, "lane", BATCH, read_images, SMALL, STAGES, workers=workers, code_version=version)
+        )
 
     def lock_name(self, batch: str) -> str:
         return f"lane.{batch}.preprocess"
@@ -170,12 +184,12 @@ class Prediction(BatchUser):
         aside = tuple(stem for item_id in state if (stem := item_id.partition("::")[2]) in images)
         write_preprocessed_batch(store, images, quarantined=aside)
 
-    def run(self, store: ArtefactStore, version: str = "1", workers: int = 2) -> None:
+    def run(self, store: ArtefactStore, version: str = "1", workers: int = 2) -> dict[str, StageReport]:
         from uveitis_assets.detection.configuration import InferenceConfiguration
         from uveitis_assets.detection.inference.prediction_batch import predict_batch
         from uveitis_assets_tests.detection.known_detectors import PaintedBoxDetector
 
-        predict_batch(
+        done = predict_batch(
             store,
             "exp",
             self.lane,
@@ -187,6 +201,7 @@ class Prediction(BatchUser):
             device="cpu",
             code_version=version,
         )
+        return {"predictions": StageReport(done.repaired, done.index_finding)}
 
     def lock_name(self, batch: str) -> str:
         return f"exp.clinic.{batch}.predict"
@@ -321,8 +336,12 @@ class Groups(BatchUser):
     def _folder(self, store: ArtefactStore, item_id: str) -> Path:
         return store.raw / "groups" / item_id.partition("::")[2]
 
-    def run(self, store: ArtefactStore, version: str = "1", workers: int = 2) -> None:
-        run_batch(store, self.lane, BATCH, lambda: GroupTask(store, version), lock_name=self.lock_name, workers=workers)
+    def run(self, store: ArtefactStore, version: str = "1", workers: int = 2) -> dict[str, StageReport]:
+        return reports(
+            run_batch(
+                store, self.lane, BATCH, lambda: GroupTask(store, version), lock_name=self.lock_name, workers=workers
+            )
+        )
 
     def lock_name(self, batch: str) -> str:
         return f"groups.{batch}.add"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import threading
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.context import ForkServerContext
@@ -16,8 +18,9 @@ import pytest
 
 from uveitis_assets.stages.batch_outcome import BatchFailedError, BatchOutcome
 from uveitis_assets.stages.batch_run import run_batch
-from uveitis_assets.stages.index import Row, read_stage_index
+from uveitis_assets.stages.index import Row, index_copy, read_stage_index
 from uveitis_assets.stages.journal import StageJournal
+from uveitis_assets.stages.suspect_files import report_damage
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
 from uveitis_assets_tests.patience import patience
 from uveitis_assets_tests.stages.batch_users import (
@@ -298,20 +301,172 @@ def test_a_read_only_folder_is_named_and_loses_nothing(
     assert user.artefacts(store) == expected
 
 
-def test_a_damaged_index_is_named_and_once_it_is_deleted_made_again(
-    user: BatchUser, made: Path, expected: dict[str, bytes], copy: Callable[[Path], ArtefactStore]
+# Files that broke ---------------------------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def flip(path: Path, place: float = 0.5) -> None:
+    """Change one bit of a file, which keeps its size."""
+    data = bytearray(path.read_bytes())
+    data[min(len(data) - 1, int(place * len(data)))] ^= 1
+    path.write_bytes(data)
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def files_by_stage(user: BatchUser, store: ArtefactStore, item_id: str) -> dict[str, list[Path]]:
+    """An item's files as the indexes of the stages record them."""
+    return {
+        stage: [
+            store.root / file["name"] for file in read_stage_index(user.index(store, stage))[item_id]["files"] or ()
+        ]
+        for stage in user.stages
+    }
+
+
+def test_the_indexes_record_size_and_checksum_of_every_artefact(
+    user: BatchUser, made: Path, expected: dict[str, bytes]
+) -> None:
+    rows = [row for stage in user.stages for row in read_stage_index(user.index(store_at(made), stage)).values()]
+    recorded = {file["name"]: (file["size"], file["crc32"]) for row in rows for file in row["files"] or ()}
+    assert recorded == {
+        name: (len(data), zlib.crc32(data)) for name, data in expected.items() if not name.startswith("index/")
+    }
+
+
+@pytest.mark.parametrize("damage", [cut, empty, delete])
+def test_every_broken_file_is_found_made_again_and_named(
+    user: BatchUser,
+    made: Path,
+    expected: dict[str, bytes],
+    copy: Callable[[Path], ArtefactStore],
+    computed: Computed,
+    damage: Callable[[Path], None],
+) -> None:
+    store, item_id = copy(made), user.usable[1]
+    for stage, paths in files_by_stage(user, store, item_id).items():
+        assert paths
+        for path in paths:
+            damage(path)
+            computed.clear()
+            found = user.run(store)
+            assert computed == {(item_id, stage)}, path
+            assert user.artefacts(store) == expected
+            assert {name: list(report.repaired) for name, report in found.items() if report.repaired} == {
+                stage: [item_id]
+            }
+            name = path.relative_to(store.root).as_posix()
+            size = 0 if damage is empty else len(expected[name]) // 2
+            what = "no file" if damage is delete else str(size)
+            assert found[stage].repaired[item_id] == f"{name}: expected {len(expected[name])} bytes, found {what}"
+    assert all(report == (({}, None)) for report in user.run(store).values())
+
+
+def test_a_file_with_a_changed_byte_is_made_again_once_a_reader_has_reported_it(
+    user: BatchUser, made: Path, expected: dict[str, bytes], copy: Callable[[Path], ArtefactStore], computed: Computed
+) -> None:
+    store, item_id = copy(made), user.usable[1]
+    for stage, paths in files_by_stage(user, store, item_id).items():
+        flip(paths[-1])
+        sound = files_by_stage(user, store, user.usable[2])[stage][0]
+        assert report_damage(store, paths[-1])
+        assert report_damage(store, sound)
+        computed.clear()
+        report = user.run(store)[stage]
+        assert computed == {(item_id, stage)}
+        assert "expected CRC-32" in report.repaired[item_id]
+        assert user.artefacts(store) == expected
+    assert not report_damage(store, store.root / "preproc" / "of no index.png")
+
+
+@pytest.mark.parametrize("damage", [cut, empty, flip, "foreign", "first byte", "last quarter"])
+def test_a_damaged_index_heals_and_nothing_is_computed_again(
+    user: BatchUser,
+    made: Path,
+    expected: dict[str, bytes],
+    copy: Callable[[Path], ArtefactStore],
+    computed: Computed,
+    damage: Callable[[Path], None] | str,
 ) -> None:
     store = copy(made)
     for stage in user.stages:
         index = user.index(store, stage)
-        index.write_bytes(b"PAR1 and then nothing")
-        before = user.artefacts(store)
-        with pytest.raises(ValueError, match=rf"{stage}.*{BATCH}\.parquet: expected a stage index.* delete the file"):
-            user.run(store)
-        assert user.artefacts(store) == before
-        index.unlink()
-        user.run(store)
+        if damage == "foreign":
+            index.write_bytes(b"PAR1 and then nothing")
+        elif isinstance(damage, str):
+            flip(index, {"first byte": 0.0, "last quarter": 0.75}[damage])
+        else:
+            damage(index)
+        report = user.run(store)[stage]
+        assert computed == set()
         assert user.artefacts(store) == expected
+        assert report.index_finding is not None
+        assert f"{index}: expected a stage index, found " in report.index_finding
+        assert report.repaired == {}
+        assert user.run(store)[stage].index_finding is None
+
+
+def test_an_index_that_is_damaged_with_its_copy_is_named_and_made_again(
+    user: BatchUser, made: Path, expected: dict[str, bytes], copy: Callable[[Path], ArtefactStore]
+) -> None:
+    store = copy(made)
+    for stage in user.stages:
+        for path in (user.index(store, stage), index_copy(user.index(store, stage))):
+            cut(path)
+        finding = user.run(store)[stage].index_finding
+        assert finding is not None
+        assert f"{BATCH}.parquet: expected a stage index" in finding
+        assert "there is no intact copy of it" in finding
+        assert user.artefacts(store) == expected
+
+
+def as_the_version_before(user: BatchUser, store: ArtefactStore) -> None:
+    """Leave the indexes without files, checksums and copies."""
+    for stage in user.stages:
+        index = user.index(store, stage)
+        metadata = {name: value for name, value in pl.read_parquet_metadata(index).items() if name == "reference_color"}
+        pl.read_parquet(index).drop("files").write_parquet(index, metadata=metadata)
+        index_copy(index).unlink()
+
+
+def test_finished_work_of_the_version_before_is_recognised_and_recorded(
+    user: BatchUser, made: Path, expected: dict[str, bytes], copy: Callable[[Path], ArtefactStore], computed: Computed
+) -> None:
+    store = copy(made)
+    as_the_version_before(user, store)
+    assert all(report == ({}, None) for report in user.run(store).values())
+    assert computed == set()
+    assert user.artefacts(store) == expected
+
+
+@pytest.mark.parametrize("damage", [cut, empty])
+def test_files_that_broke_under_the_version_before_are_made_again(
+    user: BatchUser,
+    made: Path,
+    expected: dict[str, bytes],
+    copy: Callable[[Path], ArtefactStore],
+    computed: Computed,
+    damage: Callable[[Path], None],
+) -> None:
+    store, item_id = copy(made), user.usable[2]
+    broken = {stage: paths[-1] for stage, paths in files_by_stage(user, store, item_id).items()}
+    checked = {stage: path for stage, path in broken.items() if damage is empty or path.suffix in (".png", ".json")}
+    as_the_version_before(user, store)
+    for path in checked.values():
+        damage(path)
+    found = user.run(store)
+    assert computed == {(item_id, stage) for stage in checked}
+    assert {stage for stage, report in found.items() if report.repaired} == set(checked)
+    assert user.artefacts(store) == expected
 
 
 @WITH_JOURNALS

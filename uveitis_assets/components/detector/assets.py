@@ -16,7 +16,7 @@ from uveitis_assets.orchestration.asset_factory import AssetFactory
 from uveitis_assets.orchestration.fold_keys import fold_key, fold_number
 from uveitis_assets.orchestration.materializations import UPSTREAM_EVENT_METADATA, newest_events
 from uveitis_assets.orchestration.partition_runs import Metadata, materialize_asset
-from uveitis_assets.orchestration.previews import picture
+from uveitis_assets.orchestration.previews import format_listing, picture
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.device import Device
 
@@ -183,6 +183,8 @@ def _predictions(detector: DetectorLaneConfiguration, keys: DetectorKeys, factor
             predicted = predictor.predict(batch)
             metadata: dict[str, Any] = {
                 **predicted.numbers,
+                "repaired": format_listing(predicted.repaired),
+                **({} if predicted.index_finding is None else {"index_finding": predicted.index_finding}),
                 "detections_per_class": dg.MetadataValue.json(predicted.detections_per_class),
                 "checkpoints": ", ".join(predicted.checkpoints),
                 "device": predicted.device,

@@ -21,8 +21,8 @@ from uveitis_assets.orchestration.workers import worker_count
 from uveitis_assets.storage.store import ArtefactStore
 
 MANIFEST_CODE_VERSION = "2"
-PREPROCESS_CODE_VERSION = "3"
-LABELS_CODE_VERSION = "2"
+PREPROCESS_CODE_VERSION = "4"
+LABELS_CODE_VERSION = "3"
 _MONTAGE_BATCHES = 8
 _IMAGES_PER_MESSAGE = 32
 

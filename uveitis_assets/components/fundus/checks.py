@@ -1,19 +1,26 @@
 """Asset checks of a fundus lane: manifest integrity, ROI plausibility, tiles, label sanity.
 
-They read the tables that the assets wrote, not pixels. Every partition has a result of its own.
+They read the tables that the assets wrote, and the pixels of some images. Every partition has a result of its own.
 """
 
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from uveitis_assets.components.fundus.keys import LaneKeys, fold_and_split
 from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
-from uveitis_assets.components.fundus.metadata import BAD_LABELS_METADATA, MISSING_MASKS_METADATA, landing_problems
+from uveitis_assets.components.fundus.metadata import (
+    BAD_LABELS_METADATA,
+    LABEL_FINDINGS_METADATA,
+    MISSING_MASKS_METADATA,
+    landing_problems,
+)
 from uveitis_assets.fundus.configuration import PreprocessStage
+from uveitis_assets.landing.layouts import find_layout
 from uveitis_assets.messages import count_of, enumeration
 from uveitis_assets.orchestration.check_results import check_result
 from uveitis_assets.orchestration.partitioned_check import Evaluate, partitioned_check
@@ -22,7 +29,7 @@ from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
 def lane_checks(lane: LaneConfiguration) -> list[dg.AssetChecksDefinition]:
     """All checks of the lane."""
-    checks = [_manifest_integrity(lane), _roi_plausibility(lane), _tile_reconstruction(lane)]
+    checks = [_manifest_integrity(lane), _roi_plausibility(lane), _channel_signal(lane), _tile_reconstruction(lane)]
     return [*checks, _label_sanity(lane)] if LaneKeys.of(lane).has_lesion_labels else checks
 
 
@@ -31,21 +38,26 @@ def _manifest_integrity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
 
     def begin() -> Evaluate:
         store = ArtefactStore.from_environment()
-        return partial(_evaluate_manifest, lane, _splits_of_lane(store, lane))
+        return partial(_evaluate_manifest, lane, _splits_of_lane(store, lane), _unknown_patients(store, lane))
 
     return partitioned_check(
         "manifest_integrity",
         keys.manifest,
         keys.batches,
         "Rows are unique, agree with the ledger and few are quarantined. In the whole lane every patient is in one "
-        "split of every fold, and so is every image that another lane of the same splits has too. Quarantined images "
-        "and what could not be taken from the landing folder are listed.",
+        "split of every fold, and so is every image that another lane of the same splits has too. Quarantined images, "
+        "what could not be taken from the landing folder, and file names that look like several images of one person "
+        "without a rule that says so are listed.",
         begin,
     )
 
 
 def _evaluate_manifest(
-    lane: LaneConfiguration, lane_errors: list[str], _instance: dg.DagsterInstance, batch: str
+    lane: LaneConfiguration,
+    lane_errors: list[str],
+    lane_warnings: list[str],
+    _instance: dg.DagsterInstance,
+    batch: str,
 ) -> dg.AssetCheckResult:
     import polars as pl
 
@@ -76,7 +88,8 @@ def _evaluate_manifest(
             f"{len(quarantined)} of {part.height} images are quarantined, more than the share "
             f"{lane.verify.max_quarantine_ratio} of `verify.max_quarantine_ratio`"
         )
-    warnings = [*quarantined, *(f"landing folder: {problem}" for problem in landing_problems(store, lane))]
+    in_folder = [f"landing folder: {problem}" for problem in landing_problems(store, lane)]
+    warnings = [*lane_warnings, *quarantined, *in_folder]
     return check_result(errors, warnings, n_images=part.height, n_quarantined=len(quarantined))
 
 
@@ -112,86 +125,165 @@ def _splits_of_lane(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
     return errors
 
 
+def _unknown_patients(store: ArtefactStore, lane: LaneConfiguration) -> list[str]:
+    """Images of the whole lane that seem to be of one person, where nothing but file names tells patients."""
+    from uveitis_assets.landing.layouts.paired_names import paired_names
+    from uveitis_assets.landing.ledger import registered_paths
+
+    if lane.patient_rule or not find_layout(lane.layout).patients_from_names:
+        return []
+    return [
+        f"{found.n_images} file names differ in {found.kind} only and look like images of {found.n_persons} "
+        f"{'person' if found.n_persons == 1 else 'persons'}, but each image counts as a patient of its own, so that a "
+        "person may be in train and in test: say where the patients stand, with `patients: {csv: ...}` or "
+        f"`patients: {{pattern: '{found.pattern}'}}`, and register again"
+        for found in paired_names(registered_paths(store, lane.name))
+    ]
+
+
 def _roi_plausibility(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
     keys = LaneKeys.of(lane)
     limits = lane.verify
-
-    def evaluate(instance: dg.DagsterInstance, batch: str) -> dg.AssetCheckResult:
-        rows = _stage_rows(lane, "roi_masks", batch)
-        if rows is None:
-            return _not_materialized(keys.stage("roi_masks"), batch)
-        errors: list[str] = []
-        warnings: list[str] = []
-        n_images = n_fallback = 0
-        for row in rows:
-            if row["quarantine_reason"] is not None:
-                warnings.append(f"{row['image_id']}: {row['quarantine_reason']}: {row['quarantine_detail']}")
-                continue
-            n_images += 1
-            if row["area_ratio"] < limits.min_roi_area_ratio:
-                errors.append(
-                    f"{row['image_id']}: area ratio {row['area_ratio']:.3f}, expected at least "
-                    f"{limits.min_roi_area_ratio}"
-                )
-            if row["border_touch_ratio"] > limits.max_roi_border_touch_ratio:
-                warnings.append(
-                    f"{row['image_id']}: border touch {row['border_touch_ratio']:.3f}, expected at most "
-                    f"{limits.max_roi_border_touch_ratio}"
-                )
-            if row["fallbacks"]:
-                n_fallback += 1
-                warnings.append(f"{row['image_id']}: mask by {row['method']} after {'; '.join(row['fallbacks'])}")
-        if n_fallback > limits.max_fallback_ratio * max(n_images, 1):
-            errors.append(
-                f"{n_fallback} of {n_images} masks come from a fallback method, more than the share "
-                f"{limits.max_fallback_ratio} of `verify.max_fallback_ratio`"
-            )
-        return check_result(errors, warnings, n_images=n_images, n_fallback=n_fallback)
-
     return partitioned_check(
         "roi_plausibility",
         keys.stage("roi_masks"),
         keys.batches,
-        f"Masks cover at least {limits.min_roi_area_ratio:.0%} of the image; border touch, fallbacks and quarantined "
-        "images are listed.",
+        f"Masks cover at least {limits.min_roi_area_ratio:.0%} of the image, and their files are as they were written; "
+        "a sample is opened. Border touch, fallbacks and quarantined images are listed.",
+        lambda: partial(_evaluate_masks, lane),
+    )
+
+
+def _evaluate_masks(lane: LaneConfiguration, _instance: dg.DagsterInstance, batch: str) -> dg.AssetCheckResult:
+    from uveitis_assets.fundus.file_checks import StageFiles, sampled_rows
+
+    limits = lane.verify
+    rows, index_finding = _stage_rows(lane, "roi_masks", batch)
+    if rows is None:
+        return _no_rows(lane, "roi_masks", batch, index_finding)
+    files = StageFiles(ArtefactStore.from_environment(), lane.name, "roi_masks", batch, lane.preprocess)
+    opened = {row["image_id"] for row in sampled_rows(rows, limits.sampled_images, f"{lane.name} {batch}")}
+    errors: list[str] = []
+    warnings = [index_finding] if index_finding else []
+    n_images = n_fallback = 0
+    for row in rows:
+        if row["quarantine_reason"] is not None:
+            warnings.append(f"{row['image_id']}: {row['quarantine_reason']}: {row['quarantine_detail']}")
+            continue
+        n_images += 1
+        if row["image_id"] in opened:
+            errors += files.mask_findings(row, limits.min_roi_area_ratio)
+        else:
+            errors += files.damage(row, contents=False)
+        if row["area_ratio"] < limits.min_roi_area_ratio:
+            errors.append(
+                f"{row['image_id']}: area ratio {row['area_ratio']:.3f}, expected at least {limits.min_roi_area_ratio}"
+            )
+        if row["border_touch_ratio"] > limits.max_roi_border_touch_ratio:
+            warnings.append(
+                f"{row['image_id']}: border touch {row['border_touch_ratio']:.3f}, expected at most "
+                f"{limits.max_roi_border_touch_ratio}"
+            )
+        if row["fallbacks"]:
+            n_fallback += 1
+            warnings.append(f"{row['image_id']}: mask by {row['method']} after {'; '.join(row['fallbacks'])}")
+    if n_fallback > limits.max_fallback_ratio * max(n_images, 1):
+        errors.append(
+            f"{n_fallback} of {n_images} masks come from a fallback method, more than the share "
+            f"{limits.max_fallback_ratio} of `verify.max_fallback_ratio`"
+        )
+    return check_result(errors, warnings, n_images=n_images, n_opened=len(opened), n_fallback=n_fallback)
+
+
+def _channel_signal(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
+    keys = LaneKeys.of(lane)
+
+    def evaluate(_instance: dg.DagsterInstance, batch: str) -> dg.AssetCheckResult:
+        rows, index_finding = _stage_rows(lane, "normalized_crops", batch)
+        if rows is None:
+            return _no_rows(lane, "normalized_crops", batch, index_finding)
+        usable = [row for row in rows if row["quarantine_reason"] is None]
+        images_of: dict[str, list[str]] = {}
+        for row in usable:
+            for channel in row["channels_without_signal"]:
+                images_of.setdefault(channel, []).append(row["image_id"])
+        warnings = [index_finding] if index_finding else []
+        warnings += [
+            f"{channel}: {len(images)} of {count_of(usable, 'image')} hold noise of the encoding in place of a "
+            f"picture, which is not stretched: {enumeration(images, 10)}"
+            for channel, images in sorted(images_of.items())
+        ]
+        return check_result([], warnings, n_images=len(usable), n_channels=sum(map(len, images_of.values())))
+
+    return partitioned_check(
+        "channel_signal",
+        keys.stage("normalized_crops"),
+        keys.batches,
+        "All three channels hold a picture of the retina; those that hold noise of the file's encoding only, as blue "
+        "of two-laser ultra-widefield photographs does, are named and left unscaled.",
         lambda: evaluate,
     )
 
 
 def _tile_reconstruction(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
     keys = LaneKeys.of(lane)
-    limit = lane.verify.max_reconstruction_abs_error
-
-    def evaluate(instance: dg.DagsterInstance, batch: str) -> dg.AssetCheckResult:
-        rows = _stage_rows(lane, "tiles", batch)
-        if rows is None:
-            return _not_materialized(keys.stage("tiles"), batch)
-        store = ArtefactStore.from_environment()
-        errors: list[str] = []
-        n_images = 0
-        largest_error = 0.0
-        for row in rows:
-            if row["quarantine_reason"] is not None:
-                continue
-            n_images += 1
-            largest_error = max(largest_error, row["reconstruction_abs_error"])
-            if row["reconstruction_abs_error"] > limit:
-                errors.append(
-                    f"{row['image_id']}: mean absolute error {row['reconstruction_abs_error']:.3g} grey levels, "
-                    f"expected at most {limit}"
-                )
-            if "tiles" in lane.persist:
-                key = artefact_key(row["image_id"])
-                missing = [n for n in range(row["n_tiles"]) if not store.tile(key, f"tile_{n:03d}").is_file()]
-                errors += [f"{row['image_id']}: tile_{n:03d} has no file" for n in missing]
-        return check_result(errors, [], n_images=n_images, max_reconstruction_abs_error=largest_error)
-
     return partitioned_check(
         "tile_reconstruction",
         keys.stage("tiles"),
         keys.batches,
-        "Tiles put together give the image they were cut from, and their files are there.",
-        lambda: evaluate,
+        "Tiles put together give the image they were cut from, and their files are as they were written; a sample is "
+        "opened.",
+        lambda: partial(_evaluate_tiles, lane),
+    )
+
+
+def _evaluate_tiles(lane: LaneConfiguration, _instance: dg.DagsterInstance, batch: str) -> dg.AssetCheckResult:
+    from uveitis_assets.fundus.file_checks import StageFiles, sampled_rows
+
+    limit = lane.verify.max_reconstruction_abs_error
+    rows, index_finding = _stage_rows(lane, "tiles", batch)
+    if rows is None:
+        return _no_rows(lane, "tiles", batch, index_finding)
+    store = ArtefactStore.from_environment()
+    files = StageFiles(store, lane.name, "tiles", batch, lane.preprocess)
+    opened = {row["image_id"] for row in sampled_rows(rows, lane.verify.sampled_images, f"{lane.name} {batch}")}
+    errors: list[str] = []
+    n_images = 0
+    largest_error = 0.0
+    for row in rows:
+        if row["quarantine_reason"] is not None:
+            continue
+        n_images += 1
+        largest_error = max(largest_error, row["reconstruction_abs_error"])
+        if row["reconstruction_abs_error"] > limit:
+            errors.append(
+                f"{row['image_id']}: mean absolute error {row['reconstruction_abs_error']:.3g} grey levels, "
+                f"expected at most {limit}"
+            )
+        missing: list[Path] = []
+        if "tiles" in lane.persist:
+            key = artefact_key(row["image_id"])
+            tiles = [store.tile(key, f"tile_{number:03d}") for number in range(row["n_tiles"])]
+            missing = [path for path in tiles if not path.is_file()]
+            errors += [f"{row['image_id']}: {path.stem} has no file" for path in missing]
+        is_opened = row["image_id"] in opened
+        damaged = files.damage(row, contents=is_opened, ignored=missing)
+        errors += damaged
+        if is_opened and not missing and not damaged:
+            error, findings = files.reconstruction(row)
+            errors += findings
+            largest_error = max(largest_error, error)
+            if error > limit:
+                errors.append(
+                    f"{row['image_id']}: the tile files differ by {error:.3g} grey levels in the mean from the "
+                    f"image they were cut from, expected at most {limit}"
+                )
+    return check_result(
+        errors,
+        [index_finding] if index_finding else [],
+        n_images=n_images,
+        n_opened=len(opened),
+        max_reconstruction_abs_error=largest_error,
     )
 
 
@@ -222,6 +314,7 @@ def _label_sanity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
             warnings = [finding.message for finding in findings if finding.severity == "WARN"]
             metadata = _newest_metadata(instance, keys, partition)
             warnings += _left_out(metadata)
+            warnings += _doubtful_labels(metadata)
             if lane.labels.missing_masks == "warn":
                 warnings += _without_masks(metadata)
             return check_result(errors, warnings)
@@ -233,7 +326,8 @@ def _label_sanity(lane: LaneConfiguration) -> dg.AssetChecksDefinition:
         keys.coco_labels,
         keys.fold_splits,
         "Boxes lie inside their images, classes are known, patients are disjoint across splits; classes that a split "
-        "lacks, label files that were set aside and missing mask files are warnings.",
+        "lacks, label files that were set aside or are doubtful (grey masks, repeated lines, corners outside the "
+        "image) and missing mask files are warnings.",
         begin,
     )
 
@@ -260,6 +354,14 @@ def _left_out(metadata: Mapping[str, dg.MetadataValue[Any]]) -> list[str]:
     return lines
 
 
+def _doubtful_labels(metadata: Mapping[str, dg.MetadataValue[Any]]) -> list[str]:
+    """Label files that the newest labels read although something in them is doubtful."""
+    findings = metadata.get(LABEL_FINDINGS_METADATA)
+    if not isinstance(findings, dg.JsonMetadataValue) or not isinstance(findings.data, dict):
+        return []
+    return [f"{image_id}: {detail}" for image_id, details in findings.data.items() for detail in details]
+
+
 def _without_masks(metadata: Mapping[str, dg.MetadataValue[Any]]) -> list[str]:
     """Images that the newest labels list as free of a lesion because there is no mask file of it."""
     missing = metadata.get(MISSING_MASKS_METADATA)
@@ -273,11 +375,27 @@ def _without_masks(metadata: Mapping[str, dg.MetadataValue[Any]]) -> list[str]:
     ]
 
 
-def _stage_rows(lane: LaneConfiguration, stage: PreprocessStage, batch: str) -> list[dict[str, Any]] | None:
-    from uveitis_assets.stages.index import read_stage_index
+def _stage_rows(
+    lane: LaneConfiguration, stage: PreprocessStage, batch: str
+) -> tuple[list[dict[str, Any]] | None, str | None]:
+    """Rows of a stage's index, None without an index or a copy of it, and what is wrong with the index."""
+    from uveitis_assets.stages.index import DamagedIndexError, index_finding, read_stage_index
 
     path = ArtefactStore.from_environment().stage_index(lane.name, stage, batch)
-    return list(read_stage_index(path).values()) if path.exists() else None
+    if not path.exists():
+        return None, None
+    try:
+        return list(read_stage_index(path).values()), index_finding(path)
+    except DamagedIndexError as error:
+        return None, str(error)
+
+
+def _no_rows(
+    lane: LaneConfiguration, stage: PreprocessStage, batch: str, index_finding: str | None
+) -> dg.AssetCheckResult:
+    if index_finding is not None:
+        return check_result([index_finding], [])
+    return _not_materialized(LaneKeys.of(lane).stage(stage), batch)
 
 
 def _not_materialized(asset: dg.AssetKey, partition: str) -> dg.AssetCheckResult:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BAD_LABELS_METADATA = "bad_labels"
 MISSING_MASKS_METADATA = "missing_masks"
+LABEL_FINDINGS_METADATA = "label_findings"
 
 
 def manifest_metadata(
@@ -75,6 +76,9 @@ def label_metadata(
         "missing_classes": ", ".join(summary.missing_classes) or "none",
         MISSING_MASKS_METADATA: format_counts(summary.missing_masks),
         BAD_LABELS_METADATA: dg.MetadataValue.json({bad.image_id: bad.detail for bad in summary.bad_labels}),
+        LABEL_FINDINGS_METADATA: dg.MetadataValue.json(
+            {image_id: [one.detail for one in found] for image_id, found in sorted(summary.label_findings.items())}
+        ),
         "not_preprocessed": format_listing(summary.not_preprocessed),
         "avg_box_area_px2": round(summary.avg_box_area, 1),
         "path": dg.MetadataValue.path(str(store.coco_file(lane.name, summary.split, summary.fold, tiles=False))),
@@ -116,6 +120,9 @@ def _stage_numbers(stage: PreprocessStage, outcome: "StageOutcome") -> dict[str,
         "n_images": outcome.n_images,
         "n_done": outcome.n_done,
         "n_skipped": outcome.n_skipped,
+        "n_repaired": outcome.n_repaired,
+        "repaired": format_listing([f"{image_id}: {found}" for image_id, found in sorted(outcome.repaired.items())]),
+        **({} if outcome.index_finding is None else {"index_finding": outcome.index_finding}),
         "n_quarantined": sum(outcome.n_quarantined.values()),
         "quarantine_reasons": format_counts(outcome.n_quarantined),
         **(fallbacks if stage == "roi_masks" else {}),

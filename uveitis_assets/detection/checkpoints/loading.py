@@ -25,23 +25,32 @@ from uveitis_assets.detection.models.retfound import resized_position_embedding
 from uveitis_assets.training.weights_files import WeightsFile, read_lineage, read_weights_file
 from uveitis_assets.training.weights_loading import LoadReport, Part, WeightsMismatchError, load_matching_weights
 
+Mode = Literal["full", "features", "backbone_only"]
+
 _LOG = logging.getLogger(__name__)
 _ENCODERS = ("vit", "body")
 # What pretraining files hold beside the encoder: decoders, projection heads, classifiers; and a detector's other parts.
 _NOT_ENCODER = re.compile(r"^(decoder_|mask_token|head\.|dino_head\.|ibot_head\.|fc\.|fpn\.|pyramid\.|proj\.|smooth\.)")
 _DETECTOR_PARTS = ("rpn.", "roi_heads.")
+# Layers whose shape and meaning are those of the anchors and categories.
+_TASK_LAYERS = ("rpn.head.cls_logits.", "rpn.head.bbox_pred.", "roi_heads.box_predictor.")
+# Published files were saved before torchvision put convolutions into blocks.
+_EARLIER_TORCHVISION = (
+    (re.compile(r"^rpn\.head\.conv\.(weight|bias)$"), r"rpn.head.conv.0.0.\1"),
+    (re.compile(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$"), r"\1.0.\2"),
+)
 _GATED = {"mlp.w12.": "mlp.fc1.", "mlp.w3.": "mlp.fc2."}
 
 
-def load_detector_weights(
-    model: nn.Module, path: Path, *, mode: Literal["full", "backbone_only"] = "full", min_matched: float = 0.9
-) -> LoadReport:
-    """Load a detector checkpoint, .safetensors or an earlier .pth, into ``model``.
+def load_detector_weights(model: nn.Module, path: Path, *, mode: Mode = "full", min_matched: float = 0.9) -> LoadReport:
+    """Load a detector checkpoint, .safetensors or .pth, also torchvision's, into ``model``.
 
     Position embeddings are resized.
 
     ``full`` wants every tensor of the model, and ``min_matched`` of encoder, pyramid, proposal head and box head each:
     a head made for other anchors is refused. Only the predictors, which belong to the categories, may start anew.
+    ``features`` leaves the layers that belong to anchors and categories as they are, and wants all others: so a
+    detector of torchvision that learned COCO starts one of other anchors and of lesions.
     ``backbone_only`` loads the tensors below ``backbone.`` and counts the encoder (ViT or ResNet), so that a new
     pyramid may start anew.
 
@@ -58,10 +67,13 @@ def load_detector_weights(
             "else; files of a backbone alone go to initialise.backbone_weights"
         )
     encoder = _encoder_of(model)
-    given = file.tensors
+    given = {_renamed(name): value for name, value in file.tensors.items()}
+    known = set(given)
     if mode == "backbone_only":
         given = {name: value for name, value in given.items() if name.startswith("backbone.")}
-    ignored = sorted(set(file.tensors).difference(given))
+    elif mode == "features":
+        given = {name: value for name, value in given.items() if not name.startswith(_TASK_LAYERS)}
+    ignored = sorted(known.difference(given))
     _check_structure(path, model, given)
     state, adapted = _adapted(model, given, encoder)
     report = load_matching_weights(
@@ -69,8 +81,8 @@ def load_detector_weights(
         state,
         file=path,
         min_matched=min_matched,
-        wanted=None if mode == "full" else _names_below(model, encoder),
-        parts=_parts(model, encoder) if mode == "full" else (),
+        wanted=_wanted(model, encoder, mode),
+        parts=() if mode == "backbone_only" else _parts(model, encoder, without_task=mode == "features"),
         adapted=adapted,
         ignored=ignored,
     )
@@ -194,11 +206,31 @@ def _names_below(model: nn.Module, prefix: str) -> list[str]:
     return [name for name in model.state_dict() if name.startswith(prefix) and not name.endswith("num_batches_tracked")]
 
 
-def _parts(model: nn.Module, encoder: str) -> list[Part]:
+def _renamed(name: str) -> str:
+    """The present name of a tensor that an earlier version of torchvision named."""
+    for pattern, replacement in _EARLIER_TORCHVISION:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _wanted(model: nn.Module, encoder: str, mode: Mode) -> list[str] | None:
+    """Names that count for the share of what matched; None: all."""
+    if mode == "full":
+        return None
+    if mode == "backbone_only":
+        return _names_below(model, encoder)
+    return [name for name in _names_below(model, "") if not name.startswith(_TASK_LAYERS)]
+
+
+def _parts(model: nn.Module, encoder: str, *, without_task: bool) -> list[Part]:
     """All but the predictors.
 
-    Other categories, or oriented boxes, are learned by new ones on the same features.
+    Other categories, or oriented boxes, are learned by new ones on the same features. ``without_task`` leaves out the
+    layers that belong to the anchors too.
     """
+    proposal_head = [
+        name for name in _names_below(model, "rpn.") if not (without_task and name.startswith(_TASK_LAYERS))
+    ]
     encoder_names = _names_below(model, encoder)
     pyramid = sorted(set(_names_below(model, "backbone.")).difference(encoder_names))
     return [
@@ -206,7 +238,7 @@ def _parts(model: nn.Module, encoder: str) -> list[Part]:
         Part("pyramid", pyramid, "model.neck, model.finest_stride and model.pyramid_channels"),
         Part(
             "proposal head",
-            _names_below(model, "rpn."),
+            proposal_head,
             "model.anchor_sizes, model.anchor_ratios and model.pyramid_channels",
         ),
         Part("box head", _names_below(model, "roi_heads.box_head."), "model.head_width and model.pyramid_channels"),

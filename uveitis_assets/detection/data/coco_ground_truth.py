@@ -17,6 +17,9 @@ from uveitis_assets.storage.files import read_json
 
 # Boxes this far outside their image count as inside: float64 noise of the projection and of width = x1 - x0.
 _NOISE_PX = 1e-3
+# Thinner boxes are left out: scaled to the network's input in float32 they lose their area, which stops a training.
+# Half of what the platform's own labels have at least.
+_SMALLEST_SIDE_PX = 1 / 128
 
 _logger = logging.getLogger(__name__)
 
@@ -80,14 +83,18 @@ def _ground_truths(
     wrong_score = np.logical_not((scores >= 0) & (scores <= 1))
     _refuse(path, annotations, wrong_score, "expected a score from 0 to 1", "score")
 
-    has_area = (exact[:, 2:] > exact[:, :2]).all(axis=1)
+    has_area = (exact[:, 2:] - exact[:, :2] >= _SMALLEST_SIDE_PX).all(axis=1)
     if not has_area.all():
-        first = int(np.flatnonzero(~has_area)[0])
+        first = annotations[int(np.flatnonzero(~has_area)[0])]
+        image = images[position[first["image_id"]]]
         _logger.warning(
-            "%s: left out %d annotations whose box has no area; first: annotation %s",
+            "%s: left out %d annotations whose box is without area; first: annotation %s of image %s%s, bbox %s",
             path,
             int((~has_area).sum()),
-            annotations[first].get("id"),
+            first.get("id"),
+            image.get("image_id", image["id"]),
+            f"/{image['tile_id']}" if "tile_id" in image else "",
+            first["bbox"],
         )
     kept = np.flatnonzero(has_area)
     kept = kept[np.argsort(of_image[kept], kind="stable")]

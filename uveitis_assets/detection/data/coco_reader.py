@@ -22,7 +22,8 @@ from uveitis_assets.detection.data.labelled_split import (
     LabelledTile,
     labelled_fingerprint,
 )
-from uveitis_assets.imaging.geometry import ImageFrames
+from uveitis_assets.detection.inference.detections import GroundTruth
+from uveitis_assets.imaging.geometry import GLOBAL_TILE_ID, ImageFrames
 from uveitis_assets.landing.pseudonyms import patient_key, pseudonym
 from uveitis_assets.stages.index import read_index_table
 from uveitis_assets.storage.files import PathEscapesRootError, read_json, resolve_inside
@@ -30,12 +31,18 @@ from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
 
 def read_labelled_split(
-    store: ArtefactStore, lane: str, *, fold: int, split: str, pseudo_labels_of: str | None = None
+    store: ArtefactStore,
+    lane: str,
+    *,
+    fold: int,
+    split: str,
+    pseudo_labels_of: str | None = None,
+    global_tile: bool = False,
 ) -> LabelledSplit:
     """Read all labelled images of a lane, fold and split, and their tiles, in the COCO files' order.
 
     Boxes are in px of the global image and of the tile (pixel edges, x0 y0 x1 y1), whichever frame the tiles were
-    cut from. Annotations whose box has no area in float32 are left out with a warning in the log. Pseudo-labels
+    cut from. Annotations whose box is thinner than 1/128 px are left out with a warning in the log. Pseudo-labels
     (``"pseudo": true``) keep their score, all others have score 1.
 
     Args:
@@ -44,6 +51,8 @@ def read_labelled_split(
         fold: 0 reads labels_coco/, others labels_coco/fold<k>/.
         split: train, val or test.
         pseudo_labels_of: detector whose expanded training labels are read instead; only with ``train``.
+        global_tile: the global image is one more tile where tiles are cut from the native crop; its labels are the
+            image's own.
 
     Raises:
         FileNotFoundError: a file is missing; the message names the asset that makes it.
@@ -78,6 +87,9 @@ def read_labelled_split(
                 f"{partition} again"
             ) from error
         tiles = _labelled_tiles(frames, tiles_file, numbers, inside)
+        if global_tile:
+            frames = frames.with_global_tile()
+            tiles += _global_tiles(store, key, frames, globals_file.truths[number])
         images.append(
             LabelledImage(
                 image_id=image_id,
@@ -119,6 +131,14 @@ def _labelled_tiles(
             truth=tiles_file.truths[at],
         )
         for tile, at in zip(frames.tiles, numbers, strict=True)
+    )
+
+
+def _global_tiles(store: ArtefactStore, key: str, frames: ImageFrames, truth: GroundTruth) -> tuple[LabelledTile, ...]:
+    """The global image as a tile with the image's own labels; none where the frames have no such tile."""
+    file = store.global_image(key, frames.global_size)
+    return tuple(
+        LabelledTile(tile.tile_id, file, tile.width, tile.height, truth) for tile in frames.tiles if tile.is_global
     )
 
 
@@ -221,6 +241,9 @@ def _tiles_fingerprint(lane: str, frames: ImageFrames, tiles: Sequence[LabelledT
         digest.update(made_from.encode())
         return digest.hexdigest()[:FINGERPRINT_DIGITS]
     for tile in tiles:
+        if tile.tile_id == GLOBAL_TILE_ID and not tile.file.is_file():
+            # It is made from the other tiles.
+            continue
         try:
             digest.update(tile.file.read_bytes())
         except FileNotFoundError as error:

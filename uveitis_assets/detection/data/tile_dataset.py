@@ -19,14 +19,24 @@ from torch.utils.data import Dataset
 
 from uveitis_assets.detection.configuration import AugmentationConfiguration
 from uveitis_assets.detection.data.augmentation import augment
+from uveitis_assets.detection.data.copy_paste import LesionBank, paste_lesions
 from uveitis_assets.detection.data.labelled_split import LabelledImage
 from uveitis_assets.detection.data.letterbox import fit_to_input
 from uveitis_assets.detection.data.tile_files import (
     UnreadableTilesError,
+    damage_reported,
+    read_global_image,
     read_picture,
     read_tile_file,
     read_tile_pixels,
     tiled_picture,
+)
+from uveitis_assets.detection.data.tile_windows import (
+    picture_truth,
+    random_window,
+    read_window,
+    truth_in_window,
+    wants_windows,
 )
 from uveitis_assets.detection.inference.detections import GroundTruth
 from uveitis_assets.imaging.geometry import AxisAlignedTransform
@@ -34,6 +44,9 @@ from uveitis_assets.imaging.tiling import cut_tile
 from uveitis_assets.storage.store import ArtefactStore
 
 Target = dict[str, Tensor]
+
+# Each kind of random change has a stream of its own: adding one leaves the others as they were.
+_WINDOWS, _PASTES = 1, 2
 
 
 class TileDraw(NamedTuple):
@@ -68,7 +81,15 @@ class TileFiles:
         Raises:
             UnreadableTilesError: the file is gone, is not an image or has another size than its label.
         """
-        source = tiled_picture(self._store, image) if self._store is not None else None
+        if self._store is None:
+            return _as_labelled(image, tile, read_tile_file(image, tile))
+        with damage_reported(self._store):
+            return self._read(self._store, image, tile)
+
+    def _read(self, store: ArtefactStore, image: LabelledImage, tile: int) -> NDArray[np.uint8]:
+        if image.frames.tiles[tile].is_global:
+            return _as_labelled(image, tile, read_global_image(store, image))
+        source = tiled_picture(store, image)
         if source is None:
             return _as_labelled(image, tile, read_tile_file(image, tile))
         picture = self._picture
@@ -120,6 +141,7 @@ class TileDataset(Dataset[tuple[Tensor, Target]]):
         self._augmentation = augmentation
         self._seed = seed
         self._pixels = pixels or TileFiles()
+        self._bank = LesionBank(self.images) if augmentation is not None and augmentation.copy_paste else None
         self._places = [(i, t) for i, image in enumerate(self.images) for t in range(len(image.tiles))]
         # Shared memory: workers that live for several epochs would keep a plain number at its first value.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
@@ -135,12 +157,14 @@ class TileDataset(Dataset[tuple[Tensor, Target]]):
         item, repeat = index if isinstance(index, TileDraw) else (index, 0)
         image_index, tile_index = self._places[item]
         image = self.images[image_index]
-        pixels, to_input = fit_to_input(self._pixels.read(image, tile_index), self.input_size)
-        truth = _moved(image.tiles[tile_index].truth, to_input)
-        boxes, corners = truth.boxes, truth.corners
-        if self._augmentation is not None:
-            rng = np.random.default_rng((self._seed, int(self._epoch), item, repeat))
-            pixels, boxes, corners = augment(pixels, boxes, corners, self._augmentation, rng)
+        seed = (self._seed, int(self._epoch), item, repeat)
+        if self._augmentation is None:
+            pixels, truth = self._as_it_is(image, tile_index)
+            boxes, corners = truth.boxes, truth.corners
+        else:
+            pixels, truth = self._changed(image, tile_index, self._augmentation, seed)
+            rng = np.random.default_rng(seed)
+            pixels, boxes, corners = augment(pixels, truth.boxes, truth.corners, self._augmentation, rng)
         # cv2 takes the channels apart five times as fast as a transposed copy.
         planes = np.empty((3, self.input_size, self.input_size), np.uint8)
         cv2.split(pixels, list(planes))
@@ -151,6 +175,38 @@ class TileDataset(Dataset[tuple[Tensor, Target]]):
             "image_index": torch.tensor(image_index),
             "tile_index": torch.tensor(tile_index),
         }
+
+    def _as_it_is(self, image: LabelledImage, tile: int) -> tuple[NDArray[np.uint8], GroundTruth]:
+        """The tile and its lesions in input px."""
+        pixels, to_input = fit_to_input(self._pixels.read(image, tile), self.input_size)
+        return pixels, _moved(image.tiles[tile].truth, to_input)
+
+    def _changed(
+        self, image: LabelledImage, tile: int, augmentation: AugmentationConfiguration, seed: tuple[int, ...]
+    ) -> tuple[NDArray[np.uint8], GroundTruth]:
+        """A window around the tile, and lesions pasted into it, as far as the configuration says."""
+        if wants_windows(augmentation):
+            rng = np.random.default_rng((*seed, _WINDOWS))
+            window = random_window(image, tile, augmentation, self.input_size, rng)
+            pixels = read_window(self._pixels, image, tile, window)
+            truth = truth_in_window(picture_truth(image, tile), window)
+        else:
+            pixels, truth = self._as_it_is(image, tile)
+        place = image.frames.tiles[tile]
+        if self._bank is None or place.is_global:
+            return pixels, truth
+        rng = np.random.default_rng((*seed, _PASTES))
+        if rng.random() >= augmentation.copy_paste:
+            return pixels, truth
+        return paste_lesions(
+            pixels,
+            truth,
+            self._bank,
+            self._pixels,
+            scale=self.input_size / max(place.width, place.height),
+            n_lesions=int(rng.integers(1, augmentation.copy_paste_lesions, endpoint=True)),
+            rng=rng,
+        )
 
 
 def _moved(truth: GroundTruth, to_input: AxisAlignedTransform) -> GroundTruth:

@@ -13,6 +13,7 @@ from typing import Any
 from uveitis_assets.detection.evaluation.average_precision import SMALL_AREA
 from uveitis_assets.detection.evaluation.bootstrap import Interval
 from uveitis_assets.detection.evaluation.evaluate import Evaluation
+from uveitis_assets.detection.evaluation.operating_points import operating_scores
 
 
 def validation_report(evaluation: Evaluation, *, best_epoch: int, fingerprint: str) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def validation_metrics(evaluation: Evaluation) -> dict[str, Any]:
             )
             for index, rate in enumerate(evaluation.froc.rates)
         },
+        "operating_scores": operating_scores(evaluation.froc, evaluation.n_images),
         "mAP_proxy": evaluation.map_selection,
     }
 

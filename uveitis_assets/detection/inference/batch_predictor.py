@@ -14,13 +14,19 @@ import torch
 
 from uveitis_assets.detection.checkpoints.fold_weights import FoldWeights, TrainingNotUsableError, fold_weights
 from uveitis_assets.detection.data.preprocessed_images import read_preprocessed_images
+from uveitis_assets.detection.evaluation.operating_points import read_operating_scores
 from uveitis_assets.detection.inference.prediction_batch import batch_prediction_sheet, predict_batch
 from uveitis_assets.detection.inference.prediction_file import read_prediction
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.messages import enumeration
+from uveitis_assets.stages.artefact_files import damaged_files, described
+from uveitis_assets.stages.index import index_finding, read_stage_index
+from uveitis_assets.stages.suspect_files import note_suspects
+from uveitis_assets.storage.files import read_json
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.device import Device, answers_in_half_precision, chosen_device
+from uveitis_assets.training.run_folder import folder_of_best_weights
 
 # Boxes are rounded to 1/64 px and mapped through two frames.
 _OUTSIDE_TOLERANCE_PX = 0.1
@@ -33,7 +39,8 @@ class PredictedBatch:
 
     ``checkpoints`` are the weights' digests by fold, e.g. ``fold0 0123abcd``. ``n_learned_images`` in ``numbers``
     counts images that a chosen fold, or the weights it started from, was trained on: detections there say little about
-    new images.
+    new images. ``repaired`` names images whose damaged or lost files were made again, ``index_finding`` a
+    damaged index.
     """
 
     index: Path
@@ -42,6 +49,8 @@ class PredictedBatch:
     checkpoints: tuple[str, ...]
     device: str
     contact_sheet: bytes | None
+    repaired: tuple[str, ...]
+    index_finding: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +83,7 @@ class BatchPredictor:
         for weights in self._weights.values():
             weights.check_categories(self._names)
         _check_same_classes(list(self._weights.values()))
+        self._class_scores = self._operating_scores()
         self._models: list[torch.nn.Module] = []
 
     def predict(self, batch: str) -> PredictedBatch:
@@ -94,7 +104,9 @@ class BatchPredictor:
             names=self._names,
             device=self._device,
             code_version=self._code_version,
+            global_tile=lane.global_tile,
             amp=answers_in_half_precision(lane.training.amp, self._device),
+            class_scores=self._class_scores,
         )
         sheet = None
         if lane.inference.overlays:
@@ -104,6 +116,7 @@ class BatchPredictor:
             "n_predicted": done.n_predicted,
             "n_skipped": done.n_skipped,
             "n_removed": done.n_removed,
+            "n_repaired": len(done.repaired),
             "n_detections": done.n_detections,
             "n_images_without_detections": done.n_images_without_detections,
             "n_learned_images": self._learned_images(batch),
@@ -115,7 +128,28 @@ class BatchPredictor:
             checkpoints=tuple(f"fold{fold} {weights.digest}" for fold, weights in self._weights.items()),
             device=self._device,
             contact_sheet=sheet,
+            repaired=tuple(f"{image_id}: {found}" for image_id, found in sorted(done.repaired.items())),
+            index_finding=done.index_finding,
         )
+
+    def _operating_scores(self) -> dict[int, float] | None:
+        """Scores per class of the fold's validation report; None without ``operating_fp_per_image``."""
+        rate = self._lane.inference.operating_fp_per_image
+        if rate is None:
+            return None
+        [weights] = self._weights.values()
+        report = folder_of_best_weights(weights.path).report_file
+        if not report.is_file():
+            raise FileNotFoundError(
+                f"{report}: operating_fp_per_image needs it, found none; materialize the evaluation"
+            )
+        content = read_json(report)
+        if content.get("checkpoint", weights.digest) != weights.digest:
+            raise TrainingNotUsableError(
+                f"{report}: expected the report of {weights.name} ({weights.digest}), found that of "
+                f"{content['checkpoint']}; materialize the evaluation of `val` again"
+            )
+        return read_operating_scores(content, rate)
 
     def _load_models(self) -> Sequence[torch.nn.Module]:
         if not self._models:
@@ -139,6 +173,20 @@ def _check_same_classes(folds: Sequence[FoldWeights]) -> None:
             )
 
 
+def _damaged_files(store: ArtefactStore, index: Path) -> list[str]:
+    """Recorded files whose bytes (predictions) or sizes (pictures) have changed; noted for the next run.
+
+    Predictions that are gone are left to the caller, which knows the usable images.
+    """
+    errors = []
+    for image_id, row in read_stage_index(index).items():
+        for error in damaged_files(store.root, row, contents=lambda path: path.suffix == ".json"):
+            if error.path.suffix != ".json" or error.path.exists():
+                note_suspects(index, [store.name_of(error.path)])
+                errors.append(f"{image_id}: {described(store.root, [error])}; materialize the predictions again")
+    return errors
+
+
 def inspect_predictions(store: ArtefactStore, lane: DetectorLaneConfiguration, batch: str) -> PredictionFindings:
     """Checks a batch's prediction files against its usable images, their sizes and the known classes."""
     names = load_class_map().names
@@ -148,6 +196,11 @@ def inspect_predictions(store: ArtefactStore, lane: DetectorLaneConfiguration, b
     if not store.stage_index(lane.predict_on, "tiles", batch).exists():
         return PredictionFindings(0, 0, (f"{lane.predict_on}/tiles[{batch}] has no artefacts; materialize it first",))
     images = read_preprocessed_images(store, lane.predict_on, batch)
+    index = store.prediction_index(lane.name, lane.predict_on, batch)
+    if (finding := index_finding(index)) is not None:
+        errors.append(finding)
+    else:
+        errors += _damaged_files(store, index)
     for image in images:
         path = store.prediction_file(lane.name, image.key)
         if not path.exists():

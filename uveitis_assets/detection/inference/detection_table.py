@@ -77,7 +77,7 @@ class DetectionTable:
 
 
 def join_tiles(frames: Sequence[ImageFrames], tile_detections: Sequence[Sequence[Detections]]) -> DetectionTable:
-    """Shift the detections of each image's tiles to where the tiles lie.
+    """Shift, and from a scaled tile scale, the detections of each image's tiles to where the tiles lie.
 
     Args:
         frames: frames of each image.
@@ -88,6 +88,7 @@ def join_tiles(frames: Sequence[ImageFrames], tile_detections: Sequence[Sequence
     """
     counts = []
     windows = []
+    scales = []
     for position, (image_frames, of_tiles) in enumerate(zip(frames, tile_detections, strict=True)):
         if len(image_frames.tiles) != len(of_tiles):
             raise ValueError(
@@ -95,20 +96,24 @@ def join_tiles(frames: Sequence[ImageFrames], tile_detections: Sequence[Sequence
             )
         counts.append(sum(len(detections) for detections in of_tiles))
         windows += [(tile.x0, tile.y0, tile.x1, tile.y1) for tile in image_frames.tiles]
+        scales += [tile.scale for tile in image_frames.tiles]
     parts = [detections for of_tiles in tile_detections for detections in of_tiles]
     per_tile = [len(part) for part in parts]
     places = np.array(windows, np.float64).reshape(-1, 4)
     tiles = np.repeat(np.arange(len(parts), dtype=np.int64), per_tile)
     joined = _joined(parts)
-    shift = places[tiles, :2]
-    boxes = joined.boxes.astype(np.float64)
+    shift, scale = places[tiles, :2], np.array(scales, np.float64)[tiles]
+    boxes = joined.boxes.astype(np.float64) / scale[:, None]
     boxes[:, :2] += shift
     boxes[:, 2:] += shift
+    corners = None
+    if joined.corners is not None:
+        corners = joined.corners.astype(np.float64) / scale[:, None, None] + shift[:, None]
     return DetectionTable(
         boxes=boxes,
         scores=joined.scores.astype(np.float64),
         labels=joined.labels,
-        corners=None if joined.corners is None else joined.corners.astype(np.float64) + shift[:, None],
+        corners=corners,
         images=np.repeat(np.arange(len(frames), dtype=np.int64), counts),
         tiles=tiles,
         windows=places,

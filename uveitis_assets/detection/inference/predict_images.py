@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.data.tile_files import Pixels, TiledImage, UnreadableTilesError, read_tile_files
 from uveitis_assets.detection.inference.detections import Detections
+from uveitis_assets.detection.inference.flips import flipped, flipped_back
 from uveitis_assets.detection.inference.merging import merge_detectors
 from uveitis_assets.detection.inference.tile_inference import detect_tiles, tiles_per_pass
 
@@ -75,16 +77,15 @@ def predict_images(
         frames = [image.frames for image in in_window]
         pixels = [tile for _, tiles in window for tile in tiles]
         found = []
-        for model in models:
-            detected = iter(
-                detect_tiles(
-                    model,
-                    pixels,
-                    batch_size=tiles_per_pass(device, configuration.batch_size),
-                    device=device,
-                    amp=mixed,
-                )
+        for model, flip in product(models, configuration.flips):
+            of_flipped = detect_tiles(
+                model,
+                [flipped(tile, flip) for tile in pixels],
+                batch_size=tiles_per_pass(device, configuration.batch_size),
+                device=device,
+                amp=mixed,
             )
+            detected = iter(flipped_back(of_flipped, pixels, flip))
             per_image = [[next(detected) for _ in tiles] for _, tiles in window]
             found.append(per_image)
             if on_full is not None:

@@ -1,8 +1,8 @@
 """Predicts one batch into files; skips what is done, removes what is stale, resumes after kills.
 
 ``stages.batch_run`` runs what is not done; ``prediction_task`` has the fingerprints and files of predictions. An image
-is done when its prediction file has the present fingerprint (weights, tiles, merging); a missing picture is drawn again
-without the network.
+is done when its prediction file has the present fingerprint (weights, tiles, merging); a missing or damaged picture is
+drawn again without the network.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from uveitis_assets.detection.data.preprocessed_images import read_preprocessed_
 from uveitis_assets.detection.data.tile_files import UnreadableTilesError, read_global_image
 from uveitis_assets.detection.inference.prediction_file import read_prediction
 from uveitis_assets.detection.inference.prediction_overlays import prediction_sheet
-from uveitis_assets.detection.inference.prediction_task import PredictionSettings, PredictionTask
-from uveitis_assets.stages.batch_outcome import BatchFailedError, shown
+from uveitis_assets.detection.inference.prediction_task import PREDICTIONS, PredictionSettings, PredictionTask
+from uveitis_assets.stages.batch_outcome import BatchFailedError, StageOutcome, shown
 from uveitis_assets.stages.batch_run import run_batch
 from uveitis_assets.storage.store import ArtefactStore
 
@@ -33,7 +33,8 @@ class BatchPrediction:
 
     ``n_images`` = ``n_predicted`` (now) + ``n_skipped`` (were done). ``n_removed`` are images whose predictions or
     pictures were removed because they are not usable any more or have left the batch. ``detections_per_class`` maps
-    category ids to detections of all images; categories without any are left out.
+    category ids to detections of all images; categories without any are left out. ``repaired`` are images whose files
+    were damaged or lost, with what was found; ``index_finding`` what was wrong with the index.
     """
 
     n_images: int
@@ -43,6 +44,8 @@ class BatchPrediction:
     n_detections: int
     n_images_without_detections: int
     detections_per_class: dict[int, int]
+    repaired: dict[str, str]
+    index_finding: str | None
 
 
 def predict_batch(
@@ -57,7 +60,9 @@ def predict_batch(
     names: Mapping[int, str],
     device: torch.device | str,
     code_version: str,
+    global_tile: bool = False,
     amp: bool | None = None,
+    class_scores: Mapping[int, float] | None = None,
 ) -> BatchPrediction:
     """Brings the predictions of a batch up to date; a second process waits and finds them done.
 
@@ -72,14 +77,27 @@ def predict_batch(
         names: names of the categories.
         device: where the models run.
         code_version: part of every fingerprint.
+        global_tile: the global image is one more tile beside those of the native crop.
         amp: mixed precision; None: on CUDA.
+        class_scores: score from which detections of a class are written; others need the configuration's.
 
     Raises:
         FileNotFoundError: the batch's tiles have not been materialized.
         UnreadableTilesError: tiles of some images are missing or damaged; all others are predicted and recorded.
         BatchFailedError: images failed for other reasons; all others are predicted and recorded.
     """
-    settings = PredictionSettings(experiment, load_models, checkpoints, configuration, names, device, code_version, amp)
+    settings = PredictionSettings(
+        experiment=experiment,
+        load_models=load_models,
+        checkpoints=checkpoints,
+        configuration=configuration,
+        names=names,
+        device=device,
+        code_version=code_version,
+        global_tile=global_tile,
+        amp=amp,
+        class_scores=class_scores,
+    )
     tasks: list[PredictionTask] = []
 
     def begin() -> PredictionTask:
@@ -87,7 +105,7 @@ def predict_batch(
         return tasks[0]
 
     try:
-        run_batch(
+        outcome = run_batch(
             store,
             lane,
             batch,
@@ -103,10 +121,10 @@ def predict_batch(
             f"{experiment}/predictions[{batch}]: {len(unreadable)} of {len(tasks[0].items)} images cannot be read, the "
             f"others are predicted:\n{shown(unreadable)}"
         ) from error
-    return _numbers(tasks[0])
+    return _numbers(tasks[0], outcome.stages[PREDICTIONS])
 
 
-def _numbers(task: PredictionTask) -> BatchPrediction:
+def _numbers(task: PredictionTask, outcome: StageOutcome) -> BatchPrediction:
     labels = Counter(label for detections in task.detections.values() for label in detections.labels.tolist())
     return BatchPrediction(
         n_images=len(task.items),
@@ -116,6 +134,8 @@ def _numbers(task: PredictionTask) -> BatchPrediction:
         n_detections=labels.total(),
         n_images_without_detections=sum(not len(detections) for detections in task.detections.values()),
         detections_per_class=dict(sorted(labels.items())),
+        repaired=outcome.repaired,
+        index_finding=outcome.index_finding,
     )
 
 

@@ -18,7 +18,7 @@ order of the score as written, ties by label, then by box. No patient appears.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,12 @@ class Prediction:
 
 
 def prediction_fingerprint(
-    tiles: str, checkpoints: Sequence[str], configuration: InferenceConfiguration, code_version: str
+    tiles: str,
+    checkpoints: Sequence[str],
+    configuration: InferenceConfiguration,
+    code_version: str,
+    *,
+    class_scores: Mapping[int, float] | None = None,
 ) -> str:
     """Digest of all that a prediction depends on, 16 hex digits; batch size and drawing do not enter.
 
@@ -64,6 +69,7 @@ def prediction_fingerprint(
         checkpoints: digests of the detectors' weights; their order does not matter.
         configuration: merging and thresholds enter.
         code_version: version of the code that predicts.
+        class_scores: score from which detections of a class are written.
     """
     value: dict[str, Any] = {
         "tiles": tiles,
@@ -74,6 +80,8 @@ def prediction_fingerprint(
     # Named only where it changes the detections: predictions of before that are the same stay done.
     if configuration.merge != "nms":
         value["scores"] = "thresholds after merging"
+    if class_scores:
+        value["class_scores"] = sorted(class_scores.items())
     return short_digest(json.dumps(value, sort_keys=True))
 
 
@@ -91,8 +99,37 @@ def write_prediction(
 ) -> Path:
     """Write ``preds/<experiment>/<key>.json`` atomically and return its path.
 
+    Arguments as ``prediction_bytes``.
+    """
+    path = store.prediction_file(experiment, artefact_key(image_id))
+    data = prediction_bytes(
+        experiment,
+        image_id,
+        frames,
+        detections,
+        checkpoints=checkpoints,
+        configuration=configuration,
+        fingerprint=fingerprint,
+        n_full_tiles=n_full_tiles,
+    )
+    write_bytes(path, data)
+    return path
+
+
+def prediction_bytes(
+    experiment: str,
+    image_id: str,
+    frames: ImageFrames,
+    detections: Detections,
+    *,
+    checkpoints: Sequence[str],
+    configuration: InferenceConfiguration,
+    fingerprint: str,
+    n_full_tiles: int = 0,
+) -> bytes:
+    """The content of a prediction file.
+
     Args:
-        store: where it goes.
         experiment: the detector's lane.
         image_id: as in the manifest.
         frames: frames of the image.
@@ -115,9 +152,7 @@ def write_prediction(
         "fingerprint": fingerprint,
         **({"n_full_tiles": n_full_tiles} if n_full_tiles else {}),
     }
-    path = store.prediction_file(experiment, artefact_key(image_id))
-    write_bytes(path, json_bytes(content, indent=None))
-    return path
+    return json_bytes(content, indent=None)
 
 
 def read_prediction(path: Path) -> Prediction:
@@ -199,8 +234,14 @@ def _scale_and_offset(transform: AxisAlignedTransform) -> dict[str, Any]:
 
 
 def _merge_settings(configuration: InferenceConfiguration) -> dict[str, Any]:
-    return {
+    settings: dict[str, Any] = {
         "method": configuration.merge,
         "iou": configuration.merge_iou,
         "score_threshold": configuration.score_threshold,
     }
+    # Named only where they change something: predictions from before they existed stay what they are.
+    if configuration.flips != ("none",):
+        settings["flips"] = list(configuration.flips)
+    if configuration.operating_fp_per_image is not None:
+        settings["operating_fp_per_image"] = configuration.operating_fp_per_image
+    return settings

@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.data.preprocessed_images import PreprocessedImage, read_preprocessed_images
 from uveitis_assets.detection.data.tile_files import UnreadableTilesError, read_global_image, read_tile_pixels
+from uveitis_assets.detection.evaluation.operating_points import at_operating_scores
 from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets.detection.inference.heat_map import draw_heat_map, heat_map
 from uveitis_assets.detection.inference.predict_images import predict_images
-from uveitis_assets.detection.inference.prediction_file import prediction_fingerprint, read_prediction, write_prediction
+from uveitis_assets.detection.inference.prediction_file import prediction_bytes, prediction_fingerprint, read_prediction
 from uveitis_assets.detection.inference.prediction_overlays import draw_detections
 from uveitis_assets.imaging.png import encode_png
+from uveitis_assets.stages.artefact_files import FILES, DamagedArtefactError, FileStamp, read_artefact, recorded_stamps
 from uveitis_assets.stages.batch_task import BatchItem, BatchTask, ItemWork, Job, StageRecords
 from uveitis_assets.stages.index import Row, read_stage_index
 from uveitis_assets.storage.store import ArtefactStore
@@ -61,7 +63,9 @@ class PredictionSettings:
         names: names of the categories.
         device: where the models run.
         code_version: part of every fingerprint.
+        global_tile: the global image is one more tile beside those of the native crop.
         amp: mixed precision; None: on CUDA.
+        class_scores: score from which detections of a class are written; others need the configuration's.
     """
 
     experiment: str
@@ -71,7 +75,9 @@ class PredictionSettings:
     names: Mapping[int, str]
     device: torch.device | str
     code_version: str
+    global_tile: bool = False
     amp: bool | None = None
+    class_scores: Mapping[int, float] | None = None
 
 
 class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
@@ -87,7 +93,7 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
         Raises:
             FileNotFoundError: the batch's tiles have not been materialized.
         """
-        images = read_preprocessed_images(store, lane, batch)
+        images = read_preprocessed_images(store, lane, batch, global_tile=settings.global_tile)
         super().__init__(
             f"{settings.experiment}/predictions[{batch}]",
             [BatchItem(image.image_id, image.fingerprint, image) for image in images],
@@ -97,13 +103,18 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
         self.detections: dict[str, Detections] = {}
         self.n_predicted = 0
         self.n_removed = 0
+        self._suspects: frozenset[str] = frozenset()
         self._n_full_tiles: Counter[str] = Counter()
         self._store = store
         self._settings = settings
         self._tiles_index = store.stage_index(lane, "tiles", batch)
         self._fingerprints = {
             image.image_id: prediction_fingerprint(
-                image.fingerprint, settings.checkpoints, settings.configuration, settings.code_version
+                image.fingerprint,
+                settings.checkpoints,
+                settings.configuration,
+                settings.code_version,
+                class_scores=settings.class_scores,
             )
             for image in images
         }
@@ -118,20 +129,35 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
     def recorded_rows(self, stage: PredictionStage, indexed: Mapping[str, Row]) -> dict[str, Row]:
         """Rows of the prediction files that are there, whatever they were made with.
 
-        Raises:
-            ValueError: a prediction file is damaged.
+        Of a damaged file, the row of the index: the image is predicted again.
         """
         rows: dict[str, Row] = {}
+        suspects = set()
         for item in self.items:
             path = self._store.prediction_file(self._settings.experiment, item.key)
-            if not path.exists():
+            former = indexed.get(item.item_id, {})
+            stamp = recorded_stamps(former).get(self._store.name_of(path))
+            try:
+                prediction = read_prediction(path)
+                is_former = former.get("fingerprint") == prediction.fingerprint
+                if is_former and stamp is not None:
+                    read_artefact(path, stamp)
+            except (FileNotFoundError, ValueError):
+                if former and _is_damaged(path, stamp):
+                    rows[item.item_id] = former
+                    suspects.add(self._store.name_of(path))
                 continue
-            prediction = read_prediction(path)
             common = {"image_id": item.item_id, "key": item.key, "fingerprint": prediction.fingerprint}
-            rows[item.item_id] = common | _columns(prediction.detections)
+            rows[item.item_id] = (
+                common | _columns(prediction.detections) | {FILES: former[FILES] if is_former else None}
+            )
             if prediction.fingerprint == self._fingerprints[item.item_id]:
                 self.detections[item.item_id] = prediction.detections
+        self._suspects = frozenset(suspects)
         return rows
+
+    def suspects(self, stage: PredictionStage) -> frozenset[str]:
+        return self._suspects
 
     def required_files(self, item: BatchItem[PreprocessedImage], stage: PredictionStage, row: Row) -> list[Path]:
         """The prediction file and, where pictures are drawn and show something, the pictures."""
@@ -140,10 +166,9 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
             files += self._pictures(item.key)
         return files
 
-    def in_place(self, item: BatchItem[PreprocessedImage], stage: PredictionStage, row: Row) -> bool:
-        """Whether all files are there, and no picture that is not wanted."""
-        unwanted = set(self._pictures(item.key)).difference(self.required_files(item, stage, row))
-        return super().in_place(item, stage, row) and not any(path.exists() for path in unwanted)
+    def unwanted_files(self, item: BatchItem[PreprocessedImage], stage: PredictionStage, row: Row) -> set[Path]:
+        """Pictures where none are drawn, or nothing would show."""
+        return set(self._pictures(item.key)).difference(self.required_files(item, stage, row))
 
     def former_ids(self) -> Iterable[str]:
         """All images that the tiles list, quarantined ones too: a killed run wrote no index of its own."""
@@ -161,17 +186,23 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
             return
         self.n_predicted = len(to_predict)
         unreadable: list[tuple[PreprocessedImage, UnreadableTilesError]] = []
+        configuration, class_scores = self._settings.configuration, self._settings.class_scores
+        threshold = configuration.score_threshold
+        if class_scores:
+            lowest = min(threshold, *class_scores.values())
+            configuration = configuration.model_copy(update={"score_threshold": lowest})
         predicted = predict_images(
             self._settings.load_models(),
             [job.item.source for job in to_predict.values()],
-            self._settings.configuration,
+            configuration,
             device=self._settings.device,
             read_tiles=partial(read_tile_pixels, self._store),
             amp=self._settings.amp,
             on_unreadable=lambda image, error: unreadable.append((image, error)),
             on_full=lambda image, n_full: self._n_full_tiles.update({image.image_id: n_full}),
         )
-        for image, detections in predicted:
+        for image, found in predicted:
+            detections = at_operating_scores(found, class_scores, threshold) if class_scores else found
             self.detections[image.image_id] = detections
             yield to_predict[image.image_id], detections
         for image, error in unreadable:
@@ -249,8 +280,7 @@ class ImagePrediction(ItemWork[PredictionStage]):
         elif fresh or not all(path.exists() for path in pictures):
             self._draw(detections, *pictures)
         if fresh:
-            write_prediction(
-                self._store,
+            content = prediction_bytes(
                 self._settings.experiment,
                 self.image.image_id,
                 self.image.frames,
@@ -260,6 +290,7 @@ class ImagePrediction(ItemWork[PredictionStage]):
                 fingerprint=self._fingerprint,
                 n_full_tiles=self._n_full_tiles,
             )
+            self.write(file, content)
         return _columns(detections)
 
     def _draw(self, detections: Detections, overlay: Path, heat: Path) -> None:
@@ -282,6 +313,17 @@ def _columns(detections: Detections) -> Row:
         "n_detections": len(detections),
         "best_score": max(detections.scores.tolist(), default=None),
     }
+
+
+def _is_damaged(path: Path, stamp: FileStamp | None) -> bool:
+    """Whether a file is not as it was written, or is gone and was recorded."""
+    try:
+        read_artefact(path, stamp)
+    except FileNotFoundError:
+        return stamp is not None
+    except DamagedArtefactError:
+        return True
+    return False
 
 
 def _remove(paths: Iterable[Path]) -> None:

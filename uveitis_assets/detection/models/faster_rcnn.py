@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import MultiScaleRoIAlign, box_iou
+from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 from uveitis_assets.detection.configuration import FEWEST_DETECTIONS, ModelConfiguration
 from uveitis_assets.detection.models.anchors import PyramidAnchors, default_anchor_sizes
 from uveitis_assets.detection.models.backbones import Backbone
+from uveitis_assets.detection.models.box_similarity import box_similarity
 from uveitis_assets.detection.models.class_logits import BoxPredictor
 from uveitis_assets.detection.models.per_class_nms import PerClassRoIHeads
 
 _POOLED_SIDE = 7
-_BOXES_PER_CHUNK = 16
 
 
 class _ProposalHead(RPNHead):  # type: ignore[misc]  # torchvision is untyped
@@ -77,14 +76,14 @@ def faster_rcnn(backbone: Backbone, configuration: ModelConfiguration) -> Faster
         box_predictor=BoxPredictor(configuration.head_width, configuration.n_categories + 1),
         size_divisible=backbone.size_divisible,
     )
-    model.rpn.box_similarity = overlaps
+    model.rpn.box_similarity = box_similarity(configuration.rpn_similarity, configuration.nwd_constant)
     model.roi_heads = region_heads(PerClassRoIHeads, model.roi_heads, configuration)
     return model
 
 
 def region_heads(kind: type[RoIHeads], heads: RoIHeads, configuration: ModelConfiguration) -> RoIHeads:
     """Heads of another kind around the layers of ``heads``, with their box code."""
-    return kind(
+    made = kind(
         heads.box_roi_pool,
         heads.box_head,
         heads.box_predictor,
@@ -97,15 +96,9 @@ def region_heads(kind: type[RoIHeads], heads: RoIHeads, configuration: ModelConf
         nms_thresh=configuration.box_nms_iou,
         detections_per_img=configuration.detections_per_tile or FEWEST_DETECTIONS,
     )
-
-
-def overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """IoU (N, A) of boxes (N, 4) with anchors (A, 4), a few boxes at a time.
-
-    torchvision's takes eight times the result's memory on the way: gigabytes for a tile of 150 lesions and 300,000
-    anchors, and twice the time (measured).
-    """
-    return torch.cat([box_iou(rows, anchors) for rows in torch.split(boxes, _BOXES_PER_CHUNK)])
+    if configuration.roi_similarity != "iou":
+        made.box_similarity = box_similarity(configuration.roi_similarity, configuration.nwd_constant)
+    return made
 
 
 def _region_pooling(backbone: Backbone) -> MultiScaleRoIAlign:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from uveitis_assets.detection.checkpoints.lineage import weights_lineage
 from uveitis_assets.detection.configuration import DetectorConfiguration
+from uveitis_assets.detection.data.fitted_anchors import with_fitted_anchors
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
 from uveitis_assets.detection.data.tile_dataset import Target, TilePixels
 from uveitis_assets.detection.data.tile_seeds import TileSeeds
@@ -20,6 +21,7 @@ from uveitis_assets.detection.data.training_data import EpochBatches, check_neve
 from uveitis_assets.detection.evaluation.detection_limits import answers_that_lack_room, samples_that_lack_room
 from uveitis_assets.detection.evaluation.evaluate import Evaluation
 from uveitis_assets.detection.evaluation.report import validation_report
+from uveitis_assets.detection.models.acceleration import speed_up
 from uveitis_assets.detection.models.class_logits import mask_untaught_classes
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.freezing import ever_frozen, freeze_blocks, n_frozen_blocks, parameter_groups
@@ -72,7 +74,8 @@ class DetectorTask(RunTask[Tile]):
         """
         self.train, self.val = chosen_splits(configuration, train, val)
         self._store = store
-        self._configuration = resolved_configuration(configuration, store, self.train, self.val)
+        fitted = with_fitted_anchors(configuration, self.train.images)
+        self._configuration = resolved_configuration(fitted, store, self.train, self.val)
         self._options = configuration.training
         self._device = device
         self._amp = uses_bfloat16(configuration.training.amp, device.type)
@@ -114,6 +117,8 @@ class DetectorTask(RunTask[Tile]):
         """See ``Task``."""
         model = build_detector(self._configuration.model).to(self._device).train()
         mask_untaught_classes(model, self.train.categories)
+        if self._device.type == "cuda":
+            speed_up(model, channels_last=self._options.channels_last, compiled=self._options.compile)
         self._tile_seeds = TileSeeds(model)
         return model, torch.optim.AdamW(parameter_groups(model, self._options))
 
@@ -160,8 +165,23 @@ class DetectorTask(RunTask[Tile]):
         seed = self._options.seed
         self._tile_seeds.set([(seed, step, int(t["image_index"]), int(t["tile_index"])) for _, t in items])
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._amp):
-            losses: Mapping[str, Tensor] = model(pixels, labels)
+            try:
+                losses: Mapping[str, Tensor] = model(pixels, labels)
+            except AssertionError as error:
+                raise ValueError(self._refused_labels(items, error)) from error
         return losses
+
+    def _refused_labels(self, items: Sequence[Tile], error: AssertionError) -> str:
+        """Name what torchvision refuses: it knows a target by its place in the batch only."""
+        empty = [item for item in items if (item[1]["boxes"][:, 2:] <= item[1]["boxes"][:, :2]).any()]
+        names = ", ".join(self.item_name(item) for item in empty or items)
+        train = self.train
+        file = self._store.coco_file(train.lane, train.split, train.fold, tiles=True)
+        return (
+            f"{names}: expected labels that the network takes, found: {error} They are in {file} (or in the "
+            "pseudo-labels made from it); correct the label files of these images and materialize "
+            f"{train.lane}/coco_labels again"
+        )
 
     def item_name(self, item: Tile) -> str:
         """Image id and tile id."""

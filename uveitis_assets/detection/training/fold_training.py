@@ -53,7 +53,9 @@ def labelled_split(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: 
     """The labels of one fold and split as the detector sees them: only the lesions of its classes."""
     categories = load_class_map().select(lane.classes)
     pseudo = lane.learn_pseudo_labels_of if split == "train" else None
-    labels = read_labelled_split(store, lane.train_on, fold=fold, split=split, pseudo_labels_of=pseudo)
+    labels = read_labelled_split(
+        store, lane.train_on, fold=fold, split=split, pseudo_labels_of=pseudo, global_tile=lane.global_tile
+    )
     return with_classes(labels, categories)
 
 

@@ -20,7 +20,11 @@ from uveitis_assets.training.distributed import n_processes
 
 # Settings that did not exist once: without a mention of their defaults, trainings from then stay recognised.
 _ADDED_LATER = {
-    "model": ("rpn_anchors_per_tile", "rpn_positive_share", "roi_regions_per_tile", "roi_positive_share"),
+    "model": (
+        *("fit_anchors", "rpn_similarity", "roi_similarity", "nwd_constant"),
+        *("rpn_anchors_per_tile", "rpn_positive_share", "roi_regions_per_tile", "roi_positive_share"),
+    ),
+    "augmentation": ("origin_shift", "scale", "rotation", "copy_paste", "copy_paste_lesions"),
 }
 
 
@@ -38,7 +42,7 @@ def training_identity(
         "training": configuration.training,
     }
     shown = {"tensorboard", "wandb_project", "checkpoint_every_steps", "checkpoint_every_minutes", "save_every_epochs"}
-    speed = {"loader_workers", "tile_cache_gb"}
+    speed = {"loader_workers", "tile_cache_gb", "channels_last", "compile"}
     left_out = shown | speed
     plain: dict[str, Any] = {name: part.model_dump(mode="json", exclude=left_out) for name, part in settings.items()}
     for part, values in plain.items():
@@ -59,6 +63,8 @@ def training_identity(
     if configuration.inference.merge != "nms":
         # Weak detections once took another part in merging, and another epoch may have been the best.
         plain["selection"].append("thresholds after merging")
+    if configuration.inference.flips != ("none",):
+        plain["selection"].append(list(configuration.inference.flips))
     if _are_scaled(val, configuration.model.input_size):
         # Once validation scaled tiles in a way of its own, and another epoch may have been the best.
         plain["selection"].append("scaled as in training")

@@ -15,12 +15,14 @@ where a path is cheap if
 - no pixels inside are far brighter than this image's fundus: skin reflects directly;
 - where it leaves the frame, the frame cut the retina there; corners are less credible, because the field is elliptic.
 
-A second pass learns colour and texture of both sides from the first outline and adds that evidence. Every scale is
-relative to the image's own centre, so exposure, gamma and the laser balance hardly matter.
+A second pass learns colour and texture of both sides from the first outline and adds that evidence. Brightness is
+relative to the retina's shading (``ultra_widefield_shading``), so that a dim periphery is no border, and every scale to
+the image's own centre, so exposure, gamma and the laser balance hardly matter.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import cv2
@@ -39,9 +41,11 @@ from uveitis_assets.fundus.roi.ultra_widefield_polar import (
     RADIUS_STEP,
     Floats,
     PolarImage,
+    brightest_channel,
     content_box,
     to_polar,
 )
+from uveitis_assets.fundus.roi.ultra_widefield_shading import shading_of_the_middle, shading_within
 
 _SMALLEST_RADIUS = 0.45  # nearer outlines are refused: the optic disc and haemorrhages have sharp edges too
 _MAX_STEP = 4  # radial samples between neighbouring directions: 57 degrees at radius 1
@@ -50,6 +54,8 @@ _APPEARANCE_CLIP = 1.5  # largest evidence of one pixel, in nats
 _PENUMBRA = 0.035  # half-frames; the widest strip between the outline and black that is taken for retina
 _RIM = 0.05  # half-frames; a dark band up to twice as wide is the rim or a shadow, not the black around a field
 _BLACK = 0.1  # times the 90th percentile of the whole image; darker is black
+_SPUR = 0.012  # half-frames; spurs and notches narrower than twice this are no outline of a retina
+_BRIGHTER_THAN_RETINA = 1.15  # times the mean of the mask beside it; a strip that is brighter is a lid
 _LIT = 0.2  # the same; brighter may be retina at a border
 
 
@@ -71,28 +77,38 @@ def uwf_retina_mask(image_rgb: NDArray[np.uint8], parameters: UwfRetinaParameter
         return mask
     top, bottom, left, right = box
     polar = to_polar(image_rgb[top:bottom, left:right])
-
-    evidence = change_points(polar, weights)
-    crossing = _crossing_cost(polar, evidence, weights)
-    outline = _cheapest_outline(evidence.total, crossing, polar, weights)
-    appearance = _appearance_cost(polar, outline, weights)
-    outline = _cheapest_outline(evidence.total, crossing + appearance, polar, weights)
+    outline = _outline(polar, weights)
 
     radius = _smooth_circular(polar.radii[outline])
     unit = np.stack([np.cos(polar.angles) * radius, np.sin(polar.angles) * radius], axis=1)
     polygon = (unit + 1) / 2 * (right - left, bottom - top)
     region = mask[top:bottom, left:right]
     cv2.fillPoly(region, [np.round((polygon - 0.5) * 16).astype(np.int32)], 255, shift=4)
-    return largest_without_holes(extend_to_black(mask, image_rgb))
+    return largest_without_holes(_without_spurs(extend_to_black(mask, image_rgb)))
+
+
+def _outline(polar: PolarImage, weights: UwfRetinaParameters) -> NDArray[np.intp]:
+    """Index of the retina's radius in each direction, in two passes."""
+    even = replace(polar, brightness=polar.brightness - shading_of_the_middle(polar))
+    evidence = change_points(even, weights)
+    crossing = _crossing_cost(even, polar.brightness, evidence, weights)
+    outline = _cheapest_outline(evidence.total, crossing, even, weights)
+
+    even = replace(polar, brightness=polar.brightness - shading_within(polar, outline))
+    evidence = change_points(even, weights)
+    crossing = _crossing_cost(even, polar.brightness, evidence, weights)
+    crossing += _appearance_cost(even, polar.brightness, outline, weights)
+    return _cheapest_outline(evidence.total, crossing, even, weights)
 
 
 def extend_to_black(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Add a narrow lit strip between the outline and the black around the field.
 
     The windows of the change points lay the outline a sample or two inside the border of a field on black. Lids and
-    skin are wider than the strip; the mirror's rim, whose inner shadow is no retina, is narrower than such black.
+    skin are wider than the strip, or brighter than the retina beside it; the mirror's rim, whose inner shadow is no
+    retina, is narrower than such black.
     """
-    brightest = image.max(axis=2)
+    brightest = brightest_channel(image)
     level = float(np.percentile(brightest, 90))
     half_frame = max(mask.shape) / 2
     black = (brightest <= max(DARKEST_CONTENT, _BLACK * level)).astype(np.uint8)
@@ -105,11 +121,34 @@ def extend_to_black(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> NDArra
     width = cv2.distanceTransform((mask == 0).astype(np.uint8), cv2.DIST_L2, 3)
     width += cv2.distanceTransform((wide == 0).astype(np.uint8), cv2.DIST_L2, 3)
     lit = brightest > max(DARKEST_CONTENT, _LIT * level)
+    lit &= brightest <= _BRIGHTER_THAN_RETINA * _mean_nearby(brightest, mask, margin)
     # Between two pixels side by side both distances are 1.
     return np.where(lit & (width <= _PENUMBRA * half_frame + 1), np.uint8(255), mask)
 
 
-def _crossing_cost(polar: PolarImage, evidence: ChangePoints, weights: UwfRetinaParameters) -> Floats:
+def _without_spurs(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Close notches and take off spurs, which the extension leaves; a small mask stays whole."""
+    radius = round(_SPUR * max(mask.shape) / 2)
+    if radius == 0:
+        return mask
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    beyond = cv2.copyMakeBorder(mask, radius, radius, radius, radius, cv2.BORDER_REPLICATE)
+    rounded = cv2.morphologyEx(cv2.morphologyEx(beyond, cv2.MORPH_CLOSE, disc), cv2.MORPH_OPEN, disc)
+    inner = np.asarray(rounded[radius:-radius, radius:-radius], dtype=np.uint8)
+    return inner if inner.any() else mask
+
+
+def _mean_nearby(values: NDArray[np.uint8], mask: NDArray[np.uint8], margin: int) -> Floats:
+    """Mean of the values inside a mask in the square around each pixel; 0 where the mask is further away."""
+    inside = (mask > 0).astype(np.float32)
+    side = 2 * margin + 1
+    total, share = (cv2.blur(plane, (side, side)) for plane in (values * inside, inside))
+    return cast(Floats, np.divide(total, share, out=np.zeros_like(total), where=share > 0.5 / side**2))
+
+
+def _crossing_cost(
+    polar: PolarImage, unshaded_brightness: Floats, evidence: ChangePoints, weights: UwfRetinaParameters
+) -> Floats:
     """What an outline pays for the change points and the skin between the centre and itself."""
     interior = (polar.radii > 0.15) & (polar.radii < CENTRE_RADIUS)
     # What the retina itself shows in its centre (vessels, lesions) is no border: only the excess over it counts, and
@@ -121,19 +160,21 @@ def _crossing_cost(polar: PolarImage, evidence: ChangePoints, weights: UwfRetina
     crossing = shifted_outward(np.cumsum(crossed, axis=1) * np.float32(RADIUS_STEP * weights.crossing_cost), 3)
     crossing[:, :3] = 0
 
-    brightness = np.exp(polar.brightness)
+    brightness = np.exp(unshaded_brightness)
     central = polar.inside & (polar.radii < 0.7)
     limit = np.percentile(brightness[central], 95) * weights.skin_brightness
     skin = np.cumsum(np.where(polar.inside & (brightness > limit), polar.radii, 0), axis=1)
     return cast(Floats, crossing + shifted_outward(skin * np.float32(RADIUS_STEP * weights.skin_cost), 1))
 
 
-def _appearance_cost(polar: PolarImage, outline: NDArray[np.intp], weights: UwfRetinaParameters) -> Floats | float:
+def _appearance_cost(
+    polar: PolarImage, unshaded_brightness: Floats, outline: NDArray[np.intp], weights: UwfRetinaParameters
+) -> Floats | float:
     """Evidence from colour and texture, learned from the two sides of a first outline.
 
     0 if one side is missing.
     """
-    texture = log_texture(polar)
+    texture = log_texture(replace(polar, brightness=unshaded_brightness))
     central = polar.inside & (polar.radii < 0.7)
     code = np.zeros(polar.inside.shape, np.int64)
     features = ((polar.brightness, 0.15), (polar.red_green, 0.06), (texture, 0.3))
@@ -207,5 +248,7 @@ def _shortest_closed_path(cost: Floats, bend_cost: float) -> NDArray[np.intp]:
 
 
 def _smooth_circular(radius: Floats) -> Floats:
-    """Take the staircase of the radial samples out of the outline."""
-    return cast(Floats, 0.25 * np.roll(radius, 1) + 0.5 * radius + 0.25 * np.roll(radius, -1))
+    """Take the staircase of the radial samples out of the outline: a binomial mean of 13 directions."""
+    for _ in range(6):
+        radius = 0.25 * np.roll(radius, 1) + 0.5 * radius + 0.25 * np.roll(radius, -1)
+    return radius

@@ -21,9 +21,9 @@ class UwfRetinaParameters:
     frame_exit_reward: float = 3.0  # evidence of an outline that the frame cuts, in nats
     largest_evidence: float = 3.5  # largest evidence of one change point, in nats
     corner_discount: float = 0.5  # share of that reward lost at the frame's corners
-    crossing_cost: float = 17.0  # per nat of crossed change point and per half-frame
-    darkening_weight: float = 0.5  # crossing cost of edges that darken outwards: lash shadows and vignetting do
-    reddening_weight: float = 0.6  # change points towards red: anterior tissue is greener than the fundus beside it
+    crossing_cost: float = 20.0  # per nat of crossed change point and per half-frame
+    darkening_weight: float = 0.45  # crossing cost of edges that darken outwards: lash shadows and vignetting do
+    reddening_weight: float = 0.8  # change points towards red: anterior tissue is greener than the fundus beside it
     skin_cost: float = 10.0  # per area (half-frame squared) brighter than skin_brightness
     skin_brightness: float = 1.2  # times the 95th percentile of the central fundus
     appearance_weight: float = 8.0  # second pass: per nat and area (half-frame squared)

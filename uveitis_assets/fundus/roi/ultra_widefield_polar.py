@@ -41,16 +41,28 @@ class PolarImage:
 def content_box(image: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
     """Rows and columns (top, bottom, left, right) without black padding and banners; ends exclusive."""
     stride = max(1, max(image.shape[:2]) // 1024)  # large originals: a sample of the pixels is enough
-    brightest = image[::stride, ::stride].max(axis=2)
+    brightest = brightest_channel(image[::stride, ::stride])
     threshold = max(DARKEST_CONTENT, 0.06 * float(np.percentile(brightest, 90)))
     lit = brightest > threshold
-    rows = _longest_run(lit.mean(axis=1) > 0.05)
-    columns = _longest_run(lit.mean(axis=0) > 0.05)
+    rows = _longest_run(_middle_half(lit).mean(axis=1) > 0.05)
+    columns = _longest_run(_middle_half(lit.T).mean(axis=1) > 0.05)
     if min(rows[1] - rows[0], columns[1] - columns[0]) < 8:
         return None
     height, width = image.shape[:2]
     bottom, right = min(height, rows[1] * stride), min(width, columns[1] * stride)
     return rows[0] * stride, bottom, columns[0] * stride, right
+
+
+def brightest_channel(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Largest of the three channels at each pixel; numpy's maximum over a last axis takes ten times as long."""
+    red, green, blue = cv2.split(np.ascontiguousarray(image))
+    return np.asarray(cv2.max(cv2.max(red, green), blue), dtype=np.uint8)
+
+
+def _middle_half(lines: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The middle half of each line: a banner in a corner does not make a black bar part of the photograph."""
+    margin = lines.shape[1] // 4
+    return lines[:, margin : lines.shape[1] - margin]
 
 
 def _longest_run(lit: NDArray[np.bool_]) -> tuple[int, int]:

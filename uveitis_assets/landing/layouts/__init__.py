@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from uveitis_assets.landing.folder_tree import LandingTree, list_landing_tree
 from uveitis_assets.landing.layouts import deepdrid, eyepacs, fgadr, image_folder, uwf700
+from uveitis_assets.landing.layouts.patient_rule import apply_patient_rule
 from uveitis_assets.landing.layouts.registry import (
     Layout,
     find_layout,
@@ -43,7 +44,7 @@ def scan_landing_folder(dataset: DatasetConfiguration, store: ArtefactStore) -> 
     except PathEscapesRootError as error:
         return LandingScan((), (LandingProblem(dataset.folder, "escapes_root", str(error)),))
     tree = list_landing_tree(folder, store.raw)
-    scan = find_layout(dataset.layout).scan(dataset, tree)
+    scan = apply_patient_rule(dataset, tree, find_layout(dataset.layout).scan(dataset, tree))
     unread = _files_not_read(tree, scan)
     if unread:
         kinds = ", ".join(sorted({"." + file.rpartition(".")[2].lower() for file in unread}))

@@ -13,10 +13,16 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from uveitis_assets.landing.image_probe import is_image_name, probe_image
-from uveitis_assets.landing.layouts.csv_tables import CsvRow, read_landing_csv
+from uveitis_assets.landing.layouts.csv_tables import CsvRow, read_landing_csv, similar_table
 from uveitis_assets.landing.layouts.eye import eye_from_name
-from uveitis_assets.landing.layouts.grade_table import missing_images_problem, parse_grade
+from uveitis_assets.landing.layouts.file_names import FileNames, without_image_extension
+from uveitis_assets.landing.layouts.grade_table import parse_grade
 from uveitis_assets.landing.layouts.registry import Layout
+from uveitis_assets.landing.layouts.row_matching import (
+    ambiguous_rows_problem,
+    missing_images_problem,
+    row_of_known_image,
+)
 from uveitis_assets.landing.samples import Eye, LandedSample, LandingProblem, LandingScan, Split
 
 if TYPE_CHECKING:
@@ -70,16 +76,18 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
             files_by_folder.setdefault(folder, []).append(file)
     images: list[LandedSample] = []
     problems = list(tree.problems)
+    lost: list[LandingProblem] = []
     for folder, files in sorted(files_by_folder.items()):
         subset = _subset_of(PurePosixPath(folder).name)
         if subset is not None:
-            found, found_problems = _scan_subset(tree, dataset.name, subset, folder, files)
+            found, found_problems, found_lost = _scan_subset(tree, dataset.name, subset, folder, files)
             images.extend(found)
             problems.extend(found_problems)
+            lost.extend(found_lost)
     if not images:
         names = ", ".join(dict.fromkeys(subset.folder_start for subset in _SUBSETS))
         problems.append(LandingProblem(".", "no_images", f"expected images in folders named {names}; found none"))
-    return LandingScan(tuple(sorted(images, key=lambda image: image.relative_path)), tuple(problems))
+    return LandingScan(tuple(sorted(images, key=lambda image: image.relative_path)), tuple(problems), tuple(lost))
 
 
 def _subset_of(folder_name: str) -> _Subset | None:
@@ -97,23 +105,28 @@ def _subset_folder(file: str) -> str | None:
 
 def _scan_subset(
     tree: LandingTree, lane: str, subset: _Subset, folder: str, files: list[str]
-) -> tuple[list[LandedSample], list[LandingProblem]]:
+) -> tuple[list[LandedSample], list[LandingProblem], tuple[LandingProblem, ...]]:
+    """Samples of a subset, its problems, and those of them that cost patients (see `LandingScan`)."""
     image_files = [file for file in files if is_image_name(file)]
     csv = next((file for file in files if PurePosixPath(file).name.lower() == subset.csv_name), None)
-    problems: list[LandingProblem] = []
     row_by_file: dict[str, CsvRow] = {}
     if csv is None:
-        detail = f"expected {folder}/{subset.csv_name}, found none; its images land without grades"
-        problems.append(LandingProblem(folder, "missing", detail))
+        expected = f"{folder}/{subset.csv_name}"
+        detail = f"expected {expected}, found none; its images land without grades{similar_table(files, expected)}"
+        problems = [LandingProblem(folder, "missing", detail)]
+        table_problems = tuple(problems)
     else:
         rows, problems = read_landing_csv(tree, csv, ("image_id",), _OPTIONAL_COLUMNS)
+        table_problems = tuple(problems)
         row_by_file, row_problems = _match_rows(rows, folder, image_files, csv)
         problems.extend(row_problems)
     images = []
+    # Published file names begin with the patient: only where they do not, an unread table costs patients.
+    unnamed = any("_" not in _identifier(PurePosixPath(file)) for file in image_files if file not in row_by_file)
     for file in image_files:
         path = PurePosixPath(file)
         row = row_by_file.get(file)
-        identifier = row.cells["image_id"] if row else _identifier(path)
+        identifier = without_image_extension(row.cells["image_id"]) if row else _identifier(path)
         eye = _eye(row, identifier)
         grade = None
         if row is not None and subset.is_graded:
@@ -132,7 +145,7 @@ def _scan_subset(
                 identifier=identifier,
             )
         )
-    return images, problems
+    return images, problems, table_problems if unnamed else ()
 
 
 def _identifier(path: PurePosixPath) -> str:
@@ -146,12 +159,18 @@ def _identifier(path: PurePosixPath) -> str:
 def _match_rows(
     rows: list[CsvRow], folder: str, files: list[str], csv: str
 ) -> tuple[dict[str, CsvRow], list[LandingProblem]]:
-    """Find each row's file by its path, else by the id that the file name stands for."""
-    present = set(files)
-    file_by_id = {_identifier(PurePosixPath(file)): file for file in reversed(files)}
+    """Find each row's file by its path, else by the id that the file name stands for.
+
+    Spelling counts first: only a row that finds no file so may write extensions otherwise.
+    """
+    names = FileNames(files)
+    files_by_id: dict[str, list[str]] = {}
+    for file in files:
+        files_by_id.setdefault(_identifier(PurePosixPath(file)), []).append(file)
     row_by_file: dict[str, CsvRow] = {}
     problems: list[LandingProblem] = []
-    missing: list[int] = []
+    missing: list[tuple[int, str]] = []
+    ambiguous: list[int] = []
     for row in rows:
         written = PurePosixPath(row.cells.get("image_path", "").replace("\\", "/").lstrip("/"))
         if ".." in written.parts or ":" in str(written)[1:2]:
@@ -159,21 +178,25 @@ def _match_rows(
             problems.append(LandingProblem(csv, "escapes_root", detail))
             continue
         inner = PurePosixPath(*written.parts[1:]) if len(written.parts) > 1 else written
-        places = (
-            f"{folder}/Images/{inner}",
-            f"{folder}/{inner}",
-            f"{folder}/{written}",
-            file_by_id.get(row.cells["image_id"], ""),
+        places = [f"{folder}/Images/{inner}", f"{folder}/{inner}", f"{folder}/{written}"]
+        identifier = row.cells["image_id"]
+        candidates = (
+            *([place] for place in places if names.is_path(place)),
+            files_by_id.get(identifier, []),
+            *(names.find(place) for place in places),
+            files_by_id.get(without_image_extension(identifier), []),
         )
-        file = next((place for place in places if place in present), None)
-        if file is None:
-            missing.append(row.line)
-        elif file in row_by_file:
-            detail = f"{csv}:{row.line}: the image stands in line {row_by_file[file].line} already; the first one holds"
-            problems.append(LandingProblem(csv, "bad_row", detail))
+        found = next((some for some in candidates if some), [])
+        if not found:
+            missing.append((row.line, identifier if written == PurePosixPath() else f"{folder}/{inner}"))
+        elif len(found) > 1:
+            ambiguous.append(row.line)
+        elif found[0] in row_by_file:
+            problems.append(row_of_known_image(csv, row, row_by_file[found[0]]))
         else:
-            row_by_file[file] = row
-    problems.extend(missing_images_problem(csv, missing))
+            row_by_file[found[0]] = row
+    problems.extend(missing_images_problem(csv, missing, names, row_by_file))
+    problems.extend(ambiguous_rows_problem(csv, "image_path", ambiguous))
     return row_by_file, problems
 
 

@@ -67,4 +67,4 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
     return LandingScan(tuple(images), (*tree.problems, *problems))
 
 
-LAYOUT = Layout("fgadr", scan, probe_image, lesion_labels=("mask",))
+LAYOUT = Layout("fgadr", scan, probe_image, lesion_labels=("mask",), patients_from_names=True)

@@ -5,16 +5,17 @@ For datasets without a layout of their own. Without a patient column every image
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
-from unicodedata import normalize
 
 from uveitis_assets.landing.image_probe import is_image_name, probe_image
 from uveitis_assets.landing.layouts.csv_tables import CsvRow, read_landing_csv
 from uveitis_assets.landing.layouts.eye import eye_from_name
-from uveitis_assets.landing.layouts.grade_table import missing_images_problem, parse_grade
+from uveitis_assets.landing.layouts.file_names import FileNames
+from uveitis_assets.landing.layouts.grade_table import parse_grade
+from uveitis_assets.landing.layouts.patient_rule import without_patient
 from uveitis_assets.landing.layouts.registry import Layout
+from uveitis_assets.landing.layouts.row_matching import match_rows
 from uveitis_assets.landing.samples import LandedSample, LandingProblem, LandingScan
 
 if TYPE_CHECKING:
@@ -30,13 +31,17 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
     if not files:
         problems.append(LandingProblem(".", "no_images", "expected images in the folder, found none"))
     row_by_file: dict[str, CsvRow] = {}
+    csv_problems: list[LandingProblem] = []
     if options.csv is not None:
         columns = (options.patient_column, options.eye_column, options.grade_column)
         rows, csv_problems = read_landing_csv(
             tree, options.csv, (options.path_column, *(column for column in columns if column))
         )
         problems.extend(csv_problems)
-        row_by_file, row_problems = _match_rows(rows, files, options.csv, options.path_column)
+        shows_names = not options.identify_by_content
+        row_by_file, row_problems = match_rows(
+            rows, FileNames(files), options.csv, options.path_column, shows_names=shows_names
+        )
         problems.extend(row_problems)
     images = []
     for file in files:
@@ -71,78 +76,12 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
                 patient_from_name=not patient,
             )
         )
-    return LandingScan(tuple(images), tuple(problems))
+    if options.patient_column is None:
+        return LandingScan(tuple(images), tuple(problems))
+    if not csv_problems:
+        without = [image.relative_path for image in images if image.patient_from_name]
+        problems += without_patient(dataset, without, f"{options.csv} has no row with a patient; add the rows")
+    return LandingScan(tuple(images), tuple(problems), tuple(csv_problems if images else ()))
 
 
-def _match_rows(
-    rows: list[CsvRow], files: list[str], csv: str, path_column: str
-) -> tuple[dict[str, CsvRow], list[LandingProblem]]:
-    """Find each row's file: by its path, else by its name where that is unique, else by its stem.
-
-    A path that differs in Unicode form serves where it is unique. Rows that give a file's very path come first: another
-    row does not take their image from them.
-    """
-    exact = set(files)
-    by_path = _grouped(files, str)
-    by_name = _grouped(files, lambda path: path.name)
-    by_stem = _grouped(files, lambda path: path.stem)
-    row_by_file: dict[str, CsvRow] = {}
-    problems: list[LandingProblem] = []
-    missing: list[int] = []
-    ambiguous: list[int] = []
-    for row in sorted(rows, key=lambda row: _cell_path(row, path_column) not in exact):
-        path = PurePosixPath(_cell_path(row, path_column))
-        cell = normalize("NFC", row.cells[path_column].replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts:
-            problems.append(
-                LandingProblem(
-                    csv,
-                    "escapes_root",
-                    f"{csv}:{row.line}: expected a path below the dataset's folder in {path_column}; correct the cell",
-                )
-            )
-            continue
-        named = by_path.get(normalize("NFC", str(path))) or by_name.get(cell) or by_stem.get(cell) or []
-        if str(path) in exact:
-            named = [str(path)]
-        if len(named) != 1:
-            (ambiguous if named else missing).append(row.line)
-            continue
-        file = named[0]
-        if file in row_by_file:
-            problems.append(
-                LandingProblem(
-                    csv,
-                    "bad_row",
-                    f"{csv}:{row.line}: the image stands in line {row_by_file[file].line} already, which holds",
-                )
-            )
-        else:
-            row_by_file[file] = row
-    problems.extend(missing_images_problem(csv, missing))
-    problems.extend(_ambiguous_rows_problem(csv, path_column, ambiguous))
-    return row_by_file, problems
-
-
-def _cell_path(row: CsvRow, path_column: str) -> str:
-    return str(PurePosixPath(row.cells[path_column].replace("\\", "/")))
-
-
-def _grouped(files: Sequence[str], key: Callable[[PurePosixPath], str]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for file in files:
-        groups.setdefault(normalize("NFC", key(PurePosixPath(file))), []).append(file)
-    return groups
-
-
-def _ambiguous_rows_problem(csv: str, path_column: str, lines: Sequence[int]) -> list[LandingProblem]:
-    if not lines:
-        return []
-    detail = (
-        f"{csv}: {len(lines)} rows name several images each, the first in line {lines[0]}; write the path below the "
-        f"dataset's folder in {path_column}"
-    )
-    return [LandingProblem(csv, "bad_row", detail)]
-
-
-LAYOUT = Layout("image_folder", scan, probe_image)
+LAYOUT = Layout("image_folder", scan, probe_image, patients_from_names=True)

@@ -39,6 +39,8 @@ class Layout:
             of images of different sizes for instance. By default those of the first file.
         dataset_tags: what image ids of a lane of this name begin with.
         lesion_labels: label formats in which the layout finds lesions.
+        patients_from_names: the layout knows no more of a patient than the name of each file, so that ``patients`` of
+            a configuration may say where patients stand.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Layout:
     combine: Callable[[Sequence[SampleFacts]], SampleFacts] = _facts_of_first_file
     dataset_tags: Callable[[str], tuple[str, ...]] = _lane_name_alone
     lesion_labels: tuple[LabelFormat, ...] = ()
+    patients_from_names: bool = False
 
 
 _LAYOUTS: dict[str, Layout] = {}

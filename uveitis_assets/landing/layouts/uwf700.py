@@ -65,4 +65,4 @@ def scan(dataset: DatasetConfiguration, tree: LandingTree) -> LandingScan:
     return LandingScan(tuple(images), (*tree.problems, *problems))
 
 
-LAYOUT = Layout("uwf700", scan, probe_image, lesion_labels=("obb",))
+LAYOUT = Layout("uwf700", scan, probe_image, lesion_labels=("obb",), patients_from_names=True)

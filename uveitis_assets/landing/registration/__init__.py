@@ -20,6 +20,7 @@ from uveitis_assets.landing.pseudonyms import patient_key
 from uveitis_assets.landing.registration.descriptions import describe_samples
 from uveitis_assets.landing.registration.identity import ImageNaming, append_new_entries
 from uveitis_assets.landing.registration.ledger_update import LedgerUpdate
+from uveitis_assets.landing.registration.lost_patients import LostPatientsError, refuse_lost_patients
 from uveitis_assets.landing.registration.matching import match_known_paths, match_new_paths
 from uveitis_assets.landing.registration.reading import read_changed_samples
 from uveitis_assets.landing.registration.relations import assign_split_patients, mark_duplicates
@@ -28,7 +29,7 @@ from uveitis_assets.landing.samples import LandingProblem
 from uveitis_assets.storage.files import write_bytes
 from uveitis_assets.storage.store import ArtefactStore
 
-__all__ = ["RegistrationReport", "register"]
+__all__ = ["LostPatientsError", "RegistrationReport", "register"]
 
 
 def register(
@@ -52,6 +53,7 @@ def register(
 
     Raises:
         LedgerError: the ledger is damaged, or gone although the lane has manifest parts.
+        LostPatientsError: patient ids stand in a table that cannot be read.
     """
     with store.lock(f"{dataset.name}.register"):
         refuse_lost_ledger(store, dataset.name)
@@ -60,6 +62,7 @@ def register(
         hides_names = dataset.image_folder.identify_by_content
         key = patient_key(store) if hides_names else b""
         scan = scan_landing_folder(dataset, store)
+        refuse_lost_patients(dataset, scan)
         naming = ImageNaming(
             hides_names=hides_names,
             key=key,
@@ -76,14 +79,14 @@ def register(
             deadline=deadline,
             files_per_time_check=files_per_time_check,
         )
-        described, pending = match_known_paths(update, samples, live, contents, hides_names=hides_names)
-        placed, added = match_new_paths(update, dataset.folder, samples, live, contents)
+        described, pending = match_known_paths(update, dataset, samples, live, contents)
+        placed, added = match_new_paths(update, dataset, samples, live, contents)
         pending = describe_samples(
             update, store, dataset, samples, described=[*described, *placed], pending=[*pending, *added]
         )
         new_batches = append_new_entries(update, pending, naming, dataset.batch_size)
         mark_duplicates(update)
-        assign_split_patients(update, hides_names=hides_names)
+        assign_split_patients(update, dataset)
         report = registration_report(update, dataset, naming, new_batches, n_deferred)
         write_ledger(store, dataset.name, update.entries, loaded)
         _write_problems(store, dataset.name, update.problems)

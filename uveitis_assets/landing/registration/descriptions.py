@@ -53,14 +53,14 @@ def describe_samples(
     update.problems.extend(problems)
     for index in described:
         entry = update.entries[index]
-        updated = _described(entry, samples[entry.relative_path], stamps)
+        updated = _described(entry, samples[entry.relative_path], stamps, dataset.patient_rule)
         if updated.label_fingerprint != entry.label_fingerprint:
             update.found["relabelled"].append(entry.image_id)
             update.touched.add(entry.batch)
         elif updated.label_paths != entry.label_paths:
             update.touched.add(entry.batch)
         update.entries[index] = updated
-    return [_described(entry, samples[entry.relative_path], stamps) for entry in pending]
+    return [_described(entry, samples[entry.relative_path], stamps, dataset.patient_rule) for entry in pending]
 
 
 def _label_stamps(
@@ -98,8 +98,10 @@ def _label_stamps(
     return stamps, problems
 
 
-def _described(entry: LedgerEntry, sample: LandedSample, label_stamps: Mapping[str, str]) -> LedgerEntry:
-    patient = patient_of(entry, sample)
+def _described(
+    entry: LedgerEntry, sample: LandedSample, label_stamps: Mapping[str, str], patient_rule: str
+) -> LedgerEntry:
+    patient = patient_of(entry, sample, patient_rule)
     stamps = tuple(label_stamps.get(path, "") for path in sample.label_paths)
     description = (
         patient,
@@ -109,6 +111,7 @@ def _described(entry: LedgerEntry, sample: LandedSample, label_stamps: Mapping[s
         sample.notes,
         sample.official_split,
         stamps,
+        patient_rule,
     )
     if entry.label_fingerprint and description == (
         entry.patient,
@@ -118,6 +121,7 @@ def _described(entry: LedgerEntry, sample: LandedSample, label_stamps: Mapping[s
         entry.notes,
         entry.official_split,
         entry.label_stamps,
+        entry.patient_rule,
     ):
         return entry
     hashes = [stamp.rpartition(":")[2] for stamp in stamps]
@@ -132,4 +136,5 @@ def _described(entry: LedgerEntry, sample: LandedSample, label_stamps: Mapping[s
         official_split=sample.official_split,
         label_fingerprint=hashlib.blake2b(json.dumps(fingerprinted).encode(), digest_size=16).hexdigest(),
         label_stamps=stamps,
+        patient_rule=patient_rule,
     )

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
+from uveitis_assets.landing.configuration import DatasetConfiguration
 from uveitis_assets.landing.file_stamps import stamped_hash
 from uveitis_assets.landing.ledger import LedgerEntry
 from uveitis_assets.landing.registration.ledger_update import Finding, LedgerUpdate
@@ -17,11 +18,10 @@ _Content = tuple[str, str]  # dataset tag and content hash
 
 def match_known_paths(
     update: LedgerUpdate,
+    dataset: DatasetConfiguration,
     samples: Mapping[str, LandedSample],
     live: Mapping[str, int],
     contents: Mapping[str, SampleContent],
-    *,
-    hides_names: bool,
 ) -> tuple[list[int], list[LedgerEntry]]:
     """Compare registered paths with what their files hold now.
 
@@ -35,7 +35,7 @@ def match_known_paths(
             continue
         content = contents.get(path)
         if content is not None:
-            replacement = _compare(update, index, samples[path], content, hides_names=hides_names)
+            replacement = _compare(update, index, samples[path], content, dataset)
             if replacement is not None:
                 pending.append(replacement)
                 continue
@@ -44,10 +44,11 @@ def match_known_paths(
 
 
 def _compare(
-    update: LedgerUpdate, index: int, sample: LandedSample, content: SampleContent, *, hides_names: bool
+    update: LedgerUpdate, index: int, sample: LandedSample, content: SampleContent, dataset: DatasetConfiguration
 ) -> LedgerEntry | None:
     """Bring an entry up to what was read; returns its successor if the content was replaced."""
     entry = update.entries[index]
+    hides_names = dataset.image_folder.identify_by_content
     lost = _lost_file(entry, sample, content)
     if not content.content_hash or lost is not None:
         # It cannot be read now, or not as a whole: what is known about it stays, the reason is new.
@@ -72,7 +73,7 @@ def _compare(
     image_id = "" if hides_names else entry.image_id
     if image_id:
         update.found["changed"].append(image_id)
-    return _new_entry(sample, content, image_id, patient=patient_of(entry, sample))
+    return _new_entry(sample, content, image_id, patient=patient_of(entry, sample, dataset.patient_rule))
 
 
 def _lost_file(entry: LedgerEntry, sample: LandedSample, content: SampleContent) -> str | None:
@@ -101,7 +102,7 @@ def _lost_file_detail(entry: LedgerEntry, file: str) -> str:
 
 def match_new_paths(
     update: LedgerUpdate,
-    folder: str,
+    dataset: DatasetConfiguration,
     samples: Mapping[str, LandedSample],
     live: Mapping[str, int],
     contents: Mapping[str, SampleContent],
@@ -113,7 +114,11 @@ def match_new_paths(
     """
     vanished = _by_content(
         update,
-        (index for path, index in live.items() if path not in samples and not _is_out_of_sight(path, folder, update)),
+        (
+            index
+            for path, index in live.items()
+            if path not in samples and not _is_out_of_sight(path, dataset.folder, update)
+        ),
     )
     gone = _by_content(update, (index for index, entry in enumerate(update.entries) if entry.state == "gone"))
     candidates: tuple[tuple[Finding, dict[_Content, list[int]]], ...] = (("renamed", vanished), ("returned", gone))
@@ -193,6 +198,15 @@ def _new_entry(sample: LandedSample, content: SampleContent, image_id: str, *, p
     )
 
 
-def patient_of(entry: LedgerEntry, sample: LandedSample) -> str:
-    """Raw patient id of a registered sample: one read from the file's name stays when the file is renamed."""
-    return entry.patient if sample.patient_from_name else sample.patient
+def patient_of(entry: LedgerEntry, sample: LandedSample, rule: str) -> str:
+    """Raw patient id of a registered sample.
+
+    One read from the file's name stays when the file is renamed, and so does one found by the present rule when it
+    finds none any more: the photograph is of the same person. A patient found by another rule is not kept.
+
+    Args:
+        entry: what is registered.
+        sample: what the layout describes now.
+        rule: the lane's `DatasetConfiguration.patient_rule`.
+    """
+    return entry.patient if sample.patient_from_name and entry.patient_rule in ("", rule) else sample.patient

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from uveitis_assets.landing.configuration import DatasetConfiguration
 from uveitis_assets.landing.ledger import LedgerEntry
 from uveitis_assets.landing.registration.ledger_update import LedgerUpdate
 from uveitis_assets.landing.samples import SPLITS, LandingProblem, Split
@@ -27,16 +28,17 @@ def mark_duplicates(update: LedgerUpdate) -> None:
             update.found["duplicates"].append(entry.image_id)
 
 
-def assign_split_patients(update: LedgerUpdate, *, hides_names: bool) -> None:
+def assign_split_patients(update: LedgerUpdate, dataset: DatasetConfiguration) -> None:
     """Decide whose split every image follows; report patients that copies or official splits pull apart.
 
     What gone and superseded entries tell about their patients stays true: a patient does not leave the test set because
-    the photograph that put it there was removed.
+    the photograph that put it there was removed. Only patients found by another rule than the present one do not count.
     """
+    hides_names = dataset.image_folder.identify_by_content
     first: dict[str, LedgerEntry] = {}
     for entry in update.entries:
         # Quarantined files are left out: empty files are not copies of each other.
-        if entry.content_hash and entry.quarantine_reason is None:
+        if entry.content_hash and entry.quarantine_reason is None and not _is_outdated(entry, dataset):
             first.setdefault(entry.content_hash, entry)
     owners = [_patient(first.get(entry.content_hash, entry)) for entry in update.entries]
     claims: dict[_Patient, set[Split]] = {}
@@ -62,6 +64,16 @@ def assign_split_patients(update: LedgerUpdate, *, hides_names: bool) -> None:
             conflicting.discard(owner)
             detail = _conflict_detail(entry, claims[owner], official)
             update.problems.append(LandingProblem(path, "conflicting_official_splits", detail))
+
+
+def _is_outdated(entry: LedgerEntry, dataset: DatasetConfiguration) -> bool:
+    """Say whether the patient of an image that is not there any more was found by another rule.
+
+    An entry without a rule may be older than the column, where the layout's own options find patients.
+    """
+    if entry.state == "live" or entry.patient_rule == dataset.patient_rule:
+        return False
+    return dataset.patients is not None or entry.patient_rule != ""
 
 
 def _patient(entry: LedgerEntry) -> _Patient:

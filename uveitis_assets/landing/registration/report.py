@@ -51,7 +51,7 @@ def registration_report(
     seen = {image_id for finding, ids in update.found.items() if finding != "gone" for image_id in ids}
     problems = update.problems
     if naming.hides_names:
-        shown = {".", dataset.image_folder.csv, *(entry.image_id for entry in live)}
+        shown = {".", *dataset.tables, *(entry.image_id for entry in live)}
         problems = [
             problem
             if problem.path in shown

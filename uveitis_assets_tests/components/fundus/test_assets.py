@@ -19,6 +19,8 @@ STAGE_NUMBERS = {
     "n_images",
     "n_done",
     "n_skipped",
+    "n_repaired",
+    "repaired",
     "n_quarantined",
     "quarantine_reasons",
     "quarantined",
@@ -122,7 +124,8 @@ def test_stage_metadata_is_there_under_one_spelling(finished_once: Platform, ass
     metadata = finished_once.metadata(f"uwf700/{asset}", "b00002")
     assert metadata.keys() - {"dagster/code_version"} == STAGE_NUMBERS | OWN_NUMBERS[asset]
     assert metadata["n_images"] == metadata["n_done"] == 3
-    assert metadata["quarantined"] == "none"
+    assert metadata["quarantined"] == metadata["repaired"] == "none"
+    assert metadata["n_repaired"] == 0
     assert all(type(value) is int for name, value in metadata.items() if name.startswith("n_"))
 
 

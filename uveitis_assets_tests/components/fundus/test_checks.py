@@ -7,8 +7,9 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from uveitis_assets.stages.index import index_copy
 from uveitis_assets.storage.files import write_bytes
-from uveitis_assets_tests.components.running_platform import ALL_FOLD_SPLITS, Platform
+from uveitis_assets_tests.components.running_platform import ALL_FOLD_SPLITS, Platform, read_coco
 
 ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 
@@ -58,6 +59,68 @@ def test_a_removed_tile_is_an_error_that_names_image_and_tile(finished: Platform
     assert evaluation.metadata["n_errors"].value == 1
 
 
+def batch_of(platform: Platform, image_id: str) -> str:
+    parts = platform.store.manifest_parts("uwf700")
+    return next(part.stem for part in parts if image_id in pl.read_parquet(part)["image_id"].to_list())
+
+
+def test_broken_masks_and_tiles_are_errors_until_the_next_run_makes_them_again(finished: Platform) -> None:
+    store, key = finished.store, "uwf700__Uveitis-001"
+    batch = batch_of(finished, "uwf700::Uveitis-001")
+    write_bytes(store.roi_mask(key), b"")
+    tile = store.tile(key, "tile_000")
+    data = tile.read_bytes()
+    write_bytes(tile, data[:500] + bytes([data[500] ^ 1]) + data[501:])
+    for asset, check, found in (
+        ("roi_masks", "roi_plausibility", f"preproc/roi_masks/{key}.png: expected "),
+        ("tiles", "tile_reconstruction", f"preproc/tiles/{key}/tile_000.png: expected CRC-32 "),
+    ):
+        evaluation = finished.check(f"uwf700/{asset}", check, batch)
+        assert evaluation.severity == ERROR
+        assert f"ERROR: uwf700::Uveitis-001: {found}" in findings(evaluation)
+    assert finished.run("uwf700", batch, only=["roi_masks", "normalized_crops", "tiles"]).success
+    for asset, n_repaired in (("roi_masks", 1), ("normalized_crops", 0), ("tiles", 1)):
+        metadata = finished.metadata(f"uwf700/{asset}", batch)
+        assert (metadata["n_repaired"], metadata["n_done"]) == (n_repaired, n_repaired)
+        assert ("uwf700::Uveitis-001: preproc/" in metadata["repaired"]) == bool(n_repaired)
+    assert tile.read_bytes() == data
+    for asset, check in (("roi_masks", "roi_plausibility"), ("tiles", "tile_reconstruction")):
+        assert finished.check(f"uwf700/{asset}", check, batch).passed
+
+
+def test_a_damaged_index_is_a_warning_and_without_its_copy_an_error_until_the_next_run(finished: Platform) -> None:
+    index = finished.store.stage_index("uwf700", "tiles", "b00001")
+    index.write_bytes(index.read_bytes()[:700])
+    evaluation = finished.check("uwf700/tiles", "tile_reconstruction", "b00001")
+    assert evaluation.severity == WARN
+    assert f"WARN: {index}: expected a stage index, found" in findings(evaluation)
+    assert finished.run("uwf700", "b00001", only=["tiles"]).success
+    metadata = finished.metadata("uwf700/tiles", "b00001")
+    assert metadata["n_done"] == metadata["n_repaired"] == 0
+    assert str(index) in metadata["index_finding"]
+    assert finished.check("uwf700/tiles", "tile_reconstruction", "b00001").passed
+    for path in (index, index_copy(index)):
+        path.write_bytes(b"")
+    assert finished.check("uwf700/tiles", "tile_reconstruction", "b00001").severity == ERROR
+
+
+def test_labels_leave_out_an_image_whose_global_image_is_empty_and_name_it(finished: Platform) -> None:
+    store, image_id = finished.store, "uwf700::Uveitis-001"
+    split = next(
+        split
+        for split in ("train", "val", "test")
+        if any(image["image_id"] == image_id for image in read_coco(store, "uwf700", split)["images"])
+    )
+    write_bytes(store.global_image("uwf700__Uveitis-001", 1024), b"")
+    partition = f"fold0|{split}"
+    assert finished.run_labels("uwf700", partition, None).success
+    assert image_id not in [image["image_id"] for image in read_coco(store, "uwf700", split)["images"]]
+    bad = finished.metadata("uwf700/coco_labels", partition)["bad_labels"]
+    assert "preproc/global_1024/uwf700__Uveitis-001.png: expected" in bad[image_id]
+    assert "found 0; materialize" in bad[image_id]
+    assert image_id in findings(finished.check("uwf700/coco_labels", "label_sanity", partition))
+
+
 def test_a_bad_reconstruction_is_an_error(finished: Platform) -> None:
     index = finished.store.stage_index("fgadr", "tiles", "b00001")
     rewrite(
@@ -89,6 +152,19 @@ def test_a_small_roi_is_an_error_and_border_touch_and_fallback_are_warnings(fini
     assert f"WARN: {third}: mask by" in text
     assert "nothing found" in text
     assert evaluation.metadata["n_errors"].value == 2, "one fallback of three is more than a fifth"
+
+
+def test_channels_without_signal_are_a_warning_that_counts_and_names_the_images(finished: Platform) -> None:
+    """The generated ultra-widefield photographs have two lasers like real ones; the regular ones have three colours."""
+    images = pl.read_parquet(finished.store.stage_index("uwf700", "normalized_crops", "b00001"))["image_id"].to_list()
+    evaluation = finished.check("uwf700/normalized_crops", "channel_signal", "b00001")
+    assert evaluation.severity == WARN
+    assert evaluation.metadata["n_channels"].value == 3
+    assert "WARN: blue: 3 of 3 images hold noise of the encoding" in findings(evaluation)
+    assert all(image in findings(evaluation) for image in images)
+    regular = finished.check("fgadr/normalized_crops", "channel_signal", "b00001")
+    assert regular.passed, findings(regular)
+    assert regular.metadata["n_channels"].value == 0
 
 
 def test_more_fallbacks_than_allowed_are_an_error(finished: Platform) -> None:

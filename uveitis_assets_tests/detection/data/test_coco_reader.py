@@ -124,14 +124,15 @@ def test_pseudo_labels_keep_their_score(store: ArtefactStore) -> None:
     np.testing.assert_allclose(read(store).images[0].truth.scores, [1.0, 0.93], rtol=1e-6)
 
 
-def test_boxes_without_area_in_single_precision_are_left_out_and_counted(
-    store: ArtefactStore, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("width", [0.0, 1e-7, 1e-4])
+def test_boxes_without_area_are_left_out_counted_and_named(
+    store: ArtefactStore, caplog: pytest.LogCaptureFixture, width: float
 ) -> None:
     write_lane(store, [TWO])
-    edit(store, lambda coco: coco["annotations"][0].update(bbox=[80.0, 5.0, 1e-7, 9.0]), tiles=False)
+    edit(store, lambda coco: coco["annotations"][0].update(bbox=[80.0, 5.0, width, 9.0]), tiles=False)
     with caplog.at_level(logging.WARNING):
         assert len(read(store).images[0].truth) == 1
-    assert "left out 1 annotations whose box has no area; first: annotation 1" in caplog.text
+    assert "left out 1 annotations whose box is without area; first: annotation 1 of image uwf700::" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,17 @@ def test_a_damaged_tile_is_named(images: list[PaintedImage]) -> None:
         list(predict_images([PaintedBoxDetector()], images, CONFIGURATION, device="cpu"))
 
 
+def test_a_tile_with_a_changed_byte_or_a_cut_end_is_named_although_it_could_be_decoded(
+    images: list[PaintedImage],
+) -> None:
+    path = images[1].tiles[2].file
+    sound = path.read_bytes()
+    for data in (sound[:-1], sound[: len(sound) // 2], sound[:60] + bytes([sound[60] ^ 4]) + sound[61:]):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=rf"lane::01: .*{path.name}: .*found it damaged \({len(data)} bytes"):
+            list(predict_images([PaintedBoxDetector()], images, CONFIGURATION, device="cpu"))
+
+
 def test_tiles_of_a_former_grid_are_refused(images: list[PaintedImage]) -> None:
     images[0].tiles[0].file.write_bytes(encode_png(painted(32, 64, {})))
     with pytest.raises(ValueError, match=r"lane::00: expected tiles of .*\(64, 64\).*found \[\(32, 64\)"):

@@ -9,7 +9,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from uveitis_assets.detection.models.anchors import PyramidAnchors, default_anchor_sizes
-from uveitis_assets.detection.models.faster_rcnn import overlaps
+from uveitis_assets.detection.models.box_similarity import overlaps
 from uveitis_assets_tests.detection.models.test_detector import one_target, small_detector
 
 STRIDES = (4, 8, 16, 32, 64)

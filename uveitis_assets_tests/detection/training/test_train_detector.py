@@ -79,3 +79,20 @@ def test_other_labels_and_other_first_weights_are_another_training(
     parent = training_identity(tiny(), train, val, {"file": "best.safetensors", "digest": "0" * 32})
     assert {name for name in plain if plain[name] != labels[name]} == {"training labels"}
     assert {name for name in plain if plain[name] != parent[name]} == {"configuration", "initial weights"}
+
+
+def test_a_label_that_the_network_refuses_is_named_with_its_image_and_label_file(
+    store: ArtefactStore, train: LabelledSplit, val: LabelledSplit, tmp_path: Path
+) -> None:
+    image = train.images[0]
+    flat = []
+    for tile in image.tiles:
+        boxes = tile.truth.boxes.copy()
+        boxes[:, 3] = boxes[:, 1]
+        flat.append(dataclasses.replace(tile, truth=dataclasses.replace(tile.truth, boxes=boxes)))
+    images = (dataclasses.replace(image, tiles=tuple(flat)), *train.images[1:])
+    broken = dataclasses.replace(train, images=images)
+    file = store.coco_file(train.lane, train.split, train.fold, tiles=True)
+    with pytest.raises(ValueError, match=rf"{image.image_id}/{image.tiles[0].tile_id}.*positive height") as caught:
+        train_detector(store, tiny(), tmp_path / "runs" / "flat", broken, val, device="cpu")
+    assert str(file) in str(caught.value)

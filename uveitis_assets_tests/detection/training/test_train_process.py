@@ -15,7 +15,7 @@ from uveitis_assets_tests.detection.squares import squares_split, store_at, tiny
 from uveitis_assets_tests.training.listeners import Recorder
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_two_processes_train_one_model_and_rank_0_writes_it(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     train, val = squares_split(store, 6), squares_split(store, 3, split="val", seed=1)

@@ -48,8 +48,10 @@ def test_image_folder_with_csv(store):
         "y/3.jpg": ("P2", None, "grade", "grade=1"),
         "y/4.jpg": ("y/4", None, "none", ""),
     }
-    # Two paths leave the folder, one image is named twice, one eye is unknown, the bare name 2.jpg is ambiguous.
-    assert sorted(reasons(result)) == ["bad_row", "bad_row", "bad_row", "escapes_root", "escapes_root"]
+    # Two paths leave the folder, one image is named twice, one eye is unknown, the bare name 2.jpg is ambiguous; the
+    # images without a row are listed.
+    assert sorted(reasons(result)) == ["bad_row", "bad_row", "bad_row", "escapes_root", "escapes_root", "no_patient"]
+    assert "2 images (x/2.jpg, y/4.jpg) count as patients of their own" in result.problems[-1].detail
     assert "meta.csv: 1 rows name several images each, the first in line 5; write the path below" in " ".join(
         problem.detail for problem in result.problems
     )

@@ -1,0 +1,70 @@
+"""Runs ``uveitis-assets import-labels`` with the options as typed, and prints what it did."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from uveitis_assets.cli_output import console, fail
+from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
+from uveitis_assets.storage.store import ArtefactStore
+
+
+def run_import(
+    store: ArtefactStore,
+    lane: LaneConfiguration,
+    source: Path,
+    *,
+    label_format: str,
+    units: str | None,
+    first_class: int | None,
+    names: Path | None,
+    mapping: Sequence[str],
+    min_confidence: float | None,
+    replace: bool,
+    dry_run: bool,
+) -> bool:
+    """Import labels and print the report; false when rows were refused."""
+    from uveitis_assets.labels.importing.foreign import ForeignFileError, Units
+    from uveitis_assets.labels.importing.import_labels import FORMATS, ForeignFormat, ImportRequest, import_labels
+
+    if label_format not in FORMATS:
+        fail(f"--format: expected one of {', '.join(FORMATS)}, found {label_format}")
+    if units not in {None, "pixel", "share"}:
+        fail(f"--units: expected pixel or share, found {units}")
+    request = ImportRequest(
+        source=source,
+        format=cast("ForeignFormat", label_format),
+        units=cast("Units | None", units),
+        first_class=first_class,
+        names=names,
+        classes=dict(_parse_class(text) for text in mapping),
+        min_confidence=min_confidence,
+        replace=replace,
+        dry_run=dry_run,
+    )
+    try:
+        report = import_labels(store, lane, lane.labels, request)
+    except ForeignFileError as error:
+        fail(f"{error}; nothing was written")
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}; label files are written below UVEITIS_RAW ({store.raw})")
+    verb = "would write" if dry_run else "wrote"
+    lines = [
+        f"{lane.name}: {verb} {len(report.written)} label files of {report.n_images} images with {report.n_lesions} "
+        f"lesions; {report.n_left_out} rows left out as asked, {len(report.refusals)} refused"
+    ]
+    lines += [f"  refused {refusal.place}: {refusal.reason}" for refusal in report.refusals]
+    if report.images_left_out:
+        lines.append(f"  no label file for {len(report.images_left_out)} images with refused rows: correct these rows")
+    if report.written and not dry_run:
+        lines.append(f"next: uveitis-assets register {lane.name}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return not report.refusals
+
+
+def _parse_class(text: str) -> tuple[str, str]:
+    name, equals, target = text.rpartition("=")
+    if not equals or not name:
+        fail(f"--class: expected <class of the files>=<class of the lane>, found {text!r}; nothing was written")
+    return name.strip(), target.strip()

@@ -1,0 +1,1 @@
+"""Converts COCO, YOLO, DOTA, CVAT, LabelMe and Label Studio files into a lane's label files."""
