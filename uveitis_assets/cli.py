@@ -1,4 +1,4 @@
-"""Commands beyond Dagster's own: register, import labels, demo, submit runs, export, evaluate.
+"""Commands beyond Dagster's own: images, labels, demo, runs on a deployment, detections.
 
 Everything else is Dagster's own command line (``dagster asset materialize``, ``dagster dev``). Registering and the
 demo need DAGSTER_HOME, because partition keys live in the instance's database.

@@ -1,4 +1,4 @@
-"""Detections of an image or tile that count, and limits that cannot hold all lesions."""
+"""How many detections count, and which limits cannot hold the lesions of an image or tile."""
 
 from __future__ import annotations
 

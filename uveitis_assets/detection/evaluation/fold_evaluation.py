@@ -125,7 +125,7 @@ def reported_map_50(store: ArtefactStore, lane: DetectorLaneConfiguration, fold:
 
 
 def reported_limits(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> list[str]:
-    """What the newest validation report says about settings that leave out lesions or detections."""
+    """The newest validation report's messages about settings that leave out lesions or detections."""
     path = current_run(RunFolder(store.run_folder(lane.name, fold))).report_file
     return list(read_json(path).get("limits", ())) if path.exists() else []
 

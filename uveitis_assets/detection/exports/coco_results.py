@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from uveitis_assets.detection.exports.predicted_images import PredictedImage
-from uveitis_assets.storage.files import read_json, write_json
+from uveitis_assets.storage.files import read_json, write_bytes, write_json
 
 
 def write_coco_results(
@@ -31,7 +32,8 @@ def write_coco_results(
         numbered = [(number, image) for number, image in enumerate(images, start=1)]
     else:
         numbered = _as_in(labels, images)
-    write_json(folder / "results.json", [row for number, image in numbered for row in _rows(number, image)])
+    rows = [row for number, image in numbered for row in _rows(number, image)]
+    write_bytes(folder / "results.json", json.dumps(rows, allow_nan=False).encode())
     if labels is not None:
         return [folder / "results.json"]
     content = {

@@ -37,7 +37,7 @@ def export_predictions(
     min_score: float = 0.0,
     labels: Path | None = None,
 ) -> tuple[int, int]:
-    """Write all predictions of a detector lane into a folder, and count images and detections.
+    """Write all predictions of a detector lane; returns the numbers of images and detections.
 
     Args:
         store: where all artefacts are.

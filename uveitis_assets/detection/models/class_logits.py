@@ -1,4 +1,4 @@
-"""Class logits and box offsets of pooled regions; logits of untaught classes never win.
+"""Class logits and box offsets of pooled regions, with untaught classes masked.
 
 A network has an output for every category, so that ids keep their meaning between lanes and weights. A lane may learn
 some of them: the others have no lesions in its labels, and what the network says about them is no answer. Their logits

@@ -1,4 +1,4 @@
-"""A detector's configuration with what its labels, backbone and first weights decide.
+"""A detector's configuration with what labels, backbone and first weights decide as numbers.
 
 It is what a training's identity, config.yaml and lineage hold, so that weights are rebuilt and evaluated as they were
 trained, whatever the defaults become.
@@ -23,7 +23,7 @@ from uveitis_assets.storage.store import ArtefactStore
 def resolved_configuration(
     configuration: DetectorConfiguration, store: ArtefactStore, train: LabelledSplit, val: LabelledSplit
 ) -> DetectorConfiguration:
-    """The configuration with detections per tile and image, input mean and deviation as numbers.
+    """The configuration with limits on detections and the input's statistics as numbers.
 
     Args:
         configuration: as in defs.yaml; what it names stays.
