@@ -57,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "native, NWD in the proposal network": {**NATIVE, "model": NWD},
     "native, moved, scaled and turned tiles": {**NATIVE, "augmentation": WINDOWS},
     "native, copy-paste": {**NATIVE, "augmentation": PASTES},
-    "native, flips as test-time augmentation": {**NATIVE, "inference": FLIPS},
+    "native, flips in prediction": {**NATIVE, "inference": FLIPS},
 }
 
 

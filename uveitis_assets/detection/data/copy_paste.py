@@ -164,7 +164,8 @@ def _blended(target: Pixels, source: Pixels, box: NDArray[np.float32]) -> Pixels
     shift = ((target.astype(np.float64) - source) * around).sum(axis=(0, 1)) / n_around
     mixed = alpha * (source + shift) + (1.0 - alpha) * target
     # Black means outside the retina: nothing inside becomes black.
-    return np.clip(np.rint(mixed), 1, 255).astype(np.uint8)
+    result: Pixels = np.clip(np.rint(mixed), 1, 255).astype(np.uint8)
+    return result
 
 
 def _joined(truth: GroundTruth, lesion: GroundTruth, at: tuple[int, int]) -> GroundTruth:

@@ -100,9 +100,9 @@ def read_window(reader: TileReader, image: LabelledImage, tile: int, window: Win
     reduction = window.side / window.drawn_side
     scale = np.ones(2)
     if reduction > _LARGEST_LINEAR_REDUCTION:
-        size = [max(1, round(length / reduction)) for length in region.shape[1::-1]]
-        scale = np.array(size) / region.shape[1::-1]
-        region = np.asarray(cv2.resize(region, size, interpolation=cv2.INTER_AREA), np.uint8)
+        reduced = [max(1, round(length / reduction)) for length in region.shape[1::-1]]
+        scale = np.array(reduced) / region.shape[1::-1]
+        region = np.asarray(cv2.resize(region, reduced, interpolation=cv2.INTER_AREA), np.uint8)
     to_region = np.hstack([matrix[:, :2], (matrix[:, 2] - origin)[:, None]]) * scale[:, None]
     # cv2 counts from the centre of the first pixel.
     to_region[:, 2] += to_region[:, :2].sum(axis=1) / 2 - 0.5

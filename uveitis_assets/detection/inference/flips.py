@@ -18,7 +18,7 @@ _AXES: dict[Flip, tuple[int, ...]] = {"none": (), "horizontal": (0,), "vertical"
 
 def flipped(tile: Tile, flip: Flip) -> Tile:
     """The tile (H, W, 3) mirrored: left and right, top and bottom, or both."""
-    axes = [1 - axis for axis in _AXES[flip]]
+    axes = tuple(1 - axis for axis in _AXES[flip])
     return np.ascontiguousarray(np.flip(tile, axes)) if axes else tile
 
 

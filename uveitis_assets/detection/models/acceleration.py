@@ -20,6 +20,6 @@ def speed_up(model: nn.Module, *, channels_last: bool, compiled: bool) -> None:
     """
     backbone = backbone_of(model)
     if channels_last:
-        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        backbone.to(memory_format=torch.channels_last)
     if compiled:
         backbone.compile()
