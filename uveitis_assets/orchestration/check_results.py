@@ -20,3 +20,8 @@ def check_result(errors: list[str], warnings: list[str], **numbers: float) -> dg
             "findings": format_listing(lines),
         },
     )
+
+
+def not_materialized(asset: dg.AssetKey, partition: str) -> dg.AssetCheckResult:
+    """An error that says what to materialize."""
+    return check_result([f"{asset.to_user_string()}[{partition}] has no artefacts; materialize it first"], [])
