@@ -131,7 +131,7 @@ def _run_detector(
 
     folder = store.run_folder(_DETECTOR, 0)
     on_cpu = {"ops": {f"{_DETECTOR}__checkpoint": {"config": {"device": "cpu"}}}}
-    defs_yaml = resources.files("uveitis_assets.defs").joinpath(_DETECTOR, "defs.yaml").read_text("utf-8")
+    defs_yaml = resources.files("uveitis_assets.defs").joinpath(_DETECTOR).joinpath("defs.yaml").read_text("utf-8")
     n_epochs = yaml.safe_load(defs_yaml)["attributes"]["training"]["epochs"]
     with _progress_of(f"{_DETECTOR}_training", n_epochs, lambda: _n_lines(folder / "metrics.jsonl")):
         evaluations = _run_job(instance, definitions, f"{_DETECTOR}_training", [fold_key(0)], on_cpu)

@@ -39,7 +39,7 @@ def ui(sample: SampleInstance) -> Iterator[UserInterface]:
 
 
 def test_a_lane_s_graph_leads_from_the_manifest_to_the_labels_with_kinds_and_group(ui: UserInterface) -> None:
-    ui.open_lane_graph("uwf700", n_checked=4)
+    ui.open_lane_graph("uwf700", n_checked=5)
 
     names = ("manifest", "roi_masks", "normalized_crops", "tiles", "coco_labels")
     left = [ui.node(name).rect["x"] for name in names]
