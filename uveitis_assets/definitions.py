@@ -17,7 +17,7 @@ warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 
-# A command, a run and a code server ask for the definitions up to six times, half a second each.
+# One `dagster asset materialize` asks for the definitions six times, half a second each.
 @dg.definitions
 @functools.cache
 def defs() -> dg.Definitions:

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from uveitis_assets.components.fundus.keys import LaneKeys
 from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
 from uveitis_assets.components.fundus.registration import register_lane
 from uveitis_assets.definitions import defs
+from uveitis_assets.orchestration.defs_files import PACKAGE
 from uveitis_assets.orchestration.fold_keys import fold_key
 from uveitis_assets.orchestration.partition_runs import range_tags
 from uveitis_assets.storage.files import read_json, write_bytes
@@ -131,8 +131,8 @@ def _run_detector(
 
     folder = store.run_folder(_DETECTOR, 0)
     on_cpu = {"ops": {f"{_DETECTOR}__checkpoint": {"config": {"device": "cpu"}}}}
-    defs_yaml = resources.files("uveitis_assets.defs").joinpath(_DETECTOR).joinpath("defs.yaml").read_text("utf-8")
-    n_epochs = yaml.safe_load(defs_yaml)["attributes"]["training"]["epochs"]
+    defs_yaml = PACKAGE / "defs" / _DETECTOR / "defs.yaml"
+    n_epochs = yaml.safe_load(defs_yaml.read_bytes())["attributes"]["training"]["epochs"]
     with _progress_of(f"{_DETECTOR}_training", n_epochs, lambda: _n_lines(folder / "metrics.jsonl")):
         evaluations = _run_job(instance, definitions, f"{_DETECTOR}_training", [fold_key(0)], on_cpu)
     predictions = store.prediction_file(_DETECTOR, "any").parent

@@ -39,7 +39,6 @@ from uveitis_assets.detection.configuration import (
 from uveitis_assets.detection.evaluation.evaluate import evaluate_detections
 from uveitis_assets.detection.evaluation.report import validation_report
 from uveitis_assets.detection.inference.detections import Detections
-from uveitis_assets.detection.inference.prediction_file import write_prediction
 from uveitis_assets.detection.inference.prediction_task import INDEX_SCHEMA
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.fundus.stage_schemas import STAGE_SCHEMAS
@@ -51,6 +50,7 @@ from uveitis_assets.landing.quarantine import QuarantineReason
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.conftest import REPOSITORY
 from uveitis_assets_tests.detection.labelled_images import labelled_image
+from uveitis_assets_tests.detection.written_predictions import write_prediction
 
 DOCS = REPOSITORY / "docs"
 README = REPOSITORY / "README.md"

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from typing import Any
 
 from uveitis_assets.fundus.configuration import PreprocessStage
 from uveitis_assets.stages.index import Row
 
 # Name of the number, column of the stage's index, how the column is summed up.
-_STATISTICS: dict[PreprocessStage, tuple[tuple[str, str, Callable[[list[float]], float]], ...]] = {
+_STATISTICS: dict[PreprocessStage, tuple[tuple[str, str, Callable[[list[Any]], float]], ...]] = {
     "roi_masks": (
         ("roi_area_ratio_min", "area_ratio", min),
         ("roi_area_ratio_mean", "area_ratio", fmean),
         ("roi_border_touch_ratio_mean", "border_touch_ratio", fmean),
         ("roi_border_touch_ratio_max", "border_touch_ratio", max),
     ),
-    "normalized_crops": tuple((f"{column}_mean", column, fmean) for column in ("mean_r", "mean_g", "mean_b")),
+    "normalized_crops": (
+        ("n_channels_without_signal", "channels_without_signal", lambda lists: sum(map(len, lists))),
+        *((f"{column}_mean", column, fmean) for column in ("mean_r", "mean_g", "mean_b")),
+    ),
     "tiles": (
         ("n_tiles", "n_tiles", sum),
         ("reconstruction_abs_error_max", "reconstruction_abs_error", max),
@@ -32,6 +36,4 @@ def stage_statistics(stage: PreprocessStage, rows: Sequence[Row]) -> dict[str, f
         return {}
     values = {name: reduce([row[column] for row in rows]) for name, column, reduce in _STATISTICS[stage]}
     # Counts stay whole numbers: 32 tiles would be shown as 32.0.
-    if stage == "normalized_crops":
-        values["n_channels_without_signal"] = sum(len(row["channels_without_signal"]) for row in rows)
     return {name: value if isinstance(value, int) else float(value) for name, value in values.items()}

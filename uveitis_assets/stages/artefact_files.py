@@ -85,7 +85,7 @@ def read_artefact(path: Path, stamp: FileStamp | None) -> bytes:
 
 
 def damaged_files(
-    root: Path, row: Mapping[str, Any], *, contents: Callable[[Path], bool] = lambda _: False
+    root: Path, row: Mapping[str, Any], *, contents: Callable[[Path], bool]
 ) -> list[DamagedArtefactError]:
     """Findings about the recorded files of an index row.
 

@@ -36,7 +36,7 @@ def take_pictures(out: Path, n_images: int) -> None:
         with webserver(sample, "uveitis_assets.definitions") as address, chromium() as driver:
             ui = UserInterface(driver, address)
             ui.set_window(1900, 700, scale=1.5)
-            ui.open_lane_graph("uwf700", n_checked=4)
+            ui.open_lane_graph("uwf700", n_checked=5)
             nodes = [ui.node(name) for name in _LANE]
             save(around(ui, nodes, margin_px=28), out / "lineage.png")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import polars as pl
 import pytest
 import scipy.ndimage
 from pycocotools.coco import COCO
@@ -167,6 +168,16 @@ def test_no_real_image_is_quarantined_and_the_checks_pass(regular, widefield, mo
         assert len(sanity) == 15
         for evaluation in sanity.values():
             assert evaluation.metadata["n_errors"].value == 0, evaluation.metadata["findings"].value
+
+
+def test_blue_of_two_laser_photographs_is_recorded_as_without_signal_and_no_channel_of_others(regular, widefield):
+    for platform, lane, expected in ((regular[0], "fgadr", []), (widefield[0], "uwf700", ["blue"])):
+        index = pl.read_parquet(platform.store.stage_index(lane, "normalized_crops", "b00001"))
+        found = index["channels_without_signal"].to_list()
+        assert found == [expected] * index.height
+        assert platform.metadata(f"{lane}/normalized_crops", "b00001")["n_channels_without_signal"] == sum(
+            map(len, found)
+        )
 
 
 def test_the_crop_is_the_raw_image_at_its_place(widefield):

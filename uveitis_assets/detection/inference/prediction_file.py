@@ -30,8 +30,7 @@ from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets.imaging.geometry import AxisAlignedTransform, ImageFrames
 from uveitis_assets.storage.digests import short_digest
-from uveitis_assets.storage.files import json_bytes, read_json, write_bytes
-from uveitis_assets.storage.store import ArtefactStore, artefact_key
+from uveitis_assets.storage.files import json_bytes, read_json
 
 _PX_DECIMALS = 2
 _SCORE_DECIMALS = 4
@@ -83,37 +82,6 @@ def prediction_fingerprint(
     if class_scores:
         value["class_scores"] = sorted(class_scores.items())
     return short_digest(json.dumps(value, sort_keys=True))
-
-
-def write_prediction(
-    store: ArtefactStore,
-    experiment: str,
-    image_id: str,
-    frames: ImageFrames,
-    detections: Detections,
-    *,
-    checkpoints: Sequence[str],
-    configuration: InferenceConfiguration,
-    fingerprint: str,
-    n_full_tiles: int = 0,
-) -> Path:
-    """Write ``preds/<experiment>/<key>.json`` atomically and return its path.
-
-    Arguments as ``prediction_bytes``.
-    """
-    path = store.prediction_file(experiment, artefact_key(image_id))
-    data = prediction_bytes(
-        experiment,
-        image_id,
-        frames,
-        detections,
-        checkpoints=checkpoints,
-        configuration=configuration,
-        fingerprint=fingerprint,
-        n_full_tiles=n_full_tiles,
-    )
-    write_bytes(path, data)
-    return path
 
 
 def prediction_bytes(

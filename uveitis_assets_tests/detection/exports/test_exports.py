@@ -16,12 +16,12 @@ from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.exports.export import export_predictions
 from uveitis_assets.detection.exports.predicted_images import PredictedImage, read_predicted_images
 from uveitis_assets.detection.inference.detections import Detections
-from uveitis_assets.detection.inference.prediction_file import write_prediction
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.landing.manifest_table import MANIFEST_SCHEMA
 from uveitis_assets.storage.files import read_json, write_json
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.detection.known_detectors import small_frames
+from uveitis_assets_tests.detection.written_predictions import write_prediction
 
 FRAMES = small_frames(crop=(200, 180), global_size=256, tile_size=256, origin=(40, 30))
 NAMES = load_class_map().names

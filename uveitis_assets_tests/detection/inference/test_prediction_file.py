@@ -6,11 +6,12 @@ import pytest
 
 from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.inference.detections import Detections
-from uveitis_assets.detection.inference.prediction_file import prediction_fingerprint, read_prediction, write_prediction
+from uveitis_assets.detection.inference.prediction_file import prediction_fingerprint, read_prediction
 from uveitis_assets.detection.pseudo_labels.expansion import read_confident_predictions
 from uveitis_assets.imaging.geometry import ImageFrames
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.detection.known_detectors import detections, small_frames
+from uveitis_assets_tests.detection.written_predictions import write_prediction
 
 CONFIGURATION = InferenceConfiguration()
 
