@@ -37,7 +37,7 @@ def uses_bfloat16(wanted: Literal["auto", "bf16", "off"], device: str) -> bool:
 def answers_in_half_precision(wanted: Literal["auto", "bf16", "off"], device: str) -> bool:
     """Whether a trained network answers in mixed precision: on CUDA, unless its training was not to.
 
-    One rule for validation, evaluation and prediction, so that the epoch that is chosen is judged as it will answer. On
-    the CPU answers are float32: there results are to be equal bit for bit.
+    Validation, evaluation and prediction ask it with the lane's ``training.amp``, so that the epoch that is chosen is
+    judged as it will answer. On the CPU answers are float32: there results are to be equal bit for bit.
     """
     return device.startswith("cuda") and wanted != "off"

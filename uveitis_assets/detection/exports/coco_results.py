@@ -13,7 +13,7 @@ from uveitis_assets.storage.files import read_json, write_bytes, write_json
 
 def write_coco_results(
     images: Sequence[PredictedImage], names: Mapping[int, str], folder: Path, *, labels: Path | None = None
-) -> list[Path]:
+) -> None:
     """Write ``results.json`` and, without a file of labels, ``images.json``.
 
     A result is {image_id, category_id, bbox [x, y, width, height] px, score}, and ``segmentation`` of oriented boxes.
@@ -35,7 +35,7 @@ def write_coco_results(
     rows = [row for number, image in numbered for row in _rows(number, image)]
     write_bytes(folder / "results.json", json.dumps(rows, allow_nan=False).encode())
     if labels is not None:
-        return [folder / "results.json"]
+        return
     content = {
         "images": [
             {
@@ -51,7 +51,6 @@ def write_coco_results(
         "categories": [{"id": number, "name": name} for number, name in sorted(names.items())],
     }
     write_json(folder / "images.json", content)
-    return [folder / "results.json", folder / "images.json"]
 
 
 def _as_in(labels: Path, images: Sequence[PredictedImage]) -> list[tuple[int, PredictedImage]]:

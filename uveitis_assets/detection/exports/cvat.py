@@ -10,7 +10,7 @@ from uveitis_assets.detection.exports.predicted_images import PredictedImage
 from uveitis_assets.storage.files import write_bytes
 
 
-def write_cvat(images: Sequence[PredictedImage], names: Mapping[int, str], folder: Path) -> list[Path]:
+def write_cvat(images: Sequence[PredictedImage], names: Mapping[int, str], folder: Path) -> None:
     """Write ``annotations.xml`` ("CVAT for images 1.1"): boxes, or polygons of oriented boxes, px.
 
     The score is the attribute ``score``, which CVAT keeps where the task's labels have it. Labels of the task have to
@@ -54,4 +54,3 @@ def write_cvat(images: Sequence[PredictedImage], names: Mapping[int, str], folde
     ElementTree.indent(root)
     path = folder / "annotations.xml"
     write_bytes(path, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
-    return [path]

@@ -17,7 +17,7 @@ from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.storage.store import ArtefactStore
 
 ExportFormat = Literal["coco", "yolo", "voc", "fiftyone", "cvat"]
-Write = Callable[[Sequence[PredictedImage], Mapping[int, str], Path], list[Path]]
+Write = Callable[[Sequence[PredictedImage], Mapping[int, str], Path], None]
 
 _WRITERS: dict[ExportFormat, Write] = {
     "yolo": write_yolo,
@@ -43,7 +43,7 @@ def export_predictions(
         store: where all artefacts are.
         detector: the lane's name.
         export_format: one of the formats.
-        folder: where the files go; files of an export before are replaced.
+        folder: where the files go; files of the same names are replaced, others stay.
         frame: pixels of the landed photographs, or of the global images.
         min_score: detections below are left out.
         labels: ``coco`` only: COCO file whose image numbers are taken.

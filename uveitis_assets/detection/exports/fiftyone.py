@@ -11,7 +11,7 @@ from uveitis_assets.detection.exports.predicted_images import PredictedImage
 from uveitis_assets.storage.files import write_json
 
 
-def write_fiftyone(images: Sequence[PredictedImage], names: Mapping[int, str], folder: Path) -> list[Path]:
+def write_fiftyone(images: Sequence[PredictedImage], names: Mapping[int, str], folder: Path) -> None:
     """Write ``labels.json`` of the type FiftyOneImageDetectionDataset.
 
     It maps an image's path without suffix to its detections: label, bounding box [left, top, width, height] in shares
@@ -40,4 +40,3 @@ def write_fiftyone(images: Sequence[PredictedImage], names: Mapping[int, str], f
             )
         ]
     write_json(folder / "labels.json", {"labels": labels})
-    return [folder / "labels.json"]

@@ -10,7 +10,7 @@ from uveitis_assets.detection.exports.predicted_images import PredictedImage
 from uveitis_assets.storage.files import write_bytes
 
 
-def write_pascal_voc(images: Sequence[PredictedImage], names: Mapping[int, str], folder: Path) -> list[Path]:
+def write_pascal_voc(images: Sequence[PredictedImage], names: Mapping[int, str], folder: Path) -> None:
     """Write ``Annotations/<image's path without suffix>.xml``.
 
     Boxes are VOC's: the first pixel is 1 and ``xmax`` and ``ymax`` are inside, so that pixel edges x0..x1 become
@@ -23,7 +23,6 @@ def write_pascal_voc(images: Sequence[PredictedImage], names: Mapping[int, str],
 
     Source: Everingham et al., The PASCAL Visual Object Classes Challenge development kit, 2012.
     """
-    paths = []
     for image in images:
         root = ElementTree.Element("annotation")
         _text(root, "folder", str(Path(image.file_name).parent))
@@ -44,10 +43,10 @@ def write_pascal_voc(images: Sequence[PredictedImage], names: Mapping[int, str],
             for name, value in zip(("xmin", "ymin", "xmax", "ymax"), values, strict=True):
                 _text(place, name, f"{value:.2f}".rstrip("0").rstrip("."))
         ElementTree.indent(root)
-        path = folder / "Annotations" / f"{image.stem}.xml"
-        write_bytes(path, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
-        paths.append(path)
-    return paths
+        write_bytes(
+            folder / "Annotations" / f"{image.stem}.xml",
+            ElementTree.tostring(root, encoding="utf-8", xml_declaration=True),
+        )
 
 
 def _text(parent: ElementTree.Element, name: str, value: object) -> None:

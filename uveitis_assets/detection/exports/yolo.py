@@ -12,7 +12,7 @@ from uveitis_assets.detection.exports.predicted_images import PredictedImage
 from uveitis_assets.storage.files import write_bytes
 
 
-def write_yolo(images: Sequence[PredictedImage], names: Mapping[int, str], folder: Path) -> list[Path]:
+def write_yolo(images: Sequence[PredictedImage], names: Mapping[int, str], folder: Path) -> None:
     """Write ``labels/<image's path without suffix>.txt`` and ``data.yaml``.
 
     A line is ``class centre_x centre_y width height confidence``, of oriented boxes ``class x1 y1 .. x4 y4
@@ -25,7 +25,6 @@ def write_yolo(images: Sequence[PredictedImage], names: Mapping[int, str], folde
         folder: where the files go.
     """
     number_of = {category: number for number, category in enumerate(sorted(names))}
-    paths = [folder / "data.yaml"]
     for image in images:
         size = np.array(image.size, np.float64)
         if image.polygons is None:
@@ -37,9 +36,6 @@ def write_yolo(images: Sequence[PredictedImage], names: Mapping[int, str], folde
             " ".join([str(number_of[label]), *(f"{value:.8f}" for value in place), f"{score:.4f}"])
             for label, place, score in zip(image.labels.tolist(), places.tolist(), image.scores.tolist(), strict=True)
         ]
-        path = folder / "labels" / f"{image.stem}.txt"
-        write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
-        paths.append(path)
+        write_bytes(folder / "labels" / f"{image.stem}.txt", "".join(f"{line}\n" for line in lines).encode())
     listed = "".join(f"  {number}: {json.dumps(names[key])}\n" for key, number in number_of.items())
-    write_bytes(paths[0], f"path: .\nnames:\n{listed}".encode())
-    return paths
+    write_bytes(folder / "data.yaml", f"path: .\nnames:\n{listed}".encode())

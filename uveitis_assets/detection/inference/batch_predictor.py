@@ -107,6 +107,7 @@ class BatchPredictor:
             global_tile=lane.global_tile,
             amp=answers_in_half_precision(lane.training.amp, self._device),
             class_scores=self._class_scores,
+            masked_classes=any(0 < len(weights.categories) < len(self._names) for weights in self._weights.values()),
         )
         sheet = None
         if lane.inference.overlays:

@@ -77,6 +77,7 @@ def predict_images(
         frames = [image.frames for image in in_window]
         pixels = [tile for _, tiles in window for tile in tiles]
         found = []
+        full: list[set[int]] = [set() for _ in in_window]
         for model, flip in product(models, configuration.flips):
             of_flipped = detect_tiles(
                 model,
@@ -88,19 +89,21 @@ def predict_images(
             detected = iter(flipped_back(of_flipped, pixels, flip))
             per_image = [[next(detected) for _ in tiles] for _, tiles in window]
             found.append(per_image)
-            if on_full is not None:
-                for image, of_tiles in zip(in_window, per_image, strict=True):
-                    if n_full := _n_full(model, of_tiles, configuration.score_threshold):
-                        on_full(image, n_full)
+            for numbers, of_tiles in zip(full, per_image, strict=True):
+                numbers.update(_full_tiles(model, of_tiles, configuration.score_threshold))
+        if on_full is not None:
+            for image, numbers in zip(in_window, full, strict=True):
+                if numbers:
+                    on_full(image, len(numbers))
         yield from zip(in_window, merge_detectors(frames, found, configuration), strict=True)
 
 
-def _n_full(model: torch.nn.Module, of_tiles: Sequence[Detections], score: float) -> int:
-    """Tiles whose list of detections from a score on is full."""
+def _full_tiles(model: torch.nn.Module, of_tiles: Sequence[Detections], score: float) -> set[int]:
+    """Numbers of the tiles whose list of detections from a score on is full."""
     limit = getattr(getattr(model, "roi_heads", None), "detections_per_img", None)
     if limit is None:
-        return 0
-    return sum(int((found.scores >= np.float32(score)).sum()) >= limit for found in of_tiles)
+        return set()
+    return {number for number, found in enumerate(of_tiles) if (found.scores >= np.float32(score)).sum() >= limit}
 
 
 def _windows(

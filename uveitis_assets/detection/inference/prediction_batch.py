@@ -63,6 +63,7 @@ def predict_batch(
     global_tile: bool = False,
     amp: bool | None = None,
     class_scores: Mapping[int, float] | None = None,
+    masked_classes: bool = False,
 ) -> BatchPrediction:
     """Brings the predictions of a batch up to date; a second process waits and finds them done.
 
@@ -80,6 +81,7 @@ def predict_batch(
         global_tile: the global image is one more tile beside those of the native crop.
         amp: mixed precision; None: on CUDA.
         class_scores: score from which detections of a class are written; others need the configuration's.
+        masked_classes: the models learned some of their classes, and give the others no score.
 
     Raises:
         FileNotFoundError: the batch's tiles have not been materialized.
@@ -97,6 +99,7 @@ def predict_batch(
         global_tile=global_tile,
         amp=amp,
         class_scores=class_scores,
+        masked_classes=masked_classes,
     )
     tasks: list[PredictionTask] = []
 

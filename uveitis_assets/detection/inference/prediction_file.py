@@ -60,6 +60,7 @@ def prediction_fingerprint(
     code_version: str,
     *,
     class_scores: Mapping[int, float] | None = None,
+    masked_classes: bool = False,
 ) -> str:
     """Digest of all that a prediction depends on, 16 hex digits; batch size and drawing do not enter.
 
@@ -69,6 +70,7 @@ def prediction_fingerprint(
         configuration: merging and thresholds enter.
         code_version: version of the code that predicts.
         class_scores: score from which detections of a class are written.
+        masked_classes: the networks learned some of their classes, and give the others no score.
     """
     value: dict[str, Any] = {
         "tiles": tiles,
@@ -81,6 +83,8 @@ def prediction_fingerprint(
         value["scores"] = "thresholds after merging"
     if class_scores:
         value["class_scores"] = sorted(class_scores.items())
+    if masked_classes:
+        value["classes"] = "untaught masked"
     return short_digest(json.dumps(value, sort_keys=True))
 
 

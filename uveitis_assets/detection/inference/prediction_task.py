@@ -6,7 +6,6 @@ there is no journal. It is written after its pictures, and removed before pictur
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -66,6 +65,7 @@ class PredictionSettings:
         global_tile: the global image is one more tile beside those of the native crop.
         amp: mixed precision; None: on CUDA.
         class_scores: score from which detections of a class are written; others need the configuration's.
+        masked_classes: the models learned some of their classes, and give the others no score.
     """
 
     experiment: str
@@ -78,6 +78,7 @@ class PredictionSettings:
     global_tile: bool = False
     amp: bool | None = None
     class_scores: Mapping[int, float] | None = None
+    masked_classes: bool = False
 
 
 class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
@@ -104,7 +105,7 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
         self.n_predicted = 0
         self.n_removed = 0
         self._suspects: frozenset[str] = frozenset()
-        self._n_full_tiles: Counter[str] = Counter()
+        self._n_full_tiles: dict[str, int] = {}
         self._store = store
         self._settings = settings
         self._tiles_index = store.stage_index(lane, "tiles", batch)
@@ -115,6 +116,7 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
                 settings.configuration,
                 settings.code_version,
                 class_scores=settings.class_scores,
+                masked_classes=settings.masked_classes,
             )
             for image in images
         }
@@ -217,7 +219,7 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
             item.source,
             prepared,
             self._fingerprints[item.item_id],
-            n_full_tiles=self._n_full_tiles[item.item_id],
+            n_full_tiles=self._n_full_tiles.get(item.item_id, 0),
         )
 
     # Removing ---------------------------------------------------------------------------------------------

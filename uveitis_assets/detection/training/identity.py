@@ -68,6 +68,9 @@ def training_identity(
     if _are_scaled(val, configuration.model.input_size):
         # Once validation scaled tiles in a way of its own, and another epoch may have been the best.
         plain["selection"].append("scaled as in training")
+    if len(train.categories) < configuration.model.n_categories:
+        # Once a network answered with classes that it was not taught, and another epoch may have been the best.
+        plain["classes"] = "untaught masked"
     if _sampler(configuration, train).has_remainders_or_few_empty_tiles:
         # Once remainders were drawn by chance, and empty tiles several times an epoch.
         plain["draws"] = "remainders carried, empty tiles once"

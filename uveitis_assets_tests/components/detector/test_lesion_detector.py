@@ -10,7 +10,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from uveitis_assets.detection.configuration import InferenceConfiguration
+from uveitis_assets.detection.data.preprocessed_images import read_preprocessed_images
 from uveitis_assets.detection.inference.batch_predictor import BatchPredictor, PredictedBatch
+from uveitis_assets.detection.inference.prediction_file import prediction_fingerprint
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.orchestration.partition_runs import range_tags
 from uveitis_assets.storage.files import read_json, write_json
@@ -267,6 +270,12 @@ def test_a_lane_of_some_classes_trains_evaluates_and_predicts_these_alone(traine
     labels = {lesion["label"] for image in found for lesion in image["predictions"]}
     assert labels
     assert labels <= taught
+    # Predictions of the version before, which answered with untaught classes too, are not taken for these.
+    for image in read_preprocessed_images(trained.store, "uwf700", "b00001"):
+        unmasked = prediction_fingerprint(
+            image.fingerprint, found[0]["checkpoints"], InferenceConfiguration(score_threshold=0.0), "2"
+        )
+        assert unmasked not in {content["fingerprint"] for content in found}
     sane = trained.check("subset/predictions", "prediction_sanity", "b00001")
     assert sane.passed, sane.metadata
 

@@ -2,6 +2,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,3 +138,22 @@ def test_an_ensemble_answers_once_per_lesion(images: list[PaintedImage]) -> None
     results = list(predict_images(models, images, CONFIGURATION, device="cpu"))
     assert [len(found) for _, found in results] == [2] * 12
     assert np.allclose(results[0][1].scores, 0.8)
+
+
+def test_a_full_tile_is_counted_once_whatever_the_number_of_detectors_and_flips(images: list[PaintedImage]) -> None:
+    def full_tiles(n_models: int, flips: Sequence[str]) -> list[tuple[str, int]]:
+        models = [PaintedBoxDetector() for _ in range(n_models)]
+        for model in models:
+            model.roi_heads = SimpleNamespace(detections_per_img=1)  # type: ignore[assignment]
+        counted: list[tuple[str, int]] = []
+        configuration = InferenceConfiguration.model_validate({"batch_size": 4, "flips": flips})
+        for _ in predict_images(
+            models, images, configuration, device="cpu", on_full=lambda image, n: counted.append((image.image_id, n))
+        ):
+            pass
+        return counted
+
+    once = full_tiles(1, ["none"])
+    assert [image_id for image_id, _ in once] == [image.image_id for image in images]
+    assert all(1 <= n <= 4 for _, n in once)
+    assert full_tiles(2, ["none", "horizontal", "vertical"]) == once

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -28,6 +28,8 @@ def run(
     *,
     load_models: Callable[[], Sequence[torch.nn.Module]] = lambda: [PaintedBoxDetector()],
     checkpoints: Sequence[str] = ("weights-1",),
+    class_scores: Mapping[int, float] | None = None,
+    masked_classes: bool = False,
     **settings: object,
 ) -> BatchPrediction:
     return predict_batch(
@@ -41,6 +43,8 @@ def run(
         names=NAMES,
         device="cpu",
         code_version="1",
+        class_scores=class_scores,
+        masked_classes=masked_classes,
     )
 
 
@@ -240,3 +244,21 @@ def test_the_contact_sheet_is_a_small_jpeg_also_without_detections(store: Artefa
     assert len(sheet) <= 150_000
     run(store, score_threshold=0.95)
     assert batch_prediction_sheet(store, "exp", LANE, BATCH, NAMES)[:2] == b"\xff\xd8"
+
+
+def test_operating_scores_of_classes_replace_the_threshold_and_others_predict_again(store: ArtefactStore) -> None:
+    """Every painted box is found with the score 0.9."""
+    write_preprocessed_batch(store, IMAGES)
+    assert run(store, score_threshold=0.99).detections_per_class == {}
+    strict = {1: 0.95, 2: 0.5}
+    assert run(store, score_threshold=0.99, class_scores=strict).detections_per_class == {2: 1}
+    again = run(store, score_threshold=0.99, class_scores=strict, load_models=no_models)
+    assert (again.n_skipped, again.detections_per_class) == (3, {2: 1})
+    assert run(store, score_threshold=0.99, class_scores={1: 0.85}).detections_per_class == {1: 2}
+
+
+def test_predictions_from_before_untaught_classes_were_masked_are_made_again(store: ArtefactStore) -> None:
+    write_preprocessed_batch(store, IMAGES)
+    run(store)
+    assert run(store, masked_classes=True).n_predicted == 3
+    assert run(store, masked_classes=True, load_models=no_models).n_skipped == 3

@@ -136,7 +136,11 @@ def test_what_is_no_prediction_file_is_named(tmp_path: Path, content: str) -> No
 
 def test_the_fingerprint_follows_what_can_change_detections_and_nothing_else() -> None:
     def of(tiles: str = "t", checkpoints: tuple[str, ...] = ("a", "b"), code: str = "1", **settings: object) -> str:
-        return prediction_fingerprint(tiles, checkpoints, InferenceConfiguration(**settings), code)
+        masked, scores = bool(settings.pop("masked_classes", False)), settings.pop("class_scores", None)
+        configuration = InferenceConfiguration.model_validate(settings)
+        return prediction_fingerprint(
+            tiles, checkpoints, configuration, code, class_scores=scores, masked_classes=masked
+        )
 
     same = {of(), of(checkpoints=("b", "a")), of(batch_size=64), of(overlays=False)}
     assert len(same) == 1
@@ -147,8 +151,11 @@ def test_the_fingerprint_follows_what_can_change_detections_and_nothing_else() -
         of(merge="edge_aware"),
         of(merge_iou=0.6),
         of(score_threshold=0.2),
+        of(class_scores={3: 0.4}),
+        of(class_scores={3: 0.5}),
+        of(masked_classes=True),
     ]
-    assert len({*same, *others}) == 7
+    assert len({*same, *others}) == 10
 
 
 def test_detections_by_other_weights_than_expected_are_refused_as_a_source_of_labels(

@@ -1,5 +1,7 @@
 """Trainings and predictions from before a setting existed are recognised as long as it has its default."""
 
+from dataclasses import replace
+
 import pytest
 
 from uveitis_assets.detection.configuration import DetectorConfiguration, InferenceConfiguration
@@ -38,6 +40,12 @@ def test_defaults_have_the_identity_of_trainings_from_before() -> None:
 )
 def test_what_changes_the_weights_changes_the_identity(changes: dict[str, object]) -> None:
     assert identity(**changes) != identity()
+
+
+def test_a_training_of_some_classes_is_another_than_before_their_masking() -> None:
+    split = split_of([labelled_image("a", [[1], [2]])])
+    some = replace(split, categories={1: "class 1", 2: "class 2"})
+    assert training_identity(DetectorConfiguration(), some, some, None)["configuration"] != BEFORE["configuration"]
 
 
 @pytest.mark.parametrize("changes", [{"channels_last": True}, {"compile": True}])
