@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from uveitis_assets.detection.configuration import AugmentationConfiguration
 from uveitis_assets.detection.data.copy_paste import LesionBank, paste_lesions
 from uveitis_assets.detection.data.labelled_split import LabelledImage, LabelledTile
+from uveitis_assets.detection.data.tile_dataset import TileDataset
 from uveitis_assets.detection.inference.detections import GroundTruth
 from uveitis_assets_tests.detection.data.test_tile_windows import Picture
 from uveitis_assets_tests.detection.known_detectors import small_frames
@@ -110,3 +113,20 @@ def test_nothing_is_pasted_where_no_place_is_free(source: tuple[LabelledImage, P
     after, truth = paste_lesions(grey, full, LesionBank([image]), reader, scale=1.0, n_lesions=3, rng=rng)
     assert len(truth) == 1
     np.testing.assert_array_equal(after, grey)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_data_set_pastes_as_often_as_asked_but_never_into_the_global_tile(
+    source: tuple[LabelledImage, Picture], share: float
+) -> None:
+    labelled, _ = source
+    frames = labelled.frames.with_global_tile()
+    tiles = tuple(LabelledTile(t.tile_id, Path("x"), t.width, t.height, truth_of([], [])) for t in frames.tiles)
+    whole = np.full((200, 200, 3), GREY, np.uint8)
+    whole[90:100, 80:92] = 250
+    image = replace(labelled, frames=frames, tiles=tiles)
+    augmentation = AugmentationConfiguration(copy_paste=share, horizontal_flip=0.0, vertical_flip=0.0)
+    dataset = TileDataset([image], augmentation, 1, 64, Picture(whole, frames))
+    found = [len(dataset[number][1]["labels"]) for number in range(len(dataset))]
+    assert found[-1] == 0
+    assert all((n > 0) == (share > 0) for n in found[:-1])

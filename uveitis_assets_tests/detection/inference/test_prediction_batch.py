@@ -30,6 +30,7 @@ def run(
     checkpoints: Sequence[str] = ("weights-1",),
     class_scores: Mapping[int, float] | None = None,
     masked_classes: bool = False,
+    global_tile: bool = False,
     **settings: object,
 ) -> BatchPrediction:
     return predict_batch(
@@ -45,6 +46,7 @@ def run(
         code_version="1",
         class_scores=class_scores,
         masked_classes=masked_classes,
+        global_tile=global_tile,
     )
 
 
@@ -262,3 +264,15 @@ def test_predictions_from_before_untaught_classes_were_masked_are_made_again(sto
     run(store)
     assert run(store, masked_classes=True).n_predicted == 3
     assert run(store, masked_classes=True, load_models=no_models).n_skipped == 3
+
+
+def test_a_batch_of_native_tiles_is_predicted_again_once_the_global_image_is_shown_too(store: ArtefactStore) -> None:
+    write_preprocessed_batch(
+        store, {"eye": {3: (60, 31, 240, 181)}}, crop=(300, 200), frame="native", persist=("global", "tiles")
+    )
+    passes = {}
+    for shown in (False, True):
+        model = PaintedBoxDetector()
+        assert run(store, load_models=lambda model=model: [model], global_tile=shown).n_predicted == 1
+        passes[shown] = sum(model.passes)
+    assert passes[True] == passes[False] + 1
