@@ -171,7 +171,7 @@ def load_trained_detector(
     return model, configuration
 
 
-def input_statistics(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def stored_input_statistics(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and deviation (RGB, 0 to 1) that a detector's file normalizes its input by.
 
     ImageNet's where a file of before does not name them; None for files that are no detector's of this platform, or

@@ -18,7 +18,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 from uveitis_assets.detection.configuration import FEWEST_DETECTIONS, ModelConfiguration
 from uveitis_assets.detection.models.anchors import PyramidAnchors, default_anchor_sizes
-from uveitis_assets.detection.models.backbones import Backbone
+from uveitis_assets.detection.models.backbones import Backbone, input_statistics
 from uveitis_assets.detection.models.box_similarity import box_similarity
 from uveitis_assets.detection.models.class_logits import BoxPredictor
 from uveitis_assets.detection.models.per_class_nms import PerClassRoIHeads
@@ -40,7 +40,7 @@ class _ProposalHead(RPNHead):  # type: ignore[misc]  # torchvision is untyped
 def faster_rcnn(backbone: Backbone, configuration: ModelConfiguration) -> FasterRCNN:
     """Assemble the detector.
 
-    Images are brought to ``input_size`` and normalized by the configuration's mean and deviation, or the backbone's.
+    Images are brought to ``input_size`` and normalized by ``input_statistics``.
 
     Raises:
         ValueError: ``anchor_sizes`` does not give every pyramid level equally many sizes.
@@ -53,14 +53,15 @@ def faster_rcnn(backbone: Backbone, configuration: ModelConfiguration) -> Faster
             f"length, found {[list(level) for level in sizes]}"
         )
     anchors = PyramidAnchors(sizes, configuration.anchor_ratios, strides)
+    mean, std = input_statistics(configuration)
     model = FasterRCNN(
         backbone,
         num_classes=None,
         # Equal sizes keep torchvision from enlarging tiles to its default of 800 px.
         min_size=configuration.input_size,
         max_size=configuration.input_size,
-        image_mean=list(configuration.input_mean or backbone.input_mean),
-        image_std=list(configuration.input_std or backbone.input_std),
+        image_mean=list(mean),
+        image_std=list(std),
         rpn_anchor_generator=anchors,
         rpn_head=_ProposalHead(backbone.out_channels, len(sizes[0]) * len(configuration.anchor_ratios)),
         rpn_pre_nms_top_n_train=configuration.rpn_pre_nms_train,
