@@ -139,6 +139,16 @@ def test_the_evaluation_writes_a_report_figures_and_checks(trained: Platform) ->
     }
     metadata = trained.metadata("parent/evaluation", "fold0")
     assert metadata["n_images"] == report["n_images"]
+    assert report["settings"]["merge"] == "nms"
+    assert report["tiles"] == {
+        "frame": "global",
+        "global_tile": False,
+        "tile_px": 96,
+        "input_px": 96,
+        "global_size": 128,
+    }
+    tiles = "global tiles of 96 px of a global image of 128 px (1 px per input px)"
+    assert (metadata["tiles"], trained.metadata("parent/checkpoint", "fold0")["tiles"]) == (tiles, tiles)
     assert metadata["FROC"].startswith("![")
     assert metadata["preview"].startswith("![")
     integrity = trained.check("parent/checkpoint", "checkpoint_integrity", "fold0")
