@@ -72,10 +72,6 @@ class SampleFacts:
     height: int | None = None
 
 
-UNMATCHED_TABLE = "unmatched_table"
-"""Reason of a table in which no row is of an image: a scan with such a problem is not registered."""
-
-
 @dataclass(frozen=True, slots=True)
 class LandingProblem:
     """Something in the landing folder that could not be taken: a reason code, the place and what to do."""

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from uveitis_assets.landing.image_probe import is_image_name
 from uveitis_assets.landing.layouts.file_names import without_image_extension
-from uveitis_assets.landing.samples import UNMATCHED_TABLE, LandingProblem
+from uveitis_assets.landing.samples import LandingProblem
 
 _SHOWN = 3
 _MOST_COMPARED = 1_000
@@ -43,7 +43,7 @@ def unmatched_table_problem(
         f"{', '.join(found)}; expected such as {', '.join(expected)}{legend}; correct the names, or put the table of "
         "these images in its place"
     )
-    return LandingProblem(csv, UNMATCHED_TABLE, detail)
+    return LandingProblem(csv, "unmatched_table", detail)
 
 
 def _names(file: str) -> tuple[str, ...]:

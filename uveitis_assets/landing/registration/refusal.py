@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from uveitis_assets.landing.configuration import DatasetConfiguration
-from uveitis_assets.landing.samples import UNMATCHED_TABLE, LandingScan
+from uveitis_assets.landing.samples import LandingScan
 from uveitis_assets.messages import count_of, listing
 
 _LISTED = 5
+_UNMATCHED = "unmatched_table"
 
 
 class RegistrationRefusedError(ValueError):
@@ -47,13 +48,13 @@ def refuse_unmatched_tables(dataset: DatasetConfiguration, scan: LandingScan) ->
     Raises:
         UnmatchedTableError: the message names the tables, what stands in them and what was expected.
     """
-    tables = [problem.path for problem in scan.problems if problem.reason == UNMATCHED_TABLE]
+    tables = [problem.path for problem in scan.problems if problem.reason == _UNMATCHED]
     if not tables:
         return
     # Which names may be meant, and what else is wrong, stands in the other problems of a table.
     found = sorted(
         (problem for problem in scan.problems if problem.path in tables),
-        key=lambda problem: (tables.index(problem.path), problem.reason != UNMATCHED_TABLE),
+        key=lambda problem: (tables.index(problem.path), problem.reason != _UNMATCHED),
     )
     details = "\n".join(f"  {line}" for line in listing([problem.detail for problem in found], _LISTED))
     raise UnmatchedTableError(

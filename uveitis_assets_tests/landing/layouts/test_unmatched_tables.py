@@ -4,12 +4,11 @@ import pytest
 
 from uveitis_assets.landing.configuration import DatasetConfiguration
 from uveitis_assets.landing.registration import RegistrationRefusedError, UnmatchedTableError, register
-from uveitis_assets.landing.samples import UNMATCHED_TABLE
 from uveitis_assets_tests.landing.layouts.folders import place, scan, table
 
 
 def unmatched(result):
-    return [problem.detail for problem in result.problems if problem.reason == UNMATCHED_TABLE]
+    return [problem.detail for problem in result.problems if problem.reason == "unmatched_table"]
 
 
 @pytest.mark.parametrize(
