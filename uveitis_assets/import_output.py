@@ -1,12 +1,17 @@
 """Runs ``uveitis-assets import-labels`` with the options as typed, and prints what it did."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from uveitis_assets.cli_output import console, fail, printable
 from uveitis_assets.components.fundus.lane_configuration import LaneConfiguration
 from uveitis_assets.storage.store import ArtefactStore
+
+if TYPE_CHECKING:
+    from uveitis_assets.labels.importing.request import ImportReport
 
 
 def run_import(
@@ -52,9 +57,14 @@ def run_import(
             f"{error.filename}: {error.strerror}; label files are written below UVEITIS_RAW ({store.raw}); those of "
             "images before this one are: import again with --replace"
         )
+    _print_report(lane.name, report, dry_run=dry_run)
+    return not report.refusals
+
+
+def _print_report(lane: str, report: ImportReport, *, dry_run: bool) -> None:
     verb = "would write" if dry_run else "wrote"
     lines = [
-        f"{lane.name}: {verb} {len(report.written)} label files of {report.n_images} images with {report.n_lesions} "
+        f"{lane}: {verb} {len(report.written)} label files of {report.n_images} images with {report.n_lesions} "
         f"lesions; {report.n_left_out} rows left out as asked, {len(report.refusals)} refused"
     ]
     if report.removed:
@@ -67,10 +77,9 @@ def run_import(
             "import again"
         )
     if report.written and not dry_run:
-        lines.append(f"next: uveitis-assets register {lane.name}")
+        lines.append(f"next: uveitis-assets register {lane}")
     for line in lines:
         console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
-    return not report.refusals
 
 
 def _parse_classes(mapping: Sequence[str]) -> dict[str, str]:

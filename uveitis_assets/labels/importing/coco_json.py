@@ -15,6 +15,7 @@ from uveitis_assets.labels.importing.foreign import (
     ForeignShape,
     ReaderOptions,
     corners_of_box,
+    rotated,
 )
 from uveitis_assets.labels.importing.json_files import expect_list, finite, objects, parsed, points_of
 from uveitis_assets.labels.pixel_regions import decode_run_lengths
@@ -97,6 +98,10 @@ def _shape(annotation: Mapping[str, Any], image: str, categories: Mapping[object
         raise ValueError(f"found the bbox {annotation['bbox']}, expected x, y, width, height")
     x, y, width, height = box.tolist()
     corners = corners_of_box(x, y, x + width, y + height)
+    # CVAT writes turned boxes as upright ones and an angle.
+    attributes = annotation.get("attributes")
+    angle = attributes.get("rotation") if isinstance(attributes, Mapping) else None
+    corners = rotated(corners, corners.mean(axis=0), finite(angle or 0.0).item())
     return ForeignShape(image, label_class, "box", (corners,), "pixel", place, confidence=confidence)
 
 

@@ -105,7 +105,7 @@ def _in_pixels(
 
 
 def _around(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Corners (4, 2) of the smallest rectangle around points; of the upright one where that leaves the image."""
+    """Corners (4, 2) of the smallest rectangle around points, upright where it would leave the image."""
     around = shapely.oriented_envelope(shapely.MultiPoint(points))
     if not isinstance(around, shapely.Polygon):
         raise ValueError("found an outline without area")
@@ -118,7 +118,7 @@ def _around(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.fl
 
 
 def _hull_corners(pixels: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Outer corners of the first and last pixel of each row: all points that any hull of the pixels can have."""
+    """Outer corners of the first and last pixel of each row: their hull is that of all pixels."""
     rows = np.flatnonzero(pixels.any(axis=1))
     first = pixels[rows].argmax(axis=1)
     last = pixels.shape[1] - pixels[rows, ::-1].argmax(axis=1)

@@ -61,7 +61,7 @@ def _shape(element: _Element, image: str, place: str) -> ForeignShape:
     if element.tag == "box":
         x0, y0, x1, y1 = finite([values[key] for key in ("xtl", "ytl", "xbr", "ybr")]).tolist()
         corners = corners_of_box(x0, y0, x1, y1)
-        corners = rotated(corners, corners.mean(axis=0), float(values.get("rotation", 0.0)))
+        corners = rotated(corners, corners.mean(axis=0), finite(values.get("rotation", 0.0)).item())
         return ForeignShape(image, label_class, "box", (corners,), "pixel", place)
     if element.tag == "polygon":
         points = points_of([point.split(",") for point in values["points"].split(";")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeGuard
@@ -137,13 +136,7 @@ def corners_of_box(x0: float, y0: float, x1: float, y1: float) -> NDArray[np.flo
 
 
 def rotated(points: NDArray[np.float64], centre: NDArray[np.float64], degrees: float) -> NDArray[np.float64]:
-    """Points (n, 2) turned clockwise (y points down) around a centre.
-
-    Raises:
-        ValueError: the angle is no finite number.
-    """
-    if not math.isfinite(degrees):
-        raise ValueError(f"found a rotation of {degrees} degrees, expected a finite number")
+    """Points (n, 2) turned clockwise (y points down) around a centre."""
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     turned: NDArray[np.float64] = (points - centre) @ np.array([[cosine, sine], [-sine, cosine]]) + centre
     return turned

@@ -33,7 +33,7 @@ _Shapes = Sequence[tuple[str, ForeignShape]]
 
 @dataclass(frozen=True, slots=True)
 class ImageLabels:
-    """Label files of one image, and earlier ones that they leave over; places are checked, in the raw folder."""
+    """Label files of one image, and earlier ones to remove; all paths lie below the raw folder."""
 
     files: Sequence[tuple[Path, bytes]] = ()
     stale: Sequence[Path] = ()
@@ -180,7 +180,7 @@ class ImageImport:
         return masks
 
     def _earlier(self, path: str, files: Collection[str]) -> list[str]:
-        """Label files that the image has now, to be replaced; masks of other classes stay unless all are replaced."""
+        """Label files that new ones replace; without ``--replace`` masks of other classes are none of them."""
         earlier = self._images.label_paths(path)
         if self._request.replace:
             return earlier

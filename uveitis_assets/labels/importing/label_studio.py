@@ -74,12 +74,12 @@ def _shape(result: Mapping[str, Any], image: str, place: str) -> ForeignShape:
     x, y, width, height = finite([value[key] for key in ("x", "y", "width", "height")]).tolist()
     corners = corners_of_box(x, y, x + width, y + height) / 100 * size
     # Rectangles turn around their upper left corner.
-    corners = rotated(corners, corners[0], float(value.get("rotation") or 0.0))
+    corners = rotated(corners, corners[0], finite(value.get("rotation") or 0.0).item())
     return ForeignShape(image, str(names[0]), "box", (corners,), "pixel", place)
 
 
 def _image_name(data: object) -> str:
-    """Name of a task's image: the last part of its address, without the prefix of uploads; empty where it has none."""
+    """Name of a task's image: the last part of its address, without the prefix of uploads, or nothing."""
     address = str(data.get("image", "")) if isinstance(data, Mapping) else ""
     try:
         parts = urlsplit(address)

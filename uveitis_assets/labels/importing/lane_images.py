@@ -122,7 +122,7 @@ def _stem(path: str) -> str:
 
 
 def _place(path: str) -> str:
-    """What an image's path and those of its labels have in common: all but the first folder and the extension."""
+    """What paths of an image and its labels share: all but the first folder and the extension."""
     return _composed(path).partition("/")[2].rpartition(".")[0]
 
 
