@@ -48,7 +48,7 @@ class LaneImages:
     def find(self, name: str) -> str:
         """Path of the one image that a foreign name can mean: by whole name, else without extension.
 
-        Folders in the name count where several images have it.
+        Folders in the name count where several images have it, with or without extension.
 
         Raises:
             ValueError: no image, several, or one whose labels would have the name of another image's.
@@ -58,8 +58,11 @@ class LaneImages:
         if not parts:
             raise ValueError(f"found the image name {name!r}, expected a file name")
         *folders, last = parts
-        found = self._by_name.get(last) or self._by_stem.get(without_image_extension(last)) or []
-        found = _in_folders(found, folders)
+        by_stem = self._by_stem.get(without_image_extension(last), [])
+        of_folders = _in_folders(by_stem, folders)
+        found = _in_folders(self._by_name.get(last, []), folders) or of_folders
+        if len(of_folders) < len(by_stem) and not set(found) & set(of_folders):
+            found = [*found, *of_folders]  # the extension speaks for one image, the folder for another
         if not found:
             raise ValueError(f"found no image {name!r} in {self.folder}; land it, or correct the name")
         if len(found) > 1:

@@ -44,6 +44,27 @@ def test_a_name_without_extension_that_two_images_have_is_refused_with_both(stor
     assert "found 2 images that 'x' can mean: Images/Uveitis/x.jpg, Images/Uveitis/x.png" in refusal
 
 
+def test_names_that_no_image_or_several_images_have_are_refused(store: ArtefactStore) -> None:
+    land(store, "a.jpg")
+    land(store, "a.jpg", "c.png", folder="uwf-700/Images/Behcet")
+    files = {"a.txt": ROW, "d.txt": ROW, "Behcet/a.txt": ROW, "c.txt": ROW}
+    report = run(store, files, **YOLO)
+    reasons = {refusal.image: refusal.reason for refusal in report.refusals}
+    assert "found 2 images that 'a' can mean" in reasons["a"]
+    assert "found no image 'd'" in reasons["d"]
+    assert report.written == ["Labels/Behcet/a.txt", "Labels/Behcet/c.txt"]
+
+
+def test_a_name_whose_folder_and_extension_speak_for_two_images_is_refused_with_both(store: ArtefactStore) -> None:
+    land(store, "a.png", "b.png")
+    land(store, "a.jpg", "b.jpg", folder="uwf-700/Images/Behcet")
+    files = {"1.json": labelme("Uveitis/a.jpg"), "2.json": labelme("scans/b.jpg")}
+    report = run(store, files, **NAMED)
+    (refusal,) = refusals(report)
+    assert "can mean: Images/Behcet/a.jpg, Images/Uveitis/a.png" in refusal
+    assert report.written == ["Labels/Behcet/b.txt"]
+
+
 @pytest.mark.parametrize(
     ("files", "places"),
     [

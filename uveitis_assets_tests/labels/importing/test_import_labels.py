@@ -301,25 +301,6 @@ def test_a_box_is_no_mask(store: ArtefactStore) -> None:
     assert report.written == []
 
 
-def test_names_that_no_image_or_several_images_have_are_refused(store: ArtefactStore) -> None:
-    land(store, "a.jpg")
-    land(store, "a.jpg", "c.png", folder="uwf-700/Images/Behcet")
-    row = "3 0.5 0.5 0.1 0.1\n"
-    files = {"a.txt": row, "d.txt": row, "Behcet/a.txt": row, "c.txt": row}
-    report = run(store, files, format="yolo", **NUMBERED)
-    reasons = {refusal.image: refusal.reason for refusal in report.refusals}
-    assert "found 2 images that 'a' can mean" in reasons["a"]
-    assert "found no image 'd'" in reasons["d"]
-    assert report.written == ["Labels/Behcet/a.txt", "Labels/Behcet/c.txt"]
-
-
-def test_labels_of_an_image_of_another_size_are_refused(store: ArtefactStore) -> None:
-    land(store, "a.jpg")
-    file = labelme(BOX, "polygon").replace(f'"imageWidth": {WIDTH}', '"imageWidth": 400')
-    report = run(store, {"a.json": file}, format="labelme", **NAMED)
-    assert "found labels of an image of 400x600 px, expected 800x600" in report.refusals[0].reason
-
-
 def test_label_files_that_exist_are_replaced_only_when_asked_and_a_dry_run_writes_nothing(store: ArtefactStore) -> None:
     land(store, "a.jpg")
     options: dict[str, Any] = {"format": "yolo", **NUMBERED}
@@ -332,41 +313,6 @@ def test_label_files_that_exist_are_replaced_only_when_asked_and_a_dry_run_write
     assert file.read_bytes() == b""
     run(store, {"a.txt": "3 0.5 0.5 0.1 0.1"}, replace=True, **options)
     assert file.read_text().startswith("4 0.45")
-
-
-@pytest.mark.parametrize(
-    "document",
-    [
-        '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotations>&x;</annotations>',
-        '<!DOCTYPE a [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><annotations>&b;</annotations>',
-        '<!DOCTYPE annotations SYSTEM "http://example.org/a.dtd"><annotations/>',
-    ],
-)
-def test_xml_with_a_document_type_is_refused(store: ArtefactStore, document: str) -> None:
-    land(store, "a.jpg")
-    with pytest.raises(ForeignFileError, match=r"annotations\.xml:1: found a document type or an entity"):
-        run(store, {"annotations.xml": document}, format="cvat")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "options"),
-    [
-        ("a.xml", "<annotations><image", {"format": "cvat"}),
-        ("a.xml", "<html/>", {"format": "cvat"}),
-        ("a.json", "{", {"format": "coco"}),
-        ("a.json", "[]", {"format": "coco"}),
-        ("a.json", '{"images": 3}', {"format": "coco"}),
-        ("a.json", '{"shapes": [3]}', {"format": "labelme"}),
-        ("a.json", "{}", {"format": "label-studio"}),
-        ("a.txt", b"\xff\xfe3\x00", {"format": "yolo", **NUMBERED}),
-    ],
-)
-def test_a_file_of_another_format_is_named(
-    store: ArtefactStore, name: str, content: str | bytes, options: dict[str, Any]
-) -> None:
-    land(store, "a.jpg")
-    with pytest.raises(ForeignFileError, match=rf"^{name}"):
-        run(store, {name: content}, **options)
 
 
 FOREIGN_ROWS: dict[str, dict[str, Any]] = {

@@ -160,3 +160,38 @@ def test_files_are_read_one_after_the_other(store: ArtefactStore) -> None:
         tracemalloc.stop()
     assert (report.n_images, refusals(report)) == (6, [])
     assert peak < 40_000_000  # 48 MB of files
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotations>&x;</annotations>',
+        '<!DOCTYPE a [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><annotations>&b;</annotations>',
+        '<!DOCTYPE annotations SYSTEM "http://example.org/a.dtd"><annotations/>',
+    ],
+)
+def test_xml_with_a_document_type_is_refused(store: ArtefactStore, document: str) -> None:
+    land(store, "a.jpg")
+    with pytest.raises(ForeignFileError, match=r"annotations\.xml:1: found a document type or an entity"):
+        run(store, {"annotations.xml": document}, format="cvat")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("a.xml", "<annotations><image", {"format": "cvat"}),
+        ("a.xml", "<html/>", {"format": "cvat"}),
+        ("a.json", "{", {"format": "coco"}),
+        ("a.json", "[]", {"format": "coco"}),
+        ("a.json", '{"images": 3}', {"format": "coco"}),
+        ("a.json", '{"shapes": [3]}', {"format": "labelme"}),
+        ("a.json", "{}", {"format": "label-studio"}),
+        ("a.txt", b"\xff\xfe3\x00", {**YOLO, "first_class": 0}),
+    ],
+)
+def test_a_file_of_another_format_is_named(
+    store: ArtefactStore, name: str, content: str | bytes, options: dict[str, Any]
+) -> None:
+    land(store, "a.jpg")
+    with pytest.raises(ForeignFileError, match=rf"^{name}"):
+        run(store, {name: content}, **options)
