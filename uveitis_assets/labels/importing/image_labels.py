@@ -174,8 +174,9 @@ class ImageImport:
             except UNREADABLE as error:
                 self._refuse(shape.image, shape.place, reason_of(error))
             else:
-                masks[label_class] = masks.get(label_class, False) | pixels
-                if masks[label_class].all():
+                mask = masks.setdefault(label_class, pixels)
+                mask |= pixels
+                if mask.all():
                     self._refuse(shape.image, shape.place, "found every pixel marked as lesion, expected a background")
         return masks
 
