@@ -64,8 +64,9 @@ def import_labels(
     for of_image in work.labels_of_images(foreign):
         if request.dry_run:
             continue
-        for path in of_image.stale:
-            path.unlink(missing_ok=True)
         for path, data in of_image.files:
             write_bytes(path, data)
+        # After the new ones are there: whatever ends this process, the image keeps labels.
+        for path in of_image.stale:
+            path.unlink(missing_ok=True)
     return work.report
