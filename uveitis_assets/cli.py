@@ -103,7 +103,7 @@ def import_labels_command(
     min_confidence: Annotated[
         float | None, typer.Option(help="Take predictions from this confidence on as labels", min=0.0, max=1.0)
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Overwrite label files that exist")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace all label files that the images have")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report only, write nothing")] = False,
 ) -> None:
     """Convert label files of other tools into the lane's own, beside its landed images.
