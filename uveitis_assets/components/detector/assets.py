@@ -186,6 +186,8 @@ def _predictions(detector: DetectorLaneConfiguration, keys: DetectorKeys, factor
             # Read before the tiles: what is materialized from now on is newer than these predictions.
             upstream_event = newest_events(context.instance, tiles, [batch]).get(batch, 0)
             predicted = predictor.predict(batch)
+            for finding in predicted.tile_findings:
+                context.log.warning(f"{detector.name}/predictions[{batch}]: {finding}")
             metadata: dict[str, Any] = {
                 **predicted.numbers,
                 "repaired": format_listing(predicted.repaired),
