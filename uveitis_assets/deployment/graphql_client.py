@@ -68,8 +68,7 @@ class GraphqlClient:
             if error.code >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
                 # Its database restarts, or a proxy answers for a web server that does.
                 raise WebserverUnreachableError(
-                    f"{self.url}: HTTP {error.code} {error.reason}. See `docker compose -f docker/compose.yaml logs "
-                    "webserver postgres`"
+                    f"{self.url}: HTTP {error.code} {error.reason}. See `docker/compose.sh logs webserver postgres`"
                 ) from None
             raise WebserverError(
                 f"{self.url}: HTTP {error.code} {error.reason}; expected Dagster's web server. Give its address with "
@@ -78,8 +77,8 @@ class GraphqlClient:
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise WebserverUnreachableError(
-                f"{self.url}: no web server answers ({reason}). Start the deployment with `docker compose -f "
-                "docker/compose.yaml up -d`, or give its address with --url or UVEITIS_URL"
+                f"{self.url}: no web server answers ({reason}). Start the deployment with `docker/compose.sh "
+                "up -d`, or give its address with --url or UVEITIS_URL"
             ) from None
         except ValueError:
             raise WebserverError(f"{self.url}: the answer is not JSON; expected Dagster's web server") from None

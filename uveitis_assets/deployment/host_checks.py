@@ -170,21 +170,17 @@ def check_webserver(url: str) -> list[Finding]:
         webserver = Webserver(url)
         daemons = webserver.daemons()
     except WebserverError as error:
-        return [failure("web server", str(error), "docker compose -f docker/compose.yaml logs webserver postgres")]
+        return [failure("web server", str(error), "docker/compose.sh logs webserver postgres")]
     findings = [ok("web server", f"{url}, with its database")]
     unhealthy = sorted(name for name, healthy in daemons.items() if not healthy)
     if unhealthy:
-        findings.append(
-            failure(
-                "daemon", f"not running: {', '.join(unhealthy)}", "docker compose -f docker/compose.yaml logs daemon"
-            )
-        )
+        findings.append(failure("daemon", f"not running: {', '.join(unhealthy)}", "docker/compose.sh logs daemon"))
     else:
         findings.append(ok("daemon", f"{len(daemons)} running"))
     try:
         count = len(webserver.assets())
     except WebserverError as error:
-        findings.append(failure("code server", str(error), "docker compose -f docker/compose.yaml logs code-server"))
+        findings.append(failure("code server", str(error), "docker/compose.sh logs code-server"))
     else:
         findings.append(ok("code server", f"{count} assets"))
     return findings

@@ -1,6 +1,7 @@
 """docker/prepare.sh: settings, folders and secrets of a deployment."""
 
 import getpass
+import os
 import socket
 import stat
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from uveitis_assets_tests.deployment.shell_host import Host
+from uveitis_assets_tests.deployment.shell_host import DOCKER, Host
 
 
 @pytest.fixture
@@ -63,11 +64,11 @@ def test_preparing_twice_changes_nothing(host: Host, engine_socket: Path) -> Non
 
 
 def test_preparing_again_makes_the_secrets_that_an_older_version_did_not(host: Host, engine_socket: Path) -> None:
-    folder = {"UVEITIS_SECRETS": str(host.root / "kept apart")}
+    folder = {"UVEITIS_SECRETS": str(host.root / "kept_apart")}
     assert _prepare(host, engine_socket, **folder).returncode == 0
-    password = (host.root / "kept apart/postgres_password").read_bytes()
+    password = (host.root / "kept_apart/postgres_password").read_bytes()
     settings = (host.root / "env").read_bytes()
-    secret = host.root / "kept apart/uveitis_wandb_key"
+    secret = host.root / "kept_apart/uveitis_wandb_key"
     secret.unlink()
     # The folder, uid and gid are those of the deployment, whatever the second call's variables say.
     done = _prepare(host, engine_socket, UVEITIS_UID="77")
@@ -77,7 +78,7 @@ def test_preparing_again_makes_the_secrets_that_an_older_version_did_not(host: H
     if getpass.getuser() == "root":
         assert (secret.stat().st_uid, secret.stat().st_gid) == (4321, 4322)
     assert (host.root / "env").read_bytes() == settings
-    assert (host.root / "kept apart/postgres_password").read_bytes() == password
+    assert (host.root / "kept_apart/postgres_password").read_bytes() == password
     assert not (host.root / "home/secrets").exists()
 
 
@@ -137,6 +138,21 @@ def test_the_tracking_key_is_copied_to_the_secrets_and_an_empty_file_stands_for_
         ({"WANDB_KEY_FILE": "/nowhere/key"}, "WANDB_KEY_FILE=/nowhere/key: found no such file"),
         ({"UVEITIS_DATA": "relative"}, "expected an absolute path"),
         ({"UVEITIS_DATA": "/srv/data", "UVEITIS_RAW": "/srv/data/raw"}, "lies inside /srv/data"),
+        ({"UVEITIS_DATA": "/srv/a:b"}, "UVEITIS_DATA=/srv/a:b: expected a path without colons"),
+        ({"UVEITIS_RAW": "/srv/a b"}, "without colons, spaces"),
+        ({"UVEITIS_STATE": "/srv/a\nb"}, "without colons, spaces, line breaks"),
+        ({"UVEITIS_SECRETS": "/srv/a$b"}, "UVEITIS_SECRETS="),
+        ({"UVEITIS_DATA": "/srv/a\\b"}, "UVEITIS_DATA="),
+        ({"UVEITIS_DATA": "/srv/a'b"}, "UVEITIS_DATA="),
+        ({"PORT": "http"}, "PORT=http: expected a whole number from 1 to 65535"),
+        ({"PORT": "0"}, "expected a whole number from 1 to 65535"),
+        ({"PORT": "65536"}, "expected a whole number from 1 to 65535"),
+        ({"PORT": "3000:80"}, "expected a whole number from 1 to 65535"),
+        ({"PORT": "3000\nIMAGE_TAG=other"}, "expected a whole number from 1 to 65535"),
+        ({"UVEITIS_DEPLOYMENT": "Clinic A"}, "UVEITIS_DEPLOYMENT=Clinic\\ A: expected small letters"),
+        ({"UVEITIS_GID": "users"}, "expected whole numbers"),
+        ({"IMAGE_TAG": "a b"}, "expected an image's name"),
+        ({"UVEITIS_WORKERS": "many"}, "UVEITIS_WORKERS=many"),
         ({"DOCKER_SOCKET": "/nowhere.sock"}, "found no socket of a Docker engine"),
     ],
 )
@@ -147,3 +163,54 @@ def test_preparing_refuses_what_cannot_work(
     assert done.returncode == 2
     assert message in done.stderr
     assert not (host.root / "env").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make folders for another user")
+def test_root_leaves_folders_and_settings_that_their_user_can_use(engine_socket: Path, host: Host) -> None:
+    # Parents that root makes would be closed to the user; those that are there are not touched.
+    os.chmod(host.root, 0o755)
+    top = host.root / "srv"
+    done = _prepare(host, engine_socket, UVEITIS_HOME=str(top / "clinic/uveitis"), UVEITIS_DATA=str(top / "big/data"))
+    assert done.returncode == 0, done.stderr
+    made = [top, *sorted(top.rglob("*")), host.root / "env"]
+    assert len(made) > 10
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(4321, 4322)}
+    assert all(path.stat().st_mode & 0o600 == 0o600 for path in made)
+    assert host.root.stat().st_uid == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make folders for another user")
+def test_a_folder_that_its_user_cannot_reach_is_named(engine_socket: Path, host: Host) -> None:
+    closed = host.root / "closed"
+    closed.mkdir(mode=0o700)
+    done = _prepare(host, engine_socket, UVEITIS_HOME=str(closed / "home"))
+    assert done.returncode == 0
+    assert f"uid 4321 cannot reach {closed / 'home/data'}" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("PORT", "http"), ("UVEITIS_DATA", "/srv/a b"), ("UVEITIS_STATE", "")])
+def test_settings_that_were_edited_wrongly_are_refused(host: Host, engine_socket: Path, name: str, wrong: str) -> None:
+    assert _prepare(host, engine_socket).returncode == 0
+    file = host.root / "env"
+    file.write_text("".join(f"{line}\n" for line in file.read_text().splitlines() if not line.startswith(name)))
+    with file.open("a") as settings:
+        settings.write(f"{name}={wrong}\n")
+    done = _prepare(host, engine_socket)
+    assert done.returncode == 2
+    assert name in done.stderr
+    assert str(file) in done.stderr
+
+
+def test_compose_is_called_in_the_version_that_the_host_has(host: Host, engine_socket: Path) -> None:
+    settings = str(host.root / "env")
+    missing = host.run("compose.sh", "up", "-d", SETTINGS_FILE=settings)
+    assert (missing.returncode, "call docker/prepare.sh first" in missing.stderr) == (2, True)
+    assert _prepare(host, engine_socket).returncode == 0
+    rest = ["--env-file", settings, "-f", str(DOCKER / "compose.yaml"), "up", "-d"]
+    assert host.call("compose.sh", "up", "-d", SETTINGS_FILE=settings)[:1] == ["compose"]
+    assert (host.root / "record").read_text().splitlines()[2:] == rest
+
+    host.program("docker", "#!/bin/sh\nexit 1\n")
+    host.program("docker-compose", '#!/bin/sh\nprintf "%s\\n" old "$PORT" "$@"\n')
+    done = host.run("compose.sh", "up", "-d", SETTINGS_FILE=settings, PORT="4000")
+    assert done.stdout.splitlines() == ["old", "", *rest]
