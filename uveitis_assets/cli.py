@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from uveitis_assets import operation_commands
 from uveitis_assets.cli_output import console, fail
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Retinal-imaging data assets on Dagster.",
 )
+app.add_typer(operation_commands.app)
 _SETTINGS = Path("docker/.env")
 
 

@@ -9,9 +9,10 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 TEMPORARY_SUFFIX = ".partial"
 
@@ -38,6 +39,13 @@ def resolve_inside(root: Path, name: str | Path) -> Path:
 
 def write_bytes(path: Path, data: bytes | bytearray | memoryview, *, mode: int = 0o644) -> None:
     """Write a file atomically with the given permissions and make its folder; readers see all or nothing."""
+    with open_atomically(path, mode=mode) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def open_atomically(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Open a file that appears at ``path`` when the block ends, and not at all where it raises."""
     temporary = _temporary(path)
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -46,7 +54,7 @@ def write_bytes(path: Path, data: bytes | bytearray | memoryview, *, mode: int =
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
+            yield stream
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)

@@ -168,7 +168,7 @@ def test_preparing_refuses_what_cannot_work(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make folders for another user")
 def test_root_leaves_folders_and_settings_that_their_user_can_use(engine_socket: Path, host: Host) -> None:
     # Parents that root makes would be closed to the user; those that are there are not touched.
-    os.chmod(host.root, 0o755)
+    host.root.chmod(0o755)
     top = host.root / "srv"
     done = _prepare(host, engine_socket, UVEITIS_HOME=str(top / "clinic/uveitis"), UVEITIS_DATA=str(top / "big/data"))
     assert done.returncode == 0, done.stderr
