@@ -1,5 +1,5 @@
 #!/bin/sh
-# Entrypoint of the image: tells dev (all in one container), web, code-server, daemon and train apart; anything else is
+# Entrypoint of the image: tells dev (all in one container), web, code-server, daemon, monitor and train apart; anything else is
 # a command to run as it is, which is how run containers start.
 set -eu
 
@@ -35,6 +35,9 @@ case $role in
   daemon)
     python -m uveitis_assets.deployment.gpu_pool
     exec dagster-daemon run --workspace /opt/uveitis/workspace.yaml "$@"
+    ;;
+  monitor)
+    exec python -m uveitis_assets.deployment.monitoring.monitor "$@"
     ;;
   train)
     if [ $# -eq 0 ]; then

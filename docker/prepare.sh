@@ -32,8 +32,14 @@ make_missing_secrets() {
   elif [[ -n ${WANDB_KEY_FILE:-} ]] && ! cmp -s "$tracking_key" "$key"; then
     echo "$key holds another key than $tracking_key and stays as it is; remove it to have it made anew."
   fi
+  # The monitor mounts these; empty they serve alerts that need none.
+  local file
+  for file in "$secrets/smtp_password" "$secrets/alert_webhook"; do
+    [[ -e $file ]] || (umask 077 && : >"$file")
+  done
+  make_folder "$state/monitor"
   if [[ $(id -u) == 0 ]]; then
-    chown "$uid:$gid" "$secrets" "$secrets/postgres_password" "$key"
+    chown "$uid:$gid" "$secrets" "$secrets/postgres_password" "$secrets/smtp_password" "$secrets/alert_webhook" "$key"
   fi
 }
 

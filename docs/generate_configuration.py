@@ -199,7 +199,7 @@ INTRODUCTION = """# Configuration
 | `UVEITIS_ACCEPT_SNAPSHOT` | none | Tests only: write the snapshot of the asset graph instead of comparing it |
 | `UVEITIS_TEST_PATIENCE` | 10 | Tests only: factor of every timeout, for slow machines |
 | `UVEITIS_URL` | `http://127.0.0.1:3000` | `uveitis-assets submit`: the deployment's UI |
-| `UVEITIS_SETTINGS` | `docker/.env` | `uveitis-assets doctor`: settings of the deployment |
+| `UVEITIS_SETTINGS` | `docker/.env` | `uveitis-assets doctor`, `backup`, `restore`: settings of the deployment |
 | `DAGSTER_HOME` | none; `make` sets `./.dagster_home` | Folder of Dagster's database and of `dagster.yaml` |
 
 ### Docker deployment

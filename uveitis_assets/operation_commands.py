@@ -1,4 +1,4 @@
-"""Commands that operate a deployment: backup and restore."""
+"""Commands that operate a deployment: backup, restore, a test of its alerts."""
 
 import os
 from pathlib import Path
@@ -67,6 +67,24 @@ def restore(
     console.print(f"restored the backup of {found.made_at}", soft_wrap=True)
     if earlier is not None:
         console.print(f"the earlier ledger, with its key, is in {earlier}", soft_wrap=True)
+
+
+@app.command("alert-test")
+def alert_test(
+    file: Annotated[Path, typer.Argument(help="Settings of the alerts: alerts.yaml of the monitor")],
+) -> None:
+    """Send a message as alerts are sent, by mail and webhook, and say whether it was taken."""
+    from uveitis_assets.deployment.monitoring.alert_settings import AlertSettings, AlertSettingsError
+    from uveitis_assets.deployment.monitoring.delivery import DeliveryError, deliver
+
+    try:
+        settings = AlertSettings.read(file)
+        ways = deliver(settings, f"[{settings.name}] test of the alerts", "This is a test; nothing is wrong.")
+    except (AlertSettingsError, DeliveryError) as error:
+        fail(str(error))
+    if not ways:
+        fail(f"{file}: found neither mail nor webhook; nobody would be told")
+    console.print(f"sent: {', '.join(ways)}", soft_wrap=True)
 
 
 def _open(

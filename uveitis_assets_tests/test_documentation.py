@@ -30,6 +30,7 @@ from uveitis_assets.components.encoder_pretraining import EncoderPretraining
 from uveitis_assets.components.fundus_dataset import FundusDataset
 from uveitis_assets.components.lesion_detector import LesionDetector
 from uveitis_assets.components.reference_color import ReferenceColor
+from uveitis_assets.deployment.monitoring.alert_settings import AlertSettings
 from uveitis_assets.detection.checkpoints.lineage import weights_lineage
 from uveitis_assets.detection.configuration import (
     DetectorConfiguration,
@@ -345,6 +346,8 @@ def yaml_problem(text: str) -> str | None:
             check_run_configuration(content)
         elif "run_launcher" in content:
             return None  # an instance's settings: the tests of the launcher load them
+        elif "repeat_hours" in content:
+            AlertSettings.model_validate(content)
         else:
             # A fragment is of the components that have all of its fields.
             fitting = [c for c in COMPONENTS if set(content) <= set(c.get_model_cls().model_fields)]

@@ -1,4 +1,4 @@
-"""Back up what cannot be made again: Dagster's database, the ledger, and the key of the patient pseudonyms.
+"""Back up what cannot be made again: the database, the ledger, the key of the pseudonyms.
 
 A backup is a folder of its own: ``database.dump`` (pg_dump's custom format), ``ledger/`` and, last, ``backup.json``
 with the SHA-256 of every file. A folder without ``backup.json`` is no backup. Files are readable by their owner only;

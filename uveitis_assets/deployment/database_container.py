@@ -44,8 +44,8 @@ def check_at_rest(settings: DeploymentSettings) -> None:
     if services or runs:
         raise ServicesError(
             f"{settings.deployment}: found {len(services)} services and {len(runs)} runs at work, expected the "
-            f"database alone; nothing was changed. Call docker/compose.sh down, then docker/compose.sh up -d {_DATABASE}, and "
-            "let runs end or stop them"
+            f"database alone; nothing was changed. Call docker/compose.sh down, then docker/compose.sh up -d "
+            f"{_DATABASE}, and let runs end or stop them"
         )
 
 

@@ -1,4 +1,4 @@
-"""Postgres' own programs pg_dump, pg_restore and psql, on this machine or in the deployment's database container."""
+"""Postgres' pg_dump, pg_restore and psql, on this machine or in the database's container."""
 
 from __future__ import annotations
 

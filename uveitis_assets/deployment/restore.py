@@ -1,4 +1,4 @@
-"""Put a backup back: Dagster's database in one transaction, then the ledger with the key of the pseudonyms."""
+"""Put a backup back: the database in one transaction, then the ledger with the key."""
 
 from __future__ import annotations
 

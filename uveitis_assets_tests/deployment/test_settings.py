@@ -12,7 +12,7 @@ from uveitis_assets.deployment.settings import DeploymentSettings
 from uveitis_assets.launcher import GpuDockerRunLauncher
 from uveitis_assets_tests.conftest import REPOSITORY
 
-OWN_PARTS = ("code-server", "webserver", "daemon")
+OWN_PARTS = ("code-server", "webserver", "daemon", "monitor")
 
 
 @pytest.fixture(scope="module")

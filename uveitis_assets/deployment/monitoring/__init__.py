@@ -1,0 +1,1 @@
+"""Watching a deployment from outside its daemon: alerts and metrics."""
