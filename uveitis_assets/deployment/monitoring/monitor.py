@@ -1,4 +1,4 @@
-"""The service that watches a deployment: it looks every half minute and tells what is wrong.
+"""The service that watches a deployment: it tells what is wrong and serves /metrics.
 
 It is a process of its own, because a sensor says nothing when the daemon or the code server is what failed. Run it
 with ``python -m uveitis_assets.deployment.monitoring.monitor FOLDER``, as the image's entrypoint does; the folder has
@@ -21,8 +21,10 @@ from uveitis_assets.deployment.monitoring.alert_settings import AlertSettings, A
 from uveitis_assets.deployment.monitoring.alerting import Alerting
 from uveitis_assets.deployment.monitoring.conditions import Condition, all_conditions
 from uveitis_assets.deployment.monitoring.delivery import DeliveryError, deliver
+from uveitis_assets.storage.store import ArtefactStore
 
 INTERVAL_S = 30.0
+METRICS_PORT = 9464
 # Failures of this time are looked for, so that a monitor that was away tells them too.
 _LOOK_BACK = timedelta(days=1)
 # A restart of the deployment takes some time; until then nothing is told.
@@ -113,7 +115,15 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     state = Path(sys.argv[1])
     folders = {"data": Path(os.environ["UVEITIS_DATA"]), "state": state}
+    # Here, because settings and alerts serve commands on hosts without the library.
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    from uveitis_assets.deployment.monitoring.metrics import DeploymentCollector
+
     with dg.DagsterInstance.get() as instance:
+        registry = CollectorRegistry()
+        DeploymentCollector(instance, ArtefactStore.from_environment(), folders, registry)
+        start_http_server(METRICS_PORT, registry=registry)
         monitor = Monitor(
             instance,
             state / "alerts.yaml",
