@@ -1,4 +1,4 @@
-"""Numbers of a deployment for Prometheus; labels hold names of lanes and states, never of files or patients."""
+"""Numbers of a deployment for Prometheus; labels hold names of lanes and states, never of files."""
 
 from __future__ import annotations
 
