@@ -73,7 +73,9 @@ def diagnose_engine(client: DockerClient, settings: DeploymentSettings) -> Itera
     yield image
     if image.verdict != "failure":
         variables = [f"UVEITIS_DATA={settings.data}", f"UVEITIS_RAW={settings.raw}"]
-        yield from check_run_container(client, settings.image, settings.container_settings, variables)
+        yield from check_run_container(
+            client, settings.image, settings.container_settings, variables, settings.container_options
+        )
 
 
 def examine(settings_file: Path, data: Path, console: Console) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from docker.errors import APIError, ContainerError, DockerException, ImageNotFound
 
 from uveitis_assets.deployment.findings import Finding, failure, ok, warning
-from uveitis_assets.launcher.container_options import ContainerSettings, build_environment, build_options
+from uveitis_assets.launcher.container_options import IMAGE_USER, ContainerSettings, build_environment, build_options
 from uveitis_assets.launcher.gpu import ALL_GPUS, CPU, how_to_install_the_runtime, is_gpu_start_failure
 
 if TYPE_CHECKING:
@@ -75,7 +75,11 @@ def check_image(client: DockerClient, image: str) -> Finding:
 
 
 def check_run_container(
-    client: DockerClient, image: str, settings: ContainerSettings, variables: Sequence[str]
+    client: DockerClient,
+    image: str,
+    settings: ContainerSettings,
+    variables: Sequence[str],
+    options: Mapping[str, Any],
 ) -> list[Finding]:
     """Start a container with the options of a run, on all GPUs if the engine has the runtime, and ask it.
 
@@ -84,11 +88,12 @@ def check_run_container(
         image: of the runs.
         settings: how the launcher makes containers.
         variables: UVEITIS_DATA and UVEITIS_RAW of the container, as NAME=value.
+        options: ``container_kwargs`` of the deployment, such as shm_size.
     """
     findings: list[Finding] = []
     device = ALL_GPUS if settings.gpu_runtime in (client.info().get("Runtimes") or {}) else CPU
     try:
-        answer = _ask(client, image, settings, variables, device)
+        answer = _ask(client, image, settings, variables, device=device, options=options)
     except APIError as error:
         if device == CPU or not is_gpu_start_failure(str(error)):
             return [_no_container(error)]
@@ -101,7 +106,7 @@ def check_run_container(
         )
         device = CPU
         try:
-            answer = _ask(client, image, settings, variables, device)
+            answer = _ask(client, image, settings, variables, device=device, options=options)
         except (APIError, ContainerError) as second:
             return [*findings, _no_container(second)]
     except ContainerError as error:
@@ -118,7 +123,7 @@ def check_answer(answer: Mapping[str, Any], settings: ContainerSettings, *, on_g
         on_gpu: whether it was given GPUs.
     """
     findings = [_check_torch(answer, on_gpu=on_gpu)]
-    if answer["user"] != settings.user:
+    if settings.user != IMAGE_USER and answer["user"] != settings.user:
         findings.append(
             failure("user of runs", f"found {answer['user']}, expected {settings.user}", "build the image again")
         )
@@ -162,7 +167,13 @@ def _check_mount(name: str, answer: Mapping[str, Any], settings: ContainerSettin
 
 
 def _ask(
-    client: DockerClient, image: str, settings: ContainerSettings, variables: Sequence[str], device: str
+    client: DockerClient,
+    image: str,
+    settings: ContainerSettings,
+    variables: Sequence[str],
+    *,
+    device: str,
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     command = ["python", "-c", _PROBE]
     container = client.containers.create(
@@ -170,7 +181,7 @@ def _ask(
         command,
         network_mode="none",
         environment=build_environment(settings, variables, {}, device),
-        **build_options(settings, {}, {}, device),
+        **build_options(settings, options, {}, device),
     )
     try:
         container.start()

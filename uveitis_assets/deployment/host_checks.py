@@ -72,7 +72,9 @@ def _check_folder(name: str, folder: Path, settings: DeploymentSettings) -> Find
 
 def _check_secret(name: str, settings: DeploymentSettings) -> Finding:
     check, file = f"secret: {name}", settings.secrets / name
-    remedy = f"SETTINGS_FILE={settings.file} docker/prepare.sh {_WHAT_PREPARING_MAKES[name]}"
+    remedy = f"write the secret to it, and chown {settings.uid}:{settings.gid} {file} && chmod 600 {file}"
+    if name in _WHAT_PREPARING_MAKES:
+        remedy = f"SETTINGS_FILE={settings.file} docker/prepare.sh {_WHAT_PREPARING_MAKES[name]}"
     try:
         found = file.stat()
     except PermissionError:

@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import yaml
 from docker.errors import APIError, DockerException, ImageNotFound
 from rich.console import Console
 from typer.testing import CliRunner
@@ -249,6 +250,57 @@ def test_a_host_with_a_gpu_in_order_has_no_finding(settings: DeploymentSettings,
     assert options["runtime"] == "nvidia"
     assert options["cap_drop"] == ["ALL"]
     assert engine.left == 0
+
+
+def test_the_probe_is_made_as_dagster_yaml_says_and_following_a_remedy_there_helps(
+    settings: DeploymentSettings, answer: dict[str, Any]
+) -> None:
+    file = settings.file.with_name("dagster.yaml")
+    configured = yaml.safe_load((REPOSITORY / "docker/dagster.yaml").read_text())
+    launcher = configured["run_launcher"]["config"]
+    raw = launcher["read_only_volumes"].pop()
+    launcher["volumes"].append(raw)
+    launcher |= {"gpu_runtime": "nvidia-cdi", "container_kwargs": {"shm_size": "64m", "mem_limit": "4g"}}
+    launcher["secrets"].append("tracker")
+    file.write_text(yaml.safe_dump(configured))
+    mine = DeploymentSettings.read(settings.file)
+    engine = Engine(answer | {"shared_memory": 64e6, "writable": {"data": True, "raw images": True, "state": True}})
+    findings = _diagnose(engine, mine)
+    [asked] = engine.asked
+    assert (asked["shm_size"], asked["mem_limit"]) == ("64m", "4g")
+    assert "/run/secrets/tracker" in {mount["Target"] for mount in asked["mounts"]}
+    assert findings["GPU runtime"].verdict == "warning"
+    assert "set shm_size in container_kwargs" in findings["shared memory"].remedy
+    assert "declare it in read_only_volumes" in findings["mount: raw images"].remedy
+    [secret] = _bad(check_folders(mine))
+    assert (secret.check, "write the secret to it" in secret.remedy) == ("secret: tracker", True)
+
+    # The remedies, followed.
+    launcher["volumes"].remove(raw)
+    launcher["read_only_volumes"].append(raw)
+    launcher["container_kwargs"]["shm_size"] = "8g"
+    file.write_text(yaml.safe_dump(configured))
+    (mine.secrets / "tracker").write_text("key")
+    (mine.secrets / "tracker").chmod(0o600)
+    engine = Engine(answer, runtimes=("nvidia-cdi", "runc"))
+    assert _bad(list(_diagnose(engine, DeploymentSettings.read(settings.file)).values())) == []
+    assert engine.asked[0]["shm_size"] == "8g"
+    assert {mount["Source"]: mount["ReadOnly"] for mount in engine.asked[0]["mounts"]}[str(mine.raw)]
+    assert _bad(check_folders(mine)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run_launcher: {config: {user: {env: NOBODY}}}", "NOBODY: expected a variable that docker/compose.yaml gives"),
+        ("telemetry: {enabled: false}", "expected run_launcher with config"),
+        ("run_launcher: [", "it cannot be read"),
+    ],
+)
+def test_a_dagster_yaml_that_is_wrong_is_a_finding(settings: DeploymentSettings, text: str, message: str) -> None:
+    settings.file.with_name("dagster.yaml").write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        _ = DeploymentSettings.read(settings.file).container_settings
 
 
 def test_an_engine_that_does_not_answer_ends_the_checks(settings: DeploymentSettings, answer: dict[str, Any]) -> None:
