@@ -197,3 +197,54 @@ def test_weights_that_are_there_are_checked_and_not_fetched_again(host: Host) ->
     assert done.returncode == 1
     assert "remove the file" in done.stderr
     assert checkpoint.read_bytes() == b"other"
+
+
+@pytest.fixture
+def settings_file(host: Host) -> Path:
+    values = {"UVEITIS_UID": "4321", "UVEITIS_GID": "4322", "PORT": "3456", "IMAGE_TAG": "clinic/uveitis:7"}
+    values |= {"DOCKER_SOCKET": "/run/docker.sock", "DOCKER_GID": "77"}
+    for name in ("DATA", "RAW", "STATE", "SECRETS"):
+        folder = host.root / "home" / name.lower()
+        folder.mkdir(parents=True)
+        values[f"UVEITIS_{name}"] = str(folder)
+    file = host.root / "env"
+    file.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+    return file
+
+
+def test_submit_in_a_container_reaches_the_ui_and_gets_neither_the_engine_nor_a_folder(
+    host: Host, settings_file: Path
+) -> None:
+    arguments = host.call("client.sh", "submit", "uwf700", "--missing", SETTINGS_FILE=str(settings_file))
+    assert arguments[-5:] == ["clinic/uveitis:7", "uveitis-assets", "submit", "uwf700", "--missing"]
+    assert arguments[arguments.index("--network") + 1] == "host"
+    assert arguments[arguments.index("--user") + 1] == "4321:4322"
+    assert "UVEITIS_URL=http://127.0.0.1:3456" in arguments
+    assert not {"--mount", "--volume", "--group-add"} & set(arguments)
+
+
+def test_the_doctor_in_a_container_sees_the_folders_of_the_host_and_may_change_none(
+    host: Host, settings_file: Path
+) -> None:
+    arguments = host.call("client.sh", "doctor", SETTINGS_FILE=str(settings_file))
+    assert arguments[-3:] == ["clinic/uveitis:7", "uveitis-assets", "doctor"]
+    mounts = [arguments[index + 1] for index, argument in enumerate(arguments) if argument == "--mount"]
+    for name in ("data", "raw", "state", "secrets"):
+        folder = host.root / "home" / name
+        assert f"type=bind,source={folder},target={folder},readonly" in mounts
+    assert f"type=bind,source={settings_file},target=/settings/env,readonly" in mounts
+    writable = [mount for mount in mounts if not mount.endswith(",readonly")]
+    assert writable == ["type=bind,source=/run/docker.sock,target=/run/docker.sock"]
+    assert arguments[arguments.index("--group-add") + 1] == "77"
+    # dagster.yaml lies beside the settings, where the doctor looks for it.
+    assert f"type=bind,source={DOCKER / 'dagster.yaml'},target=/settings/dagster.yaml,readonly" in mounts
+
+
+def test_the_client_refuses_other_commands_and_folders_that_are_gone(host: Host, settings_file: Path) -> None:
+    done = host.run("client.sh", "demo", SETTINGS_FILE=str(settings_file))
+    assert (done.returncode, "expected doctor or submit first, found 'demo'" in done.stderr) == (2, True)
+    (host.root / "home/state").rmdir()
+    done = host.run("client.sh", "doctor", SETTINGS_FILE=str(settings_file))
+    assert (done.returncode, "found no folder of UVEITIS_STATE" in done.stderr) == (2, True)
+    done = host.run("client.sh", "doctor", SETTINGS_FILE="/nowhere/env")
+    assert (done.returncode, "call docker/prepare.sh first" in done.stderr) == (2, True)
