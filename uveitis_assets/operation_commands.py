@@ -1,6 +1,7 @@
-"""Commands that operate a deployment: backup, restore, a test of its alerts."""
+"""Commands that operate a deployment: backup, restore, retention, a test of its alerts."""
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,6 +68,34 @@ def restore(
     console.print(f"restored the backup of {found.made_at}", soft_wrap=True)
     if earlier is not None:
         console.print(f"the earlier ledger, with its key, is in {earlier}", soft_wrap=True)
+
+
+@app.command()
+def prune(
+    *,
+    older_than_days: Annotated[int, typer.Option(help="Runs that ended before so many days", min=1)] = 90,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, remove nothing")] = False,
+) -> None:
+    """Remove old finished runs with their events and output; needs DAGSTER_HOME.
+
+    Runs that hold the newest materialization of a partition stay, without their output.
+    """
+    import dagster as dg
+
+    from uveitis_assets.deployment.retention import remove_old_runs
+
+    if not os.environ.get("DAGSTER_HOME"):
+        fail("DAGSTER_HOME is not set: expected the folder of Dagster's settings, which say where its database is")
+    before = datetime.now(UTC) - timedelta(days=older_than_days)
+    with dg.DagsterInstance.get() as instance:
+        removal = remove_old_runs(instance, before, dry_run=dry_run)
+    verb = "would remove" if dry_run else "removed"
+    console.print(
+        f"{verb} {len(removal.runs)} runs that ended before {before:%Y-%m-%d}, and the output of "
+        f"{len(removal.outputs_only)} more, which hold what the UI shows of assets",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 @app.command("alert-test")
