@@ -17,6 +17,8 @@ from torch.nn import functional
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import boxes as box_operations
 
+from uveitis_assets.detection.models.region_matching import MatchingRoIHeads
+
 _SMALLEST_SIDE_PX = 1e-2
 
 
@@ -36,7 +38,7 @@ def per_class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> 
     return rows[scores[rows].sort(descending=True, stable=True).indices]
 
 
-class PerClassRoIHeads(RoIHeads):  # type: ignore[misc]  # torchvision is untyped
+class PerClassRoIHeads(MatchingRoIHeads):
     """torchvision's box heads with exact per-class NMS; parameter names and losses are torchvision's."""
 
     def postprocess_detections(

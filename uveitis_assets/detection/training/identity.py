@@ -74,6 +74,9 @@ def training_identity(
     if _sampler(configuration, train).has_remainders_or_few_empty_tiles:
         # Once remainders were drawn by chance, and empty tiles several times an epoch.
         plain["draws"] = "remainders carried, empty tiles once"
+    if configuration.model.roi_similarity != "iou":
+        # Once regions were compared by IoU whatever the setting was.
+        plain["regions"] = "compared as configured"
     plain["initialise"] = [configuration.initialise.mode, configuration.initialise.min_matched] if parent else None
     return {
         "configuration": short_digest(json.dumps(plain, sort_keys=True)),
