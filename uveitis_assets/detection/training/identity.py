@@ -22,6 +22,7 @@ from uveitis_assets.training.distributed import n_processes
 _ADDED_LATER = {
     "model": (
         *("fit_anchors", "rpn_similarity", "roi_similarity", "nwd_constant"),
+        *("head_stages", "later_stage_ious", "stage_loss_weights"),
         *("rpn_anchors_per_tile", "rpn_positive_share", "roi_regions_per_tile", "roi_positive_share"),
     ),
     "augmentation": ("origin_shift", "scale", "rotation", "copy_paste", "copy_paste_lesions"),
@@ -46,8 +47,9 @@ def training_identity(
     left_out = shown | speed
     plain: dict[str, Any] = {name: part.model_dump(mode="json", exclude=left_out) for name, part in settings.items()}
     for part, values in plain.items():
+        defaults = type(settings[part])().model_dump(mode="json")
         for name in _ADDED_LATER.get(part, ()):
-            if values[name] == type(settings[part]).model_fields[name].default:
+            if values[name] == defaults[name]:
                 del values[name]
     _as_before(plain["model"])
     plain["selection"] = [
