@@ -228,7 +228,7 @@ def _wanted(model: nn.Module, encoder: str, mode: Mode) -> list[str] | None:
 
 
 def _further_stages(model: nn.Module, given: Mapping[str, Tensor]) -> dict[str, str]:
-    """Names of the model's tensors of stages that a file lacks, and of the same ones in the file's last stage."""
+    """Tensors of the stages that a file lacks, with the name of each in the file's last stage."""
     last = max((int(stage[1]) for name in given if (stage := _LATER_STAGE.match(name))), default=None)
     prefix = "roi_heads." if last is None else f"roi_heads.later_stages.{last}."
     lacking = [stage for name in model.state_dict() if name not in given and (stage := _LATER_STAGE.match(name))]

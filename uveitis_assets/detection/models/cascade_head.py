@@ -5,8 +5,8 @@ ones, but the proposal network has few such proposals to teach it with. The boxe
 so each stage is taught with a larger IoU than the one before, on the boxes that those left it.
 
 The first stage is the head of a detector without a cascade, with its parameter names and its box per class, so that
-weights of such a detector load into it. Later stages have one box for all classes, as in the paper: most classes have
-too few lesions to teach a regression of their own. A region goes on with the box of its best class.
+weights of such a detector load into it. Later stages have one box for all classes, as all of the paper's: most classes
+have too few lesions to teach a regression of their own. A region goes on with the box of its best class.
 
 Source: Cai & Vasconcelos, Cascade R-CNN: Delving Into High Quality Object Detection, CVPR 2018. Box codes are those of
 the paper (10, 20 and 30 for places, half of it for sizes). Regions are sampled once, before the first stage, as in
@@ -39,10 +39,11 @@ _SMALLEST_SIDE_PX = 1.0
 
 
 def with_cascade(model: FasterRCNN, configuration: ModelConfiguration) -> FasterRCNN:
-    """Give ``model`` the later stages of ``head_stages``, in place: it keeps its parameters and their names.
+    """Give ``model`` the later stages of ``head_stages``, in place.
 
-    New are ``roi_heads.later_stages.<n>.box_head`` and ``.box_predictor``, drawn from torch's global generator.
-    Training adds ``loss_classifier_stage_<n>`` and ``loss_box_reg_stage_<n>``, n from 2 on.
+    It keeps its parameters and their names. New are ``roi_heads.later_stages.<n>.box_head`` and ``.box_predictor``, n
+    from 0 on, drawn from torch's global generator. Training adds ``loss_classifier_stage_<n>`` and
+    ``loss_box_reg_stage_<n>``, n from 2 on.
     """
     first = model.roi_heads
     later = []
@@ -58,7 +59,10 @@ def with_cascade(model: FasterRCNN, configuration: ModelConfiguration) -> Faster
 
 
 class ClassAgnosticPredictor(BoxPredictor):
-    """A box predictor with one box for all classes, given for each of them: its answers have torchvision's shapes."""
+    """A box predictor with one box for all classes.
+
+    It gives the box for each class, so that its answers have torchvision's shapes.
+    """
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__(in_channels, num_classes)
@@ -71,7 +75,11 @@ class ClassAgnosticPredictor(BoxPredictor):
 
 
 class CascadeRoIHeads(PerClassRoIHeads):
-    """torchvision's box heads as the first of several stages; arguments are those of ``RoIHeads`` without masks."""
+    """torchvision's box heads as the first of several stages.
+
+    Arguments are those of ``RoIHeads`` without masks; ``later_stages`` share the pooling, and ``loss_weights`` has one
+    number for every stage, the first included.
+    """
 
     def __init__(
         self,
@@ -83,7 +91,6 @@ class CascadeRoIHeads(PerClassRoIHeads):
         loss_weights: Sequence[float],
         **settings: Any,
     ) -> None:
-        """``later_stages`` share the pooling; ``loss_weights`` has one number for every stage, the first included."""
         super().__init__(box_roi_pool, box_head, box_predictor, **settings)
         self.later_stages = nn.ModuleList(later_stages)
         self.loss_weights = tuple(loss_weights)
@@ -161,14 +168,15 @@ def refined(
     proposals: list[Tensor],
     image_shapes: list[tuple[int, int]],
 ) -> list[Tensor]:
-    """The boxes (R_i, 4) of the proposals' best classes, inside their image but for a smallest side of 1 px.
+    """The boxes of the proposals' best classes (R_i, 4), inside their image, for the next stage.
 
-    They carry no gradient: the next stage is not to teach this one. All proposals stay, in their order, so that a box
-    that is regressed out of the image remains one (of background) and shapes do not depend on what was found.
+    A side is at least 1 px, also where that reaches out of the image. They carry no gradient: the next stage is not to
+    teach this one. All proposals stay, in their order, so that a box that is regressed out of the image remains one (of
+    background) and shapes do not depend on what was found.
     """
     with torch.no_grad():
         best = class_logits[:, 1:].argmax(1) + 1
-        offsets = box_regression.reshape(len(class_logits), -1, 4)
+        offsets = box_regression.reshape(-1, class_logits.shape[1], 4)
         chosen = torch.gather(offsets, 1, best[:, None, None].expand(-1, 1, 4))[:, 0]
         boxes = stage.box_coder.decode(chosen, proposals).reshape(-1, 4)
         per_image = torch.split(boxes, [len(of_image) for of_image in proposals])
@@ -184,10 +192,9 @@ def _with_area(boxes: Tensor) -> Tensor:
 def taught(
     stage: MatchingRoIHeads, proposals: list[Tensor], targets: list[Target]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Classes (R_i,) and codes of the boxes (R_i, 4) that a stage is taught for its proposals of each image."""
+    """Classes (R_i,) and box codes (R_i, 4) that a stage is taught for each image's proposals."""
     boxes = [target["boxes"].to(proposals[0].dtype) for target in targets]
     rows, labels = stage.assign_targets_to_proposals(proposals, boxes, [target["labels"] for target in targets])
     # A tile without lesions teaches no box; the row that its regions have must exist.
-    nothing = torch.zeros_like(proposals[0][:1])
-    matched = [(own if len(own) else nothing)[row] for own, row in zip(boxes, rows, strict=True)]
+    matched = [(own if len(own) else own.new_zeros(1, 4))[row] for own, row in zip(boxes, rows, strict=True)]
     return labels, stage.box_coder.encode(matched, proposals)

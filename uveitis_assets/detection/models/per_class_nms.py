@@ -55,7 +55,10 @@ class PerClassRoIHeads(MatchingRoIHeads):
         return self.best_of_each_class(candidates(self, class_logits, box_regression, proposals, image_shapes))
 
     def best_of_each_class(self, images: Iterable[Candidates]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """What NMS and the limit per image leave of each image's candidates, as ``postprocess_detections`` gives it."""
+        """What NMS and the limit per image leave of each image's candidates.
+
+        It has the form of ``postprocess_detections``.
+        """
         result: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         for found in images:
             keep = per_class_nms(found.boxes, found.scores, found.labels, self.nms_thresh)[: self.detections_per_img]
@@ -98,9 +101,10 @@ def candidates(
 
 
 def check_answers(proposals: Sequence[Tensor], *answers: Tensor) -> None:
-    """Refuse answers that are not finite, and images without proposals, which the network drops when they are NaN.
+    """Refuse answers that are not finite, and images without proposals.
 
-    No comparison would hold for them, and damaged weights would pass for ones that find nothing.
+    The network drops proposals that are NaN. No comparison would hold for such answers, and damaged weights would pass
+    for ones that find nothing.
 
     Raises:
         ValueError: NaN or infinity, or no proposals.

@@ -15,7 +15,10 @@ from uveitis_assets.detection.models.box_similarity import Similarity
 
 
 class MatchingRoIHeads(RoIHeads):  # type: ignore[misc]  # torchvision is untyped
-    """torchvision's box heads, which match by their ``box_similarity``; names, losses and answers are torchvision's."""
+    """torchvision's box heads, which match by their ``box_similarity``.
+
+    Names of parameters, losses and answers are torchvision's.
+    """
 
     def assign_targets_to_proposals(
         self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]

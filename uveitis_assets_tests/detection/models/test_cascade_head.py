@@ -210,9 +210,21 @@ def test_tiles_without_lesions_teach_background_to_every_stage() -> None:
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     losses = cascade()([image(), image(2)], [empty, *one_target()])
     assert all(torch.isfinite(loss) for loss in losses.values())
-    losses = cascade()([image()], [empty])
+    model = cascade()
+    losses = model([image()], [empty])
     assert all(losses[name] == 0 for name in losses if "box_reg" in name)
     assert all(losses[name] > 0 for name in losses if "classifier" in name)
+    sum(losses.values()).backward()
+    # Training in several processes waits for every gradient.
+    assert [part for part, value in model.named_parameters() if value.grad is None] == []
+
+
+def test_a_diverged_training_without_any_region_has_the_loss_that_stops_it() -> None:
+    maps = {str(level): torch.rand(1, 16, 16 >> level, 16 >> level) for level in range(4)}
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    for model in (small_detector(), cascade()):
+        _, losses = model.roi_heads(maps, [torch.zeros(0, 4)], [(64, 64)], [empty])
+        assert all(torch.isnan(losses[name]) for name in losses if "classifier" in name)
 
 
 def test_untaught_classes_are_masked_in_every_stage() -> None:
