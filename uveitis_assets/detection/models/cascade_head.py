@@ -157,7 +157,7 @@ class CascadeRoIHeads(PerClassRoIHeads):
             losses[f"loss_classifier{suffix}"] = weight * class_loss
             losses[f"loss_box_reg{suffix}"] = weight * box_loss
             if number < len(self.stages):
-                proposals = refined(stage, logits, offsets, proposals, image_shapes)
+                proposals = [with_area(own) for own in refined(stage, logits, offsets, proposals, image_shapes)]
         return losses
 
 
@@ -170,9 +170,9 @@ def refined(
 ) -> list[Tensor]:
     """The boxes of the proposals' best classes (R_i, 4), inside their image, for the next stage.
 
-    A side is at least 1 px, also where that reaches out of the image. They carry no gradient: the next stage is not to
-    teach this one. All proposals stay, in their order, so that a box that is regressed out of the image remains one (of
-    background) and shapes do not depend on what was found.
+    They carry no gradient: the next stage is not to teach this one. All proposals stay, in their order, so that shapes
+    do not depend on what was found; a box that is regressed out of the image has no area, neither in later stages, and
+    is no detection.
     """
     with torch.no_grad():
         best = class_logits[:, 1:].argmax(1) + 1
@@ -180,11 +180,14 @@ def refined(
         chosen = torch.gather(offsets, 1, best[:, None, None].expand(-1, 1, 4))[:, 0]
         boxes = stage.box_coder.decode(chosen, proposals).reshape(-1, 4)
         per_image = torch.split(boxes, [len(of_image) for of_image in proposals])
-        return [_with_area(clip_boxes_to_image(own, shape)) for own, shape in zip(per_image, image_shapes, strict=True)]
+        return [clip_boxes_to_image(own, shape) for own, shape in zip(per_image, image_shapes, strict=True)]
 
 
-def _with_area(boxes: Tensor) -> Tensor:
-    """Boxes of at least a smallest side: their code is finite whatever they are compared by."""
+def with_area(boxes: Tensor) -> Tensor:
+    """Boxes (N, 4) with sides of at least 1 px, for training.
+
+    Their code is finite, also where a similarity other than IoU matches a box without area.
+    """
     low, high = boxes[:, :2], boxes[:, 2:]
     return torch.cat([low, torch.maximum(high, low + _SMALLEST_SIDE_PX)], dim=1)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from uveitis_assets.detection.configuration import ModelConfiguration
-from uveitis_assets.detection.models.cascade_head import refined
+from uveitis_assets.detection.models.cascade_head import refined, with_area
 from uveitis_assets.detection.models.class_logits import mask_untaught_classes
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets_tests.detection.models.test_detector import one_target, small_detector
@@ -138,12 +138,16 @@ def test_a_region_goes_on_with_the_box_of_its_best_class() -> None:
     assert [len(boxes) for boxes in found] == [1, 2]
 
 
-def test_a_region_that_leaves_the_image_stays_a_box_with_an_area_and_teaches_finite_losses() -> None:
+def test_a_region_that_leaves_the_image_is_no_detection_and_teaches_finite_losses() -> None:
     heads = cascade(roi_similarity="nwd", nwd_constant=1000.0).roi_heads
     offsets = torch.zeros(1, 16)
     offsets[:, 4:6], offsets[:, 6:8] = 500.0, -100.0
-    (gone,) = refined(heads, torch.tensor([[0.0, 1, 0, 0]]), offsets, [torch.tensor([[50.0, 50, 60, 60]])], [(64, 64)])
+    (empty,) = refined(heads, torch.tensor([[0.0, 1, 0, 0]]), offsets, [torch.tensor([[50.0, 50, 60, 60]])], [(64, 64)])
+    assert empty.tolist() == [[64, 64, 64, 64]]
+    gone = with_area(empty)
     assert gone.tolist() == [[64, 64, 65, 65]]
+    again = refined(heads.later_stages[0], torch.ones(1, 4), torch.full((1, 16), 9.0), [empty], [(64, 64)])
+    assert again[0].tolist() == [[64, 64, 64, 64]]
     stage = heads.later_stages[0]
     lesion = torch.tensor([[55.0, 50.0, 63.0, 60.0]])
     assert stage.assign_targets_to_proposals([gone], [lesion], [torch.tensor([2])])[1][0].tolist() == [2]
