@@ -19,10 +19,10 @@ from uveitis_assets.fundus.roi.ultra_widefield_polar import Floats, PolarImage
 
 
 class _Windows(NamedTuple):
-    """Radial samples on either side of a change point, and left out in between: the border itself is blurred."""
+    """Radial samples on either side of a change point, and those left out in between."""
 
     samples: int
-    gap: int
+    gap: int  # the border itself is blurred
 
 
 _NARROW = _Windows(3, 1)
