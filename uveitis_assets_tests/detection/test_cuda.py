@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from uveitis_assets.detection.checkpoints.loading import load_trained_detector
-from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.inference.tile_inference import detect_tiles
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.freezing import parameter_groups
 from uveitis_assets.detection.models.per_class_nms import per_class_nms

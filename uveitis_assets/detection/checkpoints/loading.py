@@ -16,7 +16,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from uveitis_assets.detection.checkpoints.legacy import legacy_configuration
-from uveitis_assets.detection.configuration import IMAGENET_MEAN, IMAGENET_STD, ModelConfiguration
+from uveitis_assets.detection.model_configuration import IMAGENET_MEAN, IMAGENET_STD, ModelConfiguration
 from uveitis_assets.detection.models.backbones import backbone_of
 from uveitis_assets.detection.models.class_logits import mask_untaught_classes
 from uveitis_assets.detection.models.detector import build_detector

@@ -27,7 +27,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import clip_boxes_to_image
 
-from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models.class_logits import BoxPredictor
 from uveitis_assets.detection.models.faster_rcnn import region_heads
 from uveitis_assets.detection.models.per_class_nms import PerClassRoIHeads, check_answers, scored_candidates

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models.backbones import Backbone, resnet50_backbone, timm_backbone
 from uveitis_assets.detection.models.cascade_head import with_cascade
 from uveitis_assets.detection.models.faster_rcnn import faster_rcnn

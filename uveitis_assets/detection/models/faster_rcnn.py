@@ -17,7 +17,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from uveitis_assets.detection.configuration import FEWEST_DETECTIONS, ModelConfiguration
+from uveitis_assets.detection.model_configuration import FEWEST_DETECTIONS, ModelConfiguration
 from uveitis_assets.detection.models.anchors import PyramidAnchors, default_anchor_sizes
 from uveitis_assets.detection.models.backbones import Backbone, input_statistics
 from uveitis_assets.detection.models.box_similarity import box_similarity

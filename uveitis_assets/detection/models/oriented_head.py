@@ -22,7 +22,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models.faster_rcnn import region_heads
 from uveitis_assets.detection.models.oriented_regression import N_TERMS, decode_rectangles, encode_rectangles
 from uveitis_assets.detection.models.per_class_nms import candidates

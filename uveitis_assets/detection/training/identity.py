@@ -6,15 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from uveitis_assets.detection.configuration import (
-    FEWEST_DETECTIONS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    DetectorConfiguration,
-)
+from uveitis_assets.detection.configuration import DetectorConfiguration
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
 from uveitis_assets.detection.data.sampling import EpochSampler
 from uveitis_assets.detection.evaluation.detection_limits import detections_that_count
+from uveitis_assets.detection.model_configuration import FEWEST_DETECTIONS, IMAGENET_MEAN, IMAGENET_STD
 from uveitis_assets.storage.digests import short_digest
 from uveitis_assets.training.distributed import n_processes
 

@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models.box_similarity import overlaps, wasserstein_similarity
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.region_matching import MatchingRoIHeads

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models.cascade_head import refined, with_area
 from uveitis_assets.detection.models.class_logits import mask_untaught_classes
 from uveitis_assets.detection.models.detector import build_detector
