@@ -26,6 +26,24 @@ def per_class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> 
     ``boxes`` (N, 4) as x0 y0 x1 y1, ``scores`` (N,), ``labels`` (N,) integers; a box goes when its IoU with a better
     one of its label is above ``iou``. Returns int64 (K,).
     """
+    if torch.compiler.is_exporting():
+        exported: Tensor = per_class_nms_operator(boxes.float(), scores, labels, iou)
+        return exported
+    return _kept_rows(boxes, scores, labels, iou)
+
+
+@torch.library.custom_op("uveitis_assets::per_class_nms", mutates_args=())
+def per_class_nms_operator(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
+    """The same as one operator of an exported graph, which cannot hold a loop over the labels that occur."""
+    return _kept_rows(boxes, scores, labels, iou)
+
+
+@per_class_nms_operator.register_fake
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
+    return labels.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+
+
+def _kept_rows(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
     kept = [
         rows[box_operations.nms(boxes[rows].float(), scores[rows], iou)]
         for rows in (torch.nonzero(labels == label)[:, 0] for label in torch.unique(labels))
@@ -87,12 +105,9 @@ def candidates(
             no comparison would hold for them, and damaged weights would pass for ones that find nothing.
     """
     n_per_image = [len(boxes) for boxes in proposals]
-    finite = class_logits.isfinite().all() & box_regression.isfinite().all()
-    if not all(n_per_image) or not bool(finite):
-        raise ValueError(
-            "the detector's answers: expected finite values for regions of every tile, found NaN, infinity or no "
-            "regions; the weights are damaged, or the training diverged: lower training.learning_rate"
-        )
+    # What is exported has been compared with a network that went through this.
+    if not torch.compiler.is_exporting():
+        _check_finite(class_logits, box_regression, n_per_image)
     boxes_per_image = torch.split(heads.box_coder.decode(box_regression, proposals), n_per_image)
     scores_per_image = torch.split(functional.softmax(class_logits, -1), n_per_image)
     for all_boxes, all_scores, shape in zip(boxes_per_image, scores_per_image, image_shapes, strict=True):
@@ -102,3 +117,12 @@ def candidates(
         large = box_operations.remove_small_boxes(boxes, _SMALLEST_SIDE_PX)
         proposal, labels = proposal[large], labels[large]
         yield Candidates(proposal, boxes[large], all_scores[proposal, labels], labels)
+
+
+def _check_finite(class_logits: Tensor, box_regression: Tensor, n_per_image: list[int]) -> None:
+    finite = class_logits.isfinite().all() & box_regression.isfinite().all()
+    if not all(n_per_image) or not bool(finite):
+        raise ValueError(
+            "the detector's answers: expected finite values for regions of every tile, found NaN, infinity or no "
+            "regions; the weights are damaged, or the training diverged: lower training.learning_rate"
+        )
