@@ -254,7 +254,9 @@ def export_onnx_command(
     fold: Annotated[int, typer.Option(help="Fold of the checkpoint", min=0)] = 0,
     tiles: Annotated[
         Path | None,
-        typer.Option(help="Folder of pictures to compare on; none: tiles of learned images", exists=True, file_okay=False),
+        typer.Option(
+            help="Folder of pictures to compare on; none: tiles of learned images", exists=True, file_okay=False
+        ),
     ] = None,
 ) -> None:
     """Write a detector as an ONNX file, once it gives what the checkpoint gives on ten tiles."""
@@ -268,8 +270,8 @@ def export_onnx_command(
     equal = done.comparison
     for line in (
         f"{done.path}: {done.n_bytes / 1e6:.1f} MB, checkpoint {done.checkpoint}",
-        f"{equal.n_detections} detections of {equal.n_tiles} tiles equal PyTorch's within {equal.largest_px:.2g} px and "
-        f"{equal.largest_score:.2g} in the score; {equal.n_undecided} hang on rounding",
+        f"{equal.n_detections} detections of {equal.n_tiles} tiles equal PyTorch's within {equal.largest_px:.2g} px "
+        f"and {equal.largest_score:.2g} in the score; {equal.n_undecided} hang on rounding",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

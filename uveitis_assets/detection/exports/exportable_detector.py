@@ -103,7 +103,10 @@ class _FixedNumberOfProposals(RegionProposalNetwork):  # type: ignore[misc]  # t
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Best proposals of each level, suppressed level by level, as torchvision's for more than 1,000 boxes."""
         logits = objectness.reshape(-1)
-        best = [part.topk(min(self.pre_nms_top_n(), len(part))).indices for part in logits.split(num_anchors_per_level)]
+        best = [
+            part.topk(min(self.pre_nms_top_n(), len(part))).indices
+            for part in torch.split(logits, num_anchors_per_level)
+        ]
         starts = [sum(num_anchors_per_level[:level]) for level in range(len(best))]
         rows = torch.cat([part + start for part, start in zip(best, starts, strict=True)])
         levels = torch.cat([torch.full_like(part, level) for level, part in enumerate(best)])

@@ -142,7 +142,9 @@ def _distances(one: Detections, other: Detections) -> tuple[NDArray[np.float64],
     if one.corners is not None and other.corners is not None:
         # The same rectangle may begin at another corner.
         turned = [np.roll(other.corners, turn, axis=1) for turn in range(4)]
-        of_turns = [np.abs(one.corners[:, None].astype(np.float64) - corners[None]).max(axis=(2, 3)) for corners in turned]
+        of_turns = [
+            np.abs(one.corners[:, None].astype(np.float64) - corners[None]).max(axis=(2, 3)) for corners in turned
+        ]
         px = np.maximum(px, np.min(of_turns, axis=0))
     return px, np.abs(one.scores[:, None].astype(np.float64) - other.scores[None])
 

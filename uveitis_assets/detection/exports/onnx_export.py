@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def _facts(detector: str, fold: int, weights: FoldWeights, input_size: int) -> d
         "detector": detector,
         "fold": str(fold),
         "checkpoint": weights.digest,
-        "code_version": f"uveitis_assets {version('uveitis-assets')}, detector {lineage.get('code_version', 'unknown')}",
+        "code_version": f"uveitis_assets {version('uveitis-assets')}, weights {lineage.get('code_version', 'unknown')}",
         "categories": json.dumps({str(number): name for number, name in sorted(weights.categories.items())}),
         "input": f"{INPUT}: float32 (1, 3, {input_size}, {input_size}), RGB, 0 to 1",
         "input_size": str(input_size),
@@ -113,8 +114,7 @@ def _as_input(pixels: Pixels, input_size: int) -> NDArray[np.float32]:
 
 
 def _runner(data: bytes) -> Any:
-    import onnxruntime
-
+    onnxruntime: Any = import_module("onnxruntime")
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 

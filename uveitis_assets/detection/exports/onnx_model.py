@@ -6,16 +6,14 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import nn
 
 from uveitis_assets.detection.exports.exportable_detector import OUTPUTS, ExportableDetector
 from uveitis_assets.detection.exports.onnx_operators import OPSET, translations
-
-if TYPE_CHECKING:
-    import onnx
 
 INPUT = "tile"
 # Protocol buffers end at 2 GiB; the graph beside the weights takes a few MB.
@@ -33,9 +31,8 @@ def require_onnx_packages() -> None:
         OnnxPackagesMissingError: one of them is not installed.
     """
     try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
+        for name in ("onnx", "onnxruntime", "onnxscript"):
+            import_module(name)
     except ModuleNotFoundError as error:
         raise OnnxPackagesMissingError(
             f"expected the package {error.name}, found none; install the extra: pip install 'uveitis-assets[onnx]'"
@@ -57,13 +54,12 @@ def onnx_bytes(model: nn.Module, facts: Mapping[str, str]) -> bytes:
         ValueError: the weights are larger than an ONNX file can be.
     """
     require_onnx_packages()
-    import onnx
-
+    onnx: Any = import_module("onnx")
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     if weights > _LARGEST_WEIGHTS_BYTES:
         raise ValueError(
-            f"expected weights of at most {_LARGEST_WEIGHTS_BYTES / 2**30:.2f} GiB, which one ONNX file can hold, found "
-            f"{weights / 2**30:.2f} GiB; take a smaller backbone"
+            f"expected weights of at most {_LARGEST_WEIGHTS_BYTES / 2**30:.2f} GiB, which one ONNX file can hold, "
+            f"found {weights / 2**30:.2f} GiB; take a smaller backbone"
         )
     exportable = ExportableDetector(model)
     example = torch.zeros(1, 3, exportable.input_size, exportable.input_size)
@@ -82,7 +78,7 @@ def onnx_bytes(model: nn.Module, facts: Mapping[str, str]) -> bytes:
                 verbose=False,
             )
     assert program is not None
-    written: onnx.ModelProto = program.model_proto
+    written: Any = program.model_proto
     _strip(written)
     for output in written.graph.output:
         output.type.tensor_type.shape.dim[0].dim_param = "detections"
@@ -92,7 +88,7 @@ def onnx_bytes(model: nn.Module, facts: Mapping[str, str]) -> bytes:
     return serialized
 
 
-def _strip(model: onnx.ModelProto) -> None:
+def _strip(model: Any) -> None:
     """Remove what the exporter notes about its run: stack traces with paths, code, names of types."""
     del model.metadata_props[:]
     model.doc_string = ""

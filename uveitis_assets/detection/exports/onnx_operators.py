@@ -7,6 +7,7 @@ written with exponentials, and angles alone are rounded to float32, which moves 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ _LOWEST, _NEVER = -3.0e38, -3.2e38
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Functions that write operators of PyTorch as ONNX nodes, for ``torch.onnx.export``."""
-    from onnxscript import opset20 as op
+    # Not an import statement: with onnxscript's types every argument would have to be cast.
+    op: Any = import_module("onnxscript").opset20
 
     def nms(boxes: Any, scores: Any, labels: Any, iou: float) -> Any:
         """One NonMaxSuppression, which keeps classes apart: each has a row of scores, without those of the others."""
@@ -66,4 +68,3 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         torch.ops.aten.cosh.default: cosh,
         torch.ops.aten.atan2.default: atan2,
     }
-

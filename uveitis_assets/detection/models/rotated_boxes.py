@@ -194,22 +194,24 @@ def _exported_nms(corners: Tensor, scores: Tensor, labels: Tensor, iou_threshold
     hulls, ranked_labels = ordered_corners(corners)[order], labels[order]
     boxes, ranks = surrounding_boxes(hulls), torch.arange(scores.shape[0])
 
-    def any_left(left: Tensor, kept: Tensor) -> Tensor:
+    def any_left(left: Tensor, *_: Tensor) -> Tensor:
         # Not any(), which ONNX's exporter takes for true where there are no boxes.
         return left.sum() > 0
 
-    def keep_best(left: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def keep_best(left: Tensor, kept: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor]:
+        hulls, labels, boxes, ranks = columns
         best = torch.where(left, ranks, torch.iinfo(torch.int64).max).amin(0, keepdim=True)
         hull = hulls.index_select(0, best)
-        near = left & (ranked_labels == ranked_labels.index_select(0, best))
-        near = near & _boxes_overlap(surrounding_boxes(hull), boxes)[0]
+        near = left & (labels == labels.index_select(0, best)) & _boxes_overlap(surrounding_boxes(hull), boxes)[0]
         rows = torch.nonzero(near)[:, 0]
         above = _iou(hulls[rows], hull) > iou_threshold
         suppressed = torch.zeros_like(left).index_put((rows,), above)
         return left & ~suppressed & (ranks != best), kept | (ranks == best)
 
     everything = torch.ones_like(scores, dtype=torch.bool)
-    _, kept = torch.while_loop(any_left, keep_best, (everything, torch.zeros_like(everything)))
+    start = (everything, torch.zeros_like(everything))
+    # torch.while_loop itself would compile the loop, which fails for a number of boxes to come.
+    _, kept = torch.ops.higher_order.while_loop(any_left, keep_best, start, (hulls, ranked_labels, boxes, ranks))
     return order[kept]
 
 

@@ -125,9 +125,7 @@ def suppressions() -> Any:
 @pytest.mark.parametrize("ties", [False, True])
 def test_exported_suppressions_keep_the_same_rows_in_the_same_order(suppressions: Any, n: int, ties: bool) -> None:
     rng = np.random.default_rng(n)
-    rectangles = np.hstack(
-        [rng.uniform(0, 100, (n, 2)), rng.uniform(4, 30, (n, 2)), rng.uniform(-1.5, 1.5, (n, 1))]
-    )
+    rectangles = np.hstack([rng.uniform(0, 100, (n, 2)), rng.uniform(4, 30, (n, 2)), rng.uniform(-1.5, 1.5, (n, 1))])
     corners = corners_from_rectangles(torch.from_numpy(rectangles)).float()
     scores = torch.from_numpy((rng.integers(1, 6, n) / 6 if ties else rng.random(n)).astype(np.float32))
     labels = torch.from_numpy(rng.integers(1, 4, n))
@@ -182,7 +180,9 @@ def test_the_command_writes_a_file_that_says_what_it_is_and_is_the_same_every_ti
         assert text.encode() not in data, text
 
     # The example of the documentation, word for word.
-    (example,) = [text for text in fences(REPOSITORY / "docs/how-to/train-a-detector.md", "python") if "onnxrun" in text]
+    (example,) = [
+        text for text in fences(REPOSITORY / "docs/how-to/train-a-detector.md", "python") if "onnxrun" in text
+    ]
     write_bytes(file.parent / "tile_000.png", (squares_tiles / "picture0.png").read_bytes())
     monkeypatch.chdir(file.parent)
     scope: dict[str, Any] = {}
