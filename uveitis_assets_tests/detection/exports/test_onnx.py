@@ -24,7 +24,7 @@ from uveitis_assets.detection.exports.onnx_model import onnx_bytes
 from uveitis_assets.detection.exports.onnx_operators import OPSET, translations
 from uveitis_assets.detection.models.per_class_nms import per_class_nms
 from uveitis_assets.detection.models.rotated_boxes import corners_from_rectangles, rotated_nms
-from uveitis_assets.storage.files import write_bytes
+from uveitis_assets.storage.files import write_bytes, write_json
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.weights_files import file_digest
 from uveitis_assets_tests.conftest import REPOSITORY
@@ -53,7 +53,7 @@ def runner(data: bytes) -> Any:
         ({**TIMM, "input_size": 100, "head": "oriented"}, (1, 2)),
         ({"backbone": "retfound_vit_b16", "input_size": 64}, ()),
         ({"backbone": "retfound_vit_l16", "input_size": 80, "vit_mlp": "swiglu", "vit_layer_scale": True}, ()),
-        ({"backbone": "retfound_vit_l16", "input_size": 80, "neck": "earlier_upsampled", "head": "oriented"}, ()),
+        ({"backbone": "retfound_vit_l16", "input_size": 96, "neck": "earlier_upsampled", "head": "oriented"}, ()),
     ],
     ids=["resnet50 masked", "timm oriented masked", "vit_b16", "vit_l16 of DINOv2", "vit_l16 earlier oriented"],
 )
@@ -72,7 +72,7 @@ def test_every_detector_finds_in_onnx_runtime_what_it_finds_in_pytorch(
     assert compared.n_detections >= 10
     assert compared.n_undecided <= 1
     assert 0 in counts, counts
-    assert max(counts) >= 5, counts
+    assert max(counts) >= 3, counts
     if taught:
         assert set(np.concatenate([one["labels"] for one in found])) <= set(taught)
     assert ("corners" in found[0]) == (changes.get("head") == "oriented")
@@ -160,7 +160,14 @@ def test_the_command_writes_a_file_that_says_what_it_is_and_is_the_same_every_ti
     done = CliRunner().invoke(app, ["export-onnx", "squares", str(file), "--tiles", str(squares_tiles)])
     assert done.exit_code == 0, done.output
     assert "detections of 10 tiles equal PyTorch's" in done.output
-    again = export_onnx(store, "squares", 0, tmp_path / "again.onnx", tiles=squares_tiles)
+    # Without a folder of pictures, on tiles of the four images that were learned.
+    with pytest.raises(ValueError, match=r"tiles of some of the 4 images .* name a folder of pictures \(--tiles\)"):
+        export_onnx(store, "squares", 0, tmp_path / "again.onnx")
+    for image in squares_split(store, 4).images:
+        write_json(store.crop_metadata(image.key), image.frames.crop_metadata())
+        write_json(store.tiles_metadata(image.key), image.frames.tiles_metadata(image.image_id))
+    again = export_onnx(store, "squares", 0, tmp_path / "again.onnx")
+    assert again.comparison.n_tiles == 4
     data = file.read_bytes()
     assert again.path.read_bytes() == data
     assert again.n_bytes == len(data)
@@ -193,21 +200,6 @@ def test_the_command_writes_a_file_that_says_what_it_is_and_is_the_same_every_ti
         (expected,) = model([torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255])
     assert len(scope["boxes"]) == len(expected["boxes"]) > 0
     np.testing.assert_allclose(scope["boxes"], expected["boxes"].numpy(), atol=0.05)
-
-
-def test_tiles_of_learned_images_are_compared_when_no_folder_is_named(
-    trained: Path, store: ArtefactStore, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match=r"tiles of some of the 4 images .* name a folder of pictures \(--tiles\)"):
-        export_onnx(store, "squares", 0, tmp_path / "detector.onnx")
-    for image in squares_split(store, 4).images:
-        for path, content in (
-            (store.crop_metadata(image.key), image.frames.crop_metadata()),
-            (store.tiles_metadata(image.key), image.frames.tiles_metadata(image.image_id)),
-        ):
-            write_bytes(path, json.dumps(content).encode())
-    done = export_onnx(store, "squares", 0, tmp_path / "detector.onnx")
-    assert done.comparison.n_tiles == 4
 
 
 def test_a_file_that_finds_something_else_is_refused_and_leaves_the_former_one(
