@@ -19,7 +19,9 @@ OUTPUTS = ("boxes", "scores", "labels", "corners")
 
 
 class ExportableDetector(nn.Module):
-    """A detector in evaluation mode whose input is one tile of its input size; shares the detector's weights.
+    """A detector in evaluation mode whose input is one tile of its input size.
+
+    It shares the weights of the detector it is made from.
 
     ``forward`` takes float32 (1, 3, S, S), RGB 0..1, and returns boxes (N, 4), scores (N,), labels (N,) and, of
     oriented detectors, corners (N, 4, 2), as the detector does for that tile.
@@ -101,7 +103,7 @@ class _FixedNumberOfProposals(RegionProposalNetwork):  # type: ignore[misc]  # t
         image_shapes: list[tuple[int, int]],
         num_anchors_per_level: list[int],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Best proposals of each level, suppressed level by level, as torchvision's for more than 1,000 boxes."""
+        """Best proposals of each level, suppressed level by level, best score first."""
         logits = objectness.reshape(-1)
         best = [
             part.topk(min(self.pre_nms_top_n(), len(part))).indices

@@ -1,4 +1,4 @@
-"""Holds the detections of an ONNX file to those of the PyTorch detector it was made from, tile by tile.
+"""Compares the detections of an ONNX file with those of its PyTorch detector, tile by tile.
 
 Both compute in float32 and sum in another order, so scores and coordinates differ in the last digits, and where a
 detection hangs on a comparison of nearly equal numbers (two proposals of nearly the same score, an overlap at the limit
@@ -31,7 +31,7 @@ Run = Callable[[NDArray[np.float32]], Mapping[str, NDArray[np.generic]]]
 
 
 class ExportDiffersError(ValueError):
-    """The exported detector finds something else than the PyTorch detector; the message names tile and difference."""
+    """The exported detector finds something else; the message names tile and difference."""
 
 
 @dataclass(frozen=True, slots=True)

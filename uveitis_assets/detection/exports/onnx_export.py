@@ -1,4 +1,4 @@
-"""Exports the best checkpoint of a detector lane's fold to an ONNX file, once it is held to the PyTorch detector."""
+"""Exports the best checkpoint of a fold to an ONNX file that finds what the checkpoint finds."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def export_onnx(store: ArtefactStore, detector: str, fold: int, path: Path, *, t
 
 
 def _facts(detector: str, fold: int, weights: FoldWeights, input_size: int) -> dict[str, str]:
-    """What the file says of itself: all of it from the checkpoint and this code, so that it stays the same."""
+    """What the file says of itself, from the checkpoint and this code alone."""
     lineage = read_lineage(weights.path)
     configuration: Mapping[str, Any] = lineage["configuration"]
     network: Mapping[str, Any] = configuration["model"]

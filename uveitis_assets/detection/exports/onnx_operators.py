@@ -1,4 +1,4 @@
-"""Operators that PyTorch's ONNX exporter lacks, or translates into what ONNX Runtime computes in float32 only.
+"""Operators that PyTorch's ONNX exporter lacks, or that ONNX Runtime has in float32 only.
 
 ONNX Runtime's kernels of Atan and Cosh take float32. Oriented boxes are computed in float64: the hyperbolic cosine is
 written with exponentials, and angles alone are rounded to float32, which moves a corner by 1e-4 px at most.
@@ -26,7 +26,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     op: Any = import_module("onnxscript").opset20
 
     def nms(boxes: Any, scores: Any, labels: Any, iou: float) -> Any:
-        """One NonMaxSuppression, which keeps classes apart: each has a row of scores, without those of the others."""
+        """One NonMaxSuppression with a row of scores for each class, without those of the others."""
         zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
         first, second = op.Constant(value_ints=[0]), op.Constant(value_ints=[1])
         highest = op.ReduceMax(op.Concat(labels, first, axis=0), keepdims=0)

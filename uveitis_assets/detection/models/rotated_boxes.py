@@ -189,7 +189,7 @@ def rotated_nms(corners: Tensor, scores: Tensor, labels: Tensor, iou_threshold: 
 
 
 def _exported_nms(corners: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
-    """``rotated_nms`` as a graph with one loop: each turn keeps the best box left and drops those it suppresses."""
+    """``rotated_nms`` as one loop: each turn keeps the best box left and drops what it suppresses."""
     order = scores.topk(scores.shape[0]).indices  # exported, equal scores keep their order
     hulls, ranked_labels = ordered_corners(corners)[order], labels[order]
     boxes, ranks = surrounding_boxes(hulls), torch.arange(scores.shape[0])
@@ -270,7 +270,7 @@ def _paired_iou(hulls_a: Tensor, hulls_b: Tensor, rows_a: Tensor, rows_b: Tensor
 
 
 def _iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU (K,) of each hull of ``a`` (K, 4, 2) with that of the same row of ``b``, or with the only one of it."""
+    """IoU (K,) of each hull of ``a`` (K, 4, 2) with that of ``b`` in its row, or the only one of it."""
     origin = a[:, :1]
     a, b = a - origin, b - origin
     shared = _clipped_areas(a, b)
@@ -334,7 +334,7 @@ def _areas(polygons: Tensor) -> Tensor:
 
 
 def _next(corners: Tensor, dimension: int) -> Tensor:
-    """The corner after each around its polygon; as ``roll``, which cannot be exported for a number of boxes to come."""
+    """The corner after each around its polygon; ``roll`` cannot be exported for any number of boxes."""
     n = corners.shape[dimension]
     return torch.cat([corners.narrow(dimension, 1, n - 1), corners.narrow(dimension, 0, 1)], dimension)
 
