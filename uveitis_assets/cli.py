@@ -44,7 +44,7 @@ def register(
     from uveitis_assets.fundus.reference_color import ReferenceColorError
     from uveitis_assets.landing.ledger_table import LedgerError
     from uveitis_assets.landing.pseudonyms import PatientKeyError
-    from uveitis_assets.landing.registration import LostPatientsError
+    from uveitis_assets.landing.registration import RegistrationRefusedError
     from uveitis_assets.registration_output import print_commands, print_registration
     from uveitis_assets.storage.store import ArtefactStore
 
@@ -68,7 +68,7 @@ def register(
                 report, added = register_lane(store, configured[name], instance)
                 print_registration(name, report, added)
                 print_commands(store, configured[name])
-            except LostPatientsError as error:
+            except RegistrationRefusedError as error:
                 # The other lanes are registered all the same.
                 refused.append(str(error))
             except (LedgerError, PatientKeyError, ReferenceColorError) as error:
@@ -103,7 +103,7 @@ def import_labels_command(
     min_confidence: Annotated[
         float | None, typer.Option(help="Take predictions from this confidence on as labels", min=0.0, max=1.0)
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Overwrite label files that exist")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace all label files that the images have")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report only, write nothing")] = False,
 ) -> None:
     """Convert label files of other tools into the lane's own, beside its landed images.

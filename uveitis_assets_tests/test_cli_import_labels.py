@@ -1,5 +1,6 @@
 """``uveitis-assets import-labels``, from foreign files to the lane's COCO labels."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def test_imported_boxes_are_those_of_the_coco_files(landed: Platform, tmp_path: 
     output = command("uwf700", *options)
     assert "uwf700: wrote 3 label files of 3 images with 3 lesions; 0 rows left out as asked, 0 refused" in output
     assert "next: uveitis-assets register uwf700" in output
-    assert "--replace" in command("uwf700", *options, code=2)
+    assert "--replace" in command("uwf700", *options, code=1)
 
     landed.register("uwf700")
     assert landed.run("uwf700").success
@@ -81,6 +82,42 @@ def test_refused_rows_are_printed_with_their_place_and_the_command_fails(landed:
     assert "no label file for 1 images" in output
 
 
+def test_a_source_file_that_cannot_be_read_is_named_itself(landed: Platform, tmp_path: Path) -> None:
+    file = tmp_path / "labels" / "a.txt"
+    file.parent.mkdir()
+    file.symlink_to("/proc/self/mem")
+    options = ("--format", "yolo", "--units", "share", "--first-class", "0")
+    output = command("uwf700", str(file.parent), *options, code=2).replace("\n", "")
+    assert f"{file}: Input/output error" in output
+    assert "UVEITIS_RAW" not in output
+
+
+def test_names_that_are_no_text_are_printed_as_escape_sequences(landed: Platform, tmp_path: Path) -> None:
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    (folder / os.fsdecode(b"photo\xff.txt")).write_text("3 0.5 0.5 0.1 0.1\n")
+    options = (str(folder), "--format", "yolo", "--units", "share", "--first-class", "0")
+    assert r"refused photo\udcff.txt: found no image" in command("uwf700", *options, code=1)
+    (folder / os.fsdecode(b"photo\xff.txt")).write_bytes(b"\xff")
+    assert r"error: photo\udcff.txt: found byte 0xff" in command("uwf700", *options, code=2)
+
+
+def test_replaced_label_files_are_named(landed: Platform, tmp_path: Path) -> None:
+    image = min((landed.store.raw / "uwf-700" / "Images").glob("*/*.jpg"))
+    label = landed.store.raw / "uwf-700" / "Labels" / image.parent.name / f"{image.stem}.TXT"
+    label.parent.mkdir(parents=True)
+    label.write_text("")
+    source = tmp_path / f"{image.stem}.txt"
+    source.write_text("3 0.5 0.5 0.1 0.1\n")
+    options = (str(source), "--format", "yolo", "--units", "share", "--first-class", "0", "--replace")
+    assert "would remove 1 earlier label files" in command("uwf700", *options, "--dry-run")
+    assert label.exists()
+    assert f"removed 1 earlier label files of these images: Labels/{image.parent.name}/{label.name}" in command(
+        "uwf700", *options
+    )
+    assert not label.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -88,6 +125,7 @@ def test_refused_rows_are_printed_with_their_place_and_the_command_fails(landed:
         (("uwf700", "--format", "voc"), "--format: expected one of coco, yolo"),
         (("uwf700", "--format", "yolo", "--units", "inch"), "--units: expected pixel or share, found inch"),
         (("uwf700", "--format", "coco", "--class", "x"), "--class: expected <class of the files>=<class of the lane>"),
+        (("uwf700", "--format", "coco", "--class", "x=hyalite", "--class", "x="), "--class: found x for 'hyalite' and"),
         (("deepdrid", "--format", "coco"), "expected a lane with `labels.format: obb` or `mask`, found none"),
     ],
 )

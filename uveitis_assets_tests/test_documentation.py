@@ -432,6 +432,8 @@ def test_the_formats_page_names_every_key_of_reports_and_lineages() -> None:
         parent=None,
         learned_images=[],
         created_at="",
+        tiles={},
+        mixed_precision=False,
     )
     assert keys | set(lineage) <= named
 

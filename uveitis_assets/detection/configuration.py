@@ -81,6 +81,17 @@ class ModelConfiguration(Configuration):
     )
     roi_foreground_iou: Ratio = Field(0.4, description="A proposal is positive from this IoU")
     roi_background_iou: Ratio = Field(0.4, description="A proposal is negative below this IoU")
+    head_stages: int = Field(
+        1, ge=1, le=5, description="Box heads in a row, each on the boxes of the one before; 3: Cascade R-CNN"
+    )
+    later_stage_ious: tuple[Ratio, ...] = Field(
+        (),
+        description="A region of each later stage is positive from this IoU on and negative below, growing from "
+        "roi_foreground_iou on; empty: 0.1 more from stage to stage",
+    )
+    stage_loss_weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="Weight of each stage's losses, the first included; empty: 1, 0.5, 0.25, ..."
+    )
     rpn_pre_nms_train: int = Field(6000, ge=1, description="Proposals per level before their NMS, in training")
     rpn_post_nms_train: int = Field(2500, ge=1, description="Proposals per tile after their NMS, in training")
     rpn_pre_nms_test: int = Field(2500, ge=1, description="Proposals per level before their NMS, in prediction")
@@ -131,6 +142,37 @@ class ModelConfiguration(Configuration):
             if low > high:
                 raise ValueError(f"{stage}_background_iou: expected at most {stage}_foreground_iou {high}, found {low}")
         return self
+
+    @model_validator(mode="after")
+    def _stages_grow(self) -> Self:
+        if self.head_stages > 1 and self.head == "oriented":
+            raise ValueError(
+                f"head_stages: expected 1 with head: oriented, found {self.head_stages}; a cascade finds upright boxes "
+                "only: set head to axis_aligned, or head_stages to 1"
+            )
+        wanted = {"later_stage_ious": self.head_stages - 1, "stage_loss_weights": self.head_stages}
+        for name, number in wanted.items():
+            given = getattr(self, name)
+            if given and (len(given) != number or self.head_stages == 1):
+                expected = f"{number} numbers or none" if self.head_stages > 1 else "none"
+                raise ValueError(f"{name}: expected {expected} for head_stages {self.head_stages}, found {len(given)}")
+        ious = self.foreground_ious()
+        if list(ious) != sorted(ious) or ious[-1] > 1:
+            raise ValueError(
+                f"later_stage_ious: expected IoUs up to 1 that grow from roi_foreground_iou on, found "
+                f"{', '.join(map(str, ious))}; name them, or lower roi_foreground_iou"
+            )
+        return self
+
+    def foreground_ious(self) -> tuple[float, ...]:
+        """IoU from which a region is positive, for each stage of the box heads."""
+        first = self.roi_foreground_iou
+        later = self.later_stage_ious or (round(first + stage / 10, 6) for stage in range(1, self.head_stages))
+        return (first, *later)
+
+    def loss_weights(self) -> tuple[float, ...]:
+        """Weight of the losses of each stage of the box heads."""
+        return self.stage_loss_weights or tuple(0.5**stage for stage in range(self.head_stages))
 
 
 class InitialisationConfiguration(Configuration):

@@ -34,7 +34,7 @@ from uveitis_assets.labels.image_lesions import (
     rows_of_split,
 )
 from uveitis_assets.labels.lesions import Lesions
-from uveitis_assets.labels.mask_completeness import missing_masks
+from uveitis_assets.labels.masks.completeness import missing_masks
 from uveitis_assets.labels.placement import PlacedLesion, place_in_image, place_in_tiles
 from uveitis_assets.landing.samples import Split
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
@@ -86,14 +86,14 @@ def build_coco_split(
     left_out = incomplete if labels.missing_masks == "leave_out" else {}
     bad_labels = [_incomplete(image_id, folders) for image_id, folders in left_out.items()]
     ready = [row for row in ready if row["image_id"] not in left_out]
-    damaged = damaged_tiles(store, lane, ready)
-    bad_labels += [_damaged(lane, image_id, found) for image_id, found in damaged.items()]
+    damaged, stamps = damaged_tiles(store, lane, ready)
+    bad_labels += damaged.values()
     ready = [row for row in ready if row["image_id"] not in damaged]
 
     growing = _CocoFiles(store, label_space, labels)
     patients: set[str] = set()
     findings: dict[str, tuple[LabelFinding, ...]] = {}
-    read = partial(read_image_lesions, store, raw_folder, labels, label_space, lane=lane)
+    read = partial(read_image_lesions, store, raw_folder, labels, label_space, lane=lane, stamps=stamps)
     for row, result in zip(ready, map_in_order(read, ready, workers), strict=True):
         if isinstance(result, ImageLesions):
             growing.add(result)
@@ -138,12 +138,6 @@ def _incomplete(image_id: str, folders: list[str]) -> BadLabel:
         "missing_masks",
         f"expected a mask in every lesion folder of the lane, found none in {', '.join(folders)}; add it "
         "(black where there is no such lesion), or set `labels.missing_masks: no_lesion`",
-    )
-
-
-def _damaged(lane: str, image_id: str, found: str) -> BadLabel:
-    return BadLabel(
-        image_id, "damaged_artefact", f"{found}; materialize {lane}/normalized_crops and {lane}/tiles again"
     )
 
 

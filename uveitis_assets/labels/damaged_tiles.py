@@ -1,4 +1,4 @@
-"""Finds labelled images whose tiles or metadata are damaged, which labels leave out."""
+"""Finds labelled images whose global image or tiles are damaged, which labels leave out."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from uveitis_assets.labels.coco_summary import BadLabel
 from uveitis_assets.stages.artefact_files import (
     DamagedArtefactError,
+    FileStamp,
     compare_size,
     described,
-    read_artefact,
     recorded_stamps,
 )
 from uveitis_assets.stages.index import Row, read_stage_index
@@ -20,58 +21,54 @@ from uveitis_assets.stages.suspect_files import note_suspects
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
 
-def damaged_tiles(store: ArtefactStore, lane: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Images of which a file that labels refer to is damaged, with files and findings in a line.
+def damaged_tiles(
+    store: ArtefactStore, lane: str, rows: Iterable[Mapping[str, Any]]
+) -> tuple[dict[str, BadLabel], dict[str, FileStamp]]:
+    """Images of which a file that labels refer to is damaged, and the recorded stamps of all metadata.
 
-    Compares the sizes of global image and tiles and the bytes of the metadata with the stage indexes. Where an index of
-    an earlier version records no files, images must not be empty and metadata have to be JSON. Files that are gone are
-    left to ``label_sanity``, which knows what the lane persists. What is damaged is noted for the next run of its
-    stage.
+    Compares the sizes of global image and tiles with the tiles' indexes. Where an index of an earlier version records
+    no files, images must not be empty. Files that are gone are left to ``label_sanity``, which knows what the lane
+    persists. What is damaged is noted for the next run of its stage. The metadata files are compared with their stamps
+    by who reads them (``image_lesions``).
 
     Args:
         store: where all artefacts are.
         lane: the lane's name.
         rows: manifest rows of the images.
+
+    Returns:
+        Findings by image id, and stamps by file name below the store's root.
     """
     ids: defaultdict[str, list[str]] = defaultdict(list)
     for row in rows:
         ids[row["batch"]].append(row["image_id"])
-    found: dict[str, str] = {}
+    found: dict[str, BadLabel] = {}
+    stamps: dict[str, FileStamp] = {}
     for batch in sorted(ids):
-        crops = store.stage_index(lane, "normalized_crops", batch)
-        tiles = store.stage_index(lane, "tiles", batch)
-        recorded = {index: read_stage_index(index) for index in (crops, tiles)}
+        crops = read_stage_index(store.stage_index(lane, "normalized_crops", batch))
+        index = store.stage_index(lane, "tiles", batch)
+        tiles = read_stage_index(index)
         for image_id in ids[batch]:
-            key = artefact_key(image_id)
-            damaged = {
-                crops: _damaged_metadata(store, store.crop_metadata(key), recorded[crops].get(image_id, {})),
-                tiles: [
-                    *_damaged_metadata(store, store.tiles_metadata(key), recorded[tiles].get(image_id, {})),
-                    *_damaged_images(store, key, recorded[tiles].get(image_id, {})),
-                ],
-            }
-            for index, errors in damaged.items():
-                if errors:
-                    note_suspects(index, [store.name_of(error.path) for error in errors])
-            if errors := [*damaged[crops], *damaged[tiles]]:
-                found[image_id] = described(store.root, errors)
-    return found
+            recorded = recorded_stamps(tiles.get(image_id, {}))
+            of_image = recorded_stamps(crops.get(image_id, {})) | recorded
+            stamps |= {name: stamp for name, stamp in of_image.items() if name.endswith(".json")}
+            if errors := _damaged_images(store, artefact_key(image_id), tiles.get(image_id, {}), recorded):
+                note_suspects(index, [store.name_of(error.path) for error in errors])
+                found[image_id] = damaged_label(store, lane, image_id, errors)
+    return found, stamps
 
 
-def _damaged_metadata(store: ArtefactStore, path: Path, row: Row) -> list[DamagedArtefactError]:
-    try:
-        read_artefact(path, recorded_stamps(row).get(store.name_of(path)))
-    except FileNotFoundError:
-        return []
-    except DamagedArtefactError as error:
-        return [error]
-    return []
+def damaged_label(store: ArtefactStore, lane: str, image_id: str, errors: Iterable[DamagedArtefactError]) -> BadLabel:
+    """The entry of an image that labels leave out because of damaged files, which it names."""
+    advice = f"materialize {lane}/normalized_crops and {lane}/tiles again"
+    return BadLabel(image_id, "damaged_artefact", f"{described(store.root, errors)}; {advice}")
 
 
-def _damaged_images(store: ArtefactStore, key: str, row: Row) -> list[DamagedArtefactError]:
+def _damaged_images(
+    store: ArtefactStore, key: str, row: Row, recorded: Mapping[str, FileStamp]
+) -> list[DamagedArtefactError]:
     """Global image and tiles of another size than recorded; without a record, those that are empty."""
     errors = []
-    recorded = recorded_stamps(row)
     for path in [store.root / name for name in recorded] or _unrecorded_images(store, key, row):
         if path.suffix != ".png" or not path.is_file():
             continue

@@ -15,14 +15,17 @@ from uveitis_assets.imaging.geometry import ImageFrames
 from uveitis_assets.labels.class_map import LabelSpace
 from uveitis_assets.labels.coco_summary import BadLabel
 from uveitis_assets.labels.configuration import LabelConfiguration
+from uveitis_assets.labels.damaged_tiles import damaged_label
 from uveitis_assets.labels.label_files import read_label_files
-from uveitis_assets.labels.lesion_masks import parse_lesion_masks
 from uveitis_assets.labels.lesions import Lesions, join_lesions
+from uveitis_assets.labels.masks.lesion_masks import parse_lesion_masks
 from uveitis_assets.labels.oriented_boxes import parse_oriented_boxes
 from uveitis_assets.landing.quarantine import QuarantineError
 from uveitis_assets.landing.samples import Split
+from uveitis_assets.stages.artefact_files import DamagedArtefactError, FileStamp
 from uveitis_assets.stages.index import read_index_table
-from uveitis_assets.storage.files import read_json
+from uveitis_assets.stages.recorded_metadata import read_metadata
+from uveitis_assets.stages.suspect_files import note_suspects
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
 
 # Lesions of this many images per thread wait for the writer at most.
@@ -86,14 +89,17 @@ def read_image_lesions(
     row: Mapping[str, Any],
     *,
     lane: str,
+    stamps: Mapping[str, FileStamp],
 ) -> ImageLesions | BadLabel | None:
-    """Frames and lesions of one image; None when its metadata is gone although the index lists it."""
+    """Frames and lesions of one image; None when its metadata is gone although the index lists it.
+
+    ``stamps`` are those of the metadata files, with which they are compared; a damaged one is noted for the next run
+    of its stage.
+    """
     image_id = row["image_id"]
-    key = artefact_key(image_id)
-    try:
-        frames = ImageFrames.from_metadata(read_json(store.crop_metadata(key)), read_json(store.tiles_metadata(key)))
-    except FileNotFoundError:
-        return None
+    frames = _read_frames(store, lane, row, stamps)
+    if not isinstance(frames, ImageFrames):
+        return frames
     try:
         files = read_label_files(store, lane, raw_folder, row)
         if labels.format == "mask":
@@ -116,6 +122,27 @@ def read_image_lesions(
     except QuarantineError as error:
         return BadLabel(image_id, error.reason, error.detail)
     return ImageLesions(image_id, frames, lesions)
+
+
+def _read_frames(
+    store: ArtefactStore, lane: str, row: Mapping[str, Any], stamps: Mapping[str, FileStamp]
+) -> ImageFrames | BadLabel | None:
+    key = artefact_key(row["image_id"])
+    files = {"normalized_crops": store.crop_metadata(key), "tiles": store.tiles_metadata(key)}
+    contents: list[dict[str, Any]] = []
+    damaged: list[DamagedArtefactError] = []
+    is_gone = False
+    for stage, path in files.items():
+        try:
+            contents.append(read_metadata(store, path, stamps))
+        except FileNotFoundError:
+            is_gone = True
+        except DamagedArtefactError as error:
+            note_suspects(store.stage_index(lane, stage, row["batch"]), [store.name_of(path)])
+            damaged.append(error)
+    if damaged:
+        return damaged_label(store, lane, row["image_id"], damaged)
+    return None if is_gone else ImageFrames.from_metadata(*contents)
 
 
 def map_in_order(

@@ -19,6 +19,7 @@ from uveitis_assets.landing.splits import patient_splits, read_pinned_splits, st
 
 Patient = tuple[str, str]
 _OWNER = ("split_dataset", "split_patient")
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,16 @@ def assign_splits(
     Returns:
         Columns ``batch``, ``image_id``, ``content_hash`` and ``fold_splits`` (split in fold 0, 1, ...) per ledger
         entry, and what is contradictory about the pinned splits.
+
+    Raises:
+        ValueError: the pinned splits name images of the lane, none of which is registered.
     """
     entries = ledger.select("batch", "image_id", "content_hash", *_OWNER, "patient_official_split")
     members = (entries if batch is None else entries.filter(pl.col("batch") == batch)).collect()
     claims = _official_claims(members)
     pinned, problems = _pinned_splits(entries, assignment.pinned, members)
+    if assignment.pinned and not any(split for of_folds in pinned.values() for split in of_folds):
+        _check_pins_are_registered(entries, assignment)
     configuration = assignment.configuration
     # Few combinations of splits over all folds occur: entries refer to them by number.
     numbers: dict[tuple[Split, ...], int] = {}
@@ -77,6 +83,24 @@ def assign_splits(
     combinations = pl.Series("fold_splits", [list(splits) for splits in numbers], pl.List(pl.String))
     fold_splits = combinations.gather([number_of[patient] for patient in owners])
     return members.select("batch", "image_id", "content_hash").with_columns(fold_splits), problems
+
+
+def _check_pins_are_registered(entries: pl.LazyFrame, assignment: SplitAssignment) -> None:
+    """Refuse a file that is meant for the lane and pins nothing: its test images would be split by hash.
+
+    Files for several lanes may leave one out: only ids that begin as those of this lane count.
+    """
+    tags = set(entries.select(pl.col("image_id").str.split("::").list.first().unique()).collect().to_series())
+    pinned = sorted({image_id for of_fold in assignment.pinned for image_id in of_fold})
+    own = [image_id for image_id in pinned if image_id.partition("::")[0] in tags]
+    if not own or entries.filter(pl.col("image_id").is_in(own)).head(1).collect().height:
+        return
+    known = entries.select(pl.col("image_id").sort()).head(_SHOWN).collect().to_series().to_list()
+    raise ValueError(
+        f"splits.pinned: {assignment.configuration.pinned}: names {len(own)} images of the lane, none of which is "
+        f"registered; found {', '.join(own[:_SHOWN])}, expected ids such as {', '.join(known)}: correct the ids, or "
+        "remove splits.pinned"
+    )
 
 
 def _official_claims(members: pl.DataFrame) -> dict[Patient, set[Split]]:

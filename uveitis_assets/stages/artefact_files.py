@@ -78,10 +78,19 @@ def read_artefact(path: Path, stamp: FileStamp | None) -> bytes:
         DamagedArtefactError: the bytes are not those that were written.
     """
     data = path.read_bytes()
+    check_artefact(path, data, stamp)
+    return data
+
+
+def check_artefact(path: Path, data: bytes, stamp: FileStamp | None) -> None:
+    """Compares the bytes that were read from a file with what was written, as ``read_artefact``.
+
+    Raises:
+        DamagedArtefactError: the bytes are not those that were written.
+    """
     finding = _format_finding(path, data) if stamp is None else _stamp_finding(data, stamp)
     if finding is not None:
         raise DamagedArtefactError(path, finding)
-    return data
 
 
 def damaged_files(

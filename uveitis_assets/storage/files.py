@@ -139,8 +139,17 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file does not hold a JSON object; the message names the file.
     """
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(data: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object in the bytes of a file.
+
+    Raises:
+        ValueError: they are no JSON object; the message names the file.
+    """
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(data)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}:{error.lineno}: expected JSON, found {error.msg}; delete or repair the file"

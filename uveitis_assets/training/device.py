@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
+Amp = Literal["auto", "bf16", "off"]
 
 
 def chosen_device(wanted: Device) -> str:
@@ -22,7 +23,7 @@ def chosen_device(wanted: Device) -> str:
     return wanted
 
 
-def uses_bfloat16(wanted: Literal["auto", "bf16", "off"], device: str) -> bool:
+def uses_bfloat16(wanted: Amp, device: str) -> bool:
     """Whether a training multiplies in bfloat16.
 
     ``auto`` does so where the device has units for it: CUDA, CPUs with AMX.
@@ -34,10 +35,11 @@ def uses_bfloat16(wanted: Literal["auto", "bf16", "off"], device: str) -> bool:
     return device.startswith("cuda") or bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
-def answers_in_half_precision(wanted: Literal["auto", "bf16", "off"], device: str) -> bool:
+def answers_in_half_precision(wanted: Amp, device: str) -> bool:
     """Whether a trained network answers in mixed precision: on CUDA, unless its training was not to.
 
-    Validation, evaluation and prediction ask it with the lane's ``training.amp``, so that the epoch that is chosen is
-    judged as it will answer. On the CPU answers are float32: there results are to be equal bit for bit.
+    ``wanted`` is the ``training.amp`` of the training. Its validation asks, and the lineage of the weights holds the
+    answer, so that evaluation and prediction answer as the epoch was judged. On the CPU answers are float32: there
+    results are to be equal bit for bit.
     """
     return device.startswith("cuda") and wanted != "off"

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from uveitis_assets.labels.class_map import load_class_map
-from uveitis_assets.labels.lesion_masks import lesions_of_mask, parse_lesion_masks
-from uveitis_assets.labels.mask_files import parse_mask
+from uveitis_assets.labels.masks.lesion_masks import lesions_of_mask, parse_lesion_masks
+from uveitis_assets.labels.masks.mask_files import parse_mask
 from uveitis_assets.landing.quarantine import QuarantineError
 
 WIDTH, HEIGHT = 50, 40
@@ -121,15 +122,18 @@ def test_implausible_masks_are_bad_labels(data: bytes, found: str) -> None:
     assert found in caught.value.detail
 
 
+WHOLE: dict[str, Any] = {"crop_box": (0, 0, WIDTH, HEIGHT), "max_marked_share": 0.5}
+
+
 def test_folders_give_the_classes_and_do_not_merge() -> None:
     space = load_class_map().label_space("mask")
     names = ["SoftExudate_Masks/a b.png", "HardExudate_Masks/a b.png", "Hemohedge_Masks/sub/a b.png"]
-    lesions = parse_lesion_masks([(name, pillow(TRUTH)) for name in names], space, (WIDTH, HEIGHT), 12)
+    lesions = parse_lesion_masks([(name, pillow(TRUTH)) for name in names], space, (WIDTH, HEIGHT), 12, **WHOLE)
     assert lesions.category_ids.tolist() == [15, 15, 5, 5, 15, 15]
     assert lesions.boxes[:2].tolist() == [[30, 5, 41, 12], [2, 20, 3, 39]]
     assert lesions.corners is None
     with pytest.raises(QuarantineError, match=r"Drusen_Masks/a\.png: found class 'Drusen_Masks', expected one of Hard"):
-        parse_lesion_masks([("Drusen_Masks/a.png", b"")], space, (WIDTH, HEIGHT), 12)
+        parse_lesion_masks([("Drusen_Masks/a.png", b"")], space, (WIDTH, HEIGHT), 12, **WHOLE)
 
 
 @pytest.mark.parametrize("white_outside", [True, False])
@@ -142,7 +146,7 @@ def test_an_inverted_mask_is_refused_by_name_and_share(white_outside: bool) -> N
     with pytest.raises(
         QuarantineError, match=r"IRMA_Masks/left\.png: found \d+% of the retina marked.* inverted"
     ) as caught:
-        parse_lesion_masks([file], space, (WIDTH, HEIGHT), 1, crop_box=(7, 2, 43, 38))
+        parse_lesion_masks([file], space, (WIDTH, HEIGHT), 1, crop_box=(7, 2, 43, 38), max_marked_share=0.5)
     assert caught.value.reason == "bad_label"
     allowed = parse_lesion_masks([file], space, (WIDTH, HEIGHT), 1, crop_box=(7, 2, 43, 38), max_marked_share=1.0)
     assert len(allowed)
@@ -152,7 +156,7 @@ def test_lesions_over_less_than_half_of_the_retina_are_kept() -> None:
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[:, :18] = True
     file = ("Neovascularization_Masks/a.png", pillow(mask))
-    assert len(parse_lesion_masks([file], load_class_map().label_space("mask"), (WIDTH, HEIGHT), 1)) == 1
+    assert len(parse_lesion_masks([file], load_class_map().label_space("mask"), (WIDTH, HEIGHT), 1, **WHOLE)) == 1
 
 
 def boxes_by_scipy(mask: NDArray[np.bool_], min_area: int) -> set[tuple[int, int, int, int]]:

@@ -65,6 +65,28 @@ def test_pinned_patients_keep_their_split_and_new_images_join_them(store):
     assert "lane::003" in summary.problems[0]
 
 
+def test_a_pinned_file_for_the_lane_of_which_no_image_is_registered_is_refused_with_ids_of_both(store):
+    for number in range(3):
+        land(store, f"{number:03d}.jpg", jpeg(number))
+    pins = {"train": ["other::000"], "val": [], "test": ["lane::0", "lane::1"]}
+
+    def pin(ids):
+        (store.root / "old.json").write_text(json.dumps(ids))
+
+    pin(pins)
+    splits = SplitConfiguration(pinned="old.json")
+    with pytest.raises(ValueError, match=r"old\.json: names 2 images of the lane, none .* found lane::0, lane::1, "):
+        build(store, lane(), splits)
+    with pytest.raises(ValueError, match=r"expected ids such as lane::000, lane::001, lane::002: correct the ids"):
+        build(store, lane(), splits)
+    # A file for several lanes need not name images of each, and new batches need not have a pinned image.
+    pin({**pins, "test": []})
+    build(store, lane(), splits)
+    pin({**pins, "test": ["lane::0", "lane::002"]})
+    build(store, lane(batch_size=1), splits)
+    assert rows(store)["lane::002"]["split"] == "test"
+
+
 @pytest.mark.parametrize("end", ["removed", "replaced"])
 def test_patients_keep_the_pinned_split_of_photographs_that_are_gone(store, end):
     table = ["image,patient"]

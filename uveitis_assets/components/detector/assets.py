@@ -20,8 +20,8 @@ from uveitis_assets.orchestration.previews import format_listing, picture
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.device import Device
 
-CHECKPOINT_CODE_VERSION = "3"
-EVALUATION_CODE_VERSION = "3"
+CHECKPOINT_CODE_VERSION = "4"
+EVALUATION_CODE_VERSION = "4"
 PREDICTIONS_CODE_VERSION = "2"
 PSEUDO_LABELS_CODE_VERSION = "1"
 
@@ -103,6 +103,7 @@ def _checkpoint(
                 **trained.numbers,
                 "initialised_from": trained.initialised_from,
                 "device": trained.device,
+                **({} if trained.tiles is None else {"tiles": trained.tiles}),
                 "curves": picture(trained.curves_jpeg, f"{detector.name} {partition}: loss and AP"),
                 "path": dg.MetadataValue.path(str(trained.best_weights)),
             }
@@ -139,6 +140,7 @@ def _evaluation(detector: DetectorLaneConfiguration, keys: DetectorKeys, factory
             return {
                 **found.numbers,
                 "split": found.split,
+                "tiles": found.tiles,
                 **({"limits": dg.MetadataValue.json(list(found.limits))} if found.limits else {}),
                 "per_class": dg.MetadataValue.md(found.per_class_table),
                 **{name: picture(jpeg, f"{title}: {name}") for name, jpeg in found.pictures.items()},
@@ -158,7 +160,10 @@ def _predictions(detector: DetectorLaneConfiguration, keys: DetectorKeys, factor
         keys.predictions,
         deps=[
             dg.AssetDep(tiles, partition_mapping=dg.IdentityPartitionMapping()),
-            dg.AssetDep(keys.checkpoint, partition_mapping=dg.SpecificPartitionsPartitionMapping(chosen)),
+            *(
+                dg.AssetDep(key, partition_mapping=dg.SpecificPartitionsPartitionMapping(chosen))
+                for key in keys.predicts_from(detector)
+            ),
         ],
         partitions=keys.predicted.batches,
         kinds={"pytorch", "json"},
@@ -181,6 +186,8 @@ def _predictions(detector: DetectorLaneConfiguration, keys: DetectorKeys, factor
             # Read before the tiles: what is materialized from now on is newer than these predictions.
             upstream_event = newest_events(context.instance, tiles, [batch]).get(batch, 0)
             predicted = predictor.predict(batch)
+            for finding in predicted.tile_findings:
+                context.log.warning(f"{detector.name}/predictions[{batch}]: {finding}")
             metadata: dict[str, Any] = {
                 **predicted.numbers,
                 "repaired": format_listing(predicted.repaired),
@@ -188,6 +195,8 @@ def _predictions(detector: DetectorLaneConfiguration, keys: DetectorKeys, factor
                 "detections_per_class": dg.MetadataValue.json(predicted.detections_per_class),
                 "checkpoints": ", ".join(predicted.checkpoints),
                 "device": predicted.device,
+                **({} if predicted.tiles is None else {"tiles": predicted.tiles}),
+                **({"tile_findings": format_listing(predicted.tile_findings)} if predicted.tile_findings else {}),
                 "path": dg.MetadataValue.path(str(predicted.index)),
                 UPSTREAM_EVENT_METADATA: upstream_event,
             }

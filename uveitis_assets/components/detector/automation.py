@@ -52,14 +52,16 @@ def predictions_sensor(detector: DetectorLaneConfiguration, keys: DetectorKeys) 
         minimum_interval_seconds=detector.automation.predictions_interval_s,
         default_status=sensor_status(detector.automation.predictions_sensor),
         description=f"Predicts the batches of {keys.predicted.lane} whose tiles are newer than those that their "
-        "predictions were made of, once the chosen checkpoints are there; also while one of them is trained again.",
+        "predictions were made of, once the chosen checkpoints are there (and, for operating points, evaluated); also "
+        "while one of them is trained again.",
     )
     def predictions_refresh(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         instance = context.instance
         chosen = {fold_key(fold) for fold in detector.inference.folds}
-        absent = chosen - instance.get_materialized_partitions(keys.checkpoint)
-        if absent:
-            return dg.SkipReason(f"{keys.checkpoint.to_user_string()} lacks {enumeration(sorted(absent), _SHOWN)}")
+        for needed in keys.predicts_from(detector):
+            absent = chosen - instance.get_materialized_partitions(needed)
+            if absent:
+                return dg.SkipReason(f"{needed.to_user_string()} lacks {enumeration(sorted(absent), _SHOWN)}")
         ordered = sorted(instance.get_dynamic_partitions(keys.predicted.batches_name))
         # Read before the events: a run that ends in between is in progress here, or its predictions are seen.
         busy = keys_in_progress(instance, [keys.predictions_job], [keys.predictions], ordered)

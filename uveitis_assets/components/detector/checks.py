@@ -57,7 +57,8 @@ def _detection_quality(detector: DetectorLaneConfiguration, keys: DetectorKeys) 
         "detection_quality",
         keys.evaluation,
         keys.folds,
-        f"Image-level AP at IoU 0.5 is at least {wanted}; limits that leave out lesions or detections are a warning.",
+        f"Image-level AP at IoU 0.5 is at least {wanted}; limits that leave out lesions or detections, and tiles "
+        "unlike those that the checkpoint learned, are a warning.",
         lambda: evaluate,
     )
 
@@ -79,6 +80,7 @@ def _prediction_sanity(detector: DetectorLaneConfiguration, keys: DetectorKeys) 
         keys.predictions,
         keys.predicted.batches,
         "Every usable image of the batch has a prediction file; boxes lie inside the image, scores in 0..1, classes "
-        "are known. Tiles with as many detections as a tile keeps are a warning.",
+        "are known. Tiles with as many detections as a tile keeps, or unlike those that the checkpoint learned, are a "
+        "warning.",
         lambda: evaluate,
     )

@@ -60,6 +60,11 @@ class DetectorKeys:
     def predictions(self) -> dg.AssetKey:
         return dg.AssetKey([self.detector, "predictions"])
 
+    def predicts_from(self, configuration: DetectorLaneConfiguration) -> list[dg.AssetKey]:
+        """Assets by fold that predictions need: the checkpoints and, for operating points, their evaluation."""
+        operates = configuration.inference.operating_fp_per_image is not None
+        return [self.checkpoint, self.evaluation] if operates else [self.checkpoint]
+
     @property
     def pseudo_labels(self) -> dg.AssetKey:
         return dg.AssetKey([self.detector, "pseudo_labels"])

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from uveitis_assets.detection.checkpoints.loading import load_trained_detector
+from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.data.tile_geometry import TileGeometry
 from uveitis_assets.messages import enumeration
 from uveitis_assets.storage.store import ArtefactStore
+from uveitis_assets.training.device import Amp, answers_in_half_precision
 from uveitis_assets.training.run_folder import RunFolder, ended_with, is_unfinished
 from uveitis_assets.training.run_replacement import current_run
 from uveitis_assets.training.weights_files import file_digest, read_lineage
@@ -32,7 +36,9 @@ class FoldWeights:
 
     ``digest`` is that of the file; ``categories`` maps the ids that were learned to their names at that time;
     ``learned_images`` are the ids of all images that it, or any detector it started from, was trained on. The last two
-    are empty where the file does not hold them.
+    are empty where the file does not hold them. ``tiles`` is the geometry of the learned tiles, None in files of
+    earlier versions; ``amp`` and ``mixed_precision`` tell in which precision its validation answered;
+    ``input_size`` is the side of the network's input, px.
     """
 
     name: str
@@ -40,6 +46,19 @@ class FoldWeights:
     digest: str
     categories: Mapping[int, str]
     learned_images: frozenset[str]
+    input_size: int
+    tiles: TileGeometry | None = None
+    amp: Amp = "auto"
+    mixed_precision: bool | None = None
+
+    def answers_in_half_precision(self, device: str) -> bool:
+        """Whether it answers in mixed precision on a device, as in the validation that chose its epoch.
+
+        Files of earlier versions tell the training's ``amp`` only: by the rule for that. On the CPU answers are float32
+        in any case, as everywhere.
+        """
+        by_rule = answers_in_half_precision(self.amp, device)
+        return by_rule if self.mixed_precision is None else self.mixed_precision and device.startswith("cuda")
 
     def load(self) -> nn.Module:
         """The detector in evaluation mode on the CPU.
@@ -123,13 +142,26 @@ def fold_weights(store: ArtefactStore, experiment: str, fold: int) -> FoldWeight
     lineage = read_lineage(folder.best_weights)
     if problem := weights_problem(folder, name):
         raise TrainingNotUsableError(problem)
+    configuration = lineage.get("configuration", {})
     return FoldWeights(
         name=name,
         path=folder.best_weights,
         digest=file_digest(folder.best_weights),
         categories={int(number): str(text) for number, text in lineage.get("categories", {}).items()},
         learned_images=frozenset(lineage.get("learned_images", ())),
+        input_size=int(configuration.get("model", {}).get("input_size", ModelConfiguration().input_size)),
+        tiles=learned_tiles(lineage),
+        amp=configuration.get("training", {}).get("amp", "auto"),
+        mixed_precision=lineage.get("mixed_precision"),
     )
+
+
+def learned_tiles(lineage: Mapping[str, Any]) -> TileGeometry | None:
+    """Geometry of the tiles that weights learned; None where their lineage does not say.
+
+    Those of earlier versions do not.
+    """
+    return None if "tiles" not in lineage else TileGeometry.from_plain(lineage["tiles"])
 
 
 def weights_problem(folder: RunFolder, name: str) -> str | None:

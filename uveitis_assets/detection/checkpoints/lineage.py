@@ -20,14 +20,19 @@ def weights_lineage(
     parent: Mapping[str, str] | None,
     learned_images: Iterable[str],
     created_at: str,
+    tiles: Mapping[str, Any] | None = None,
+    mixed_precision: bool | None = None,
 ) -> dict[str, Any]:
     """What weights are and where they come from, for ``save_weights``.
 
     ``categories`` maps ids from 1 to names; ``data_fingerprint`` is that of the labelled split; ``parent`` is
     ``parent_of`` the file that the training started from; ``learned_images`` are the ids of the images that it and the
     training of its parent were shown, on which the weights must not be evaluated; ``created_at`` is given, so
-    that two runs that compute the same can write the same.
+    that two runs that compute the same can write the same. ``tiles`` is the ``TileGeometry`` of the learned tiles,
+    ``mixed_precision`` says whether the validation that chose the epoch answered so; both are left out where they are
+    not known.
     """
+    known = {"tiles": tiles, "mixed_precision": mixed_precision}
     return {
         "configuration": configuration.model_dump(mode="json"),
         "categories": {str(number): name for number, name in categories.items()},
@@ -37,4 +42,5 @@ def weights_lineage(
         "metrics": dict(metrics),
         "learned_images": sorted(set(learned_images)),
         "created_at": created_at,
+        **{name: value for name, value in known.items() if value is not None},
     }

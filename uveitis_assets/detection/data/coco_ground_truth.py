@@ -26,12 +26,16 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LabelFile:
-    """A COCO file's images in their order with the ground truth of each, and its categories."""
+    """A COCO file's images in their order with the ground truth of each, and its categories.
+
+    ``n_crowds`` counts annotations of groups of objects (``iscrowd``), which are among the ground truth too.
+    """
 
     path: Path
     images: list[dict[str, Any]]
     truths: list[GroundTruth]
     categories: dict[int, str]
+    n_crowds: int = 0
 
     @classmethod
     def read(cls, path: Path, partition: str) -> LabelFile:
@@ -56,7 +60,8 @@ class LabelFile:
             truths = _ground_truths(path, content["images"], content["annotations"], categories)
         except KeyError as error:
             raise ValueError(f"{path}: an entry has no {error}; materialize {partition} again") from error
-        return cls(path, content["images"], truths, categories)
+        n_crowds = sum(bool(entry.get("iscrowd")) for entry in content["annotations"])
+        return cls(path, content["images"], truths, categories, n_crowds)
 
 
 def _ground_truths(

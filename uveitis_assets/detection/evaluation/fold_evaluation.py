@@ -16,9 +16,11 @@ from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.data.labelled_split import LabelledImage, LabelledSplit
 from uveitis_assets.detection.data.sampling import overfit_split
 from uveitis_assets.detection.data.tile_files import read_global_image, read_tile_pixels
+from uveitis_assets.detection.data.tile_geometry import TileGeometry, tile_finding
 from uveitis_assets.detection.evaluation.detection_limits import answers_that_lack_room
 from uveitis_assets.detection.evaluation.evaluate import Evaluation, evaluate_detections
 from uveitis_assets.detection.evaluation.figures import confusion_figure, froc_figure, precision_recall_figure
+from uveitis_assets.detection.evaluation.operating_points import score_settings
 from uveitis_assets.detection.evaluation.report import validation_report
 from uveitis_assets.detection.inference.detections import Detections, GroundTruth
 from uveitis_assets.detection.inference.predict_images import predict_images
@@ -28,7 +30,7 @@ from uveitis_assets.detection.training.fold_training import labelled_split
 from uveitis_assets.imaging.figures import png_as_jpeg
 from uveitis_assets.storage.files import read_json, write_bytes, write_json
 from uveitis_assets.storage.store import ArtefactStore
-from uveitis_assets.training.device import Device, answers_in_half_precision, chosen_device
+from uveitis_assets.training.device import Device, chosen_device
 from uveitis_assets.training.run_folder import RunFolder, folder_of_best_weights
 from uveitis_assets.training.run_replacement import current_run
 from uveitis_assets.training.weights_files import read_lineage
@@ -41,7 +43,8 @@ class FoldEvaluation:
     """An evaluation as it is shown; ``pictures`` are JPEG by name, ``per_class_table`` is Markdown.
 
     ``split`` names the images evaluated; ``numbers`` hold only what exists: an AP without lesions is left out.
-    ``limits`` are messages about settings that leave out lesions or detections.
+    ``limits`` are messages about settings that leave out lesions or detections, or show other tiles than were learned;
+    ``tiles`` says in words how the evaluated tiles are cut and scaled.
     """
 
     report: Path
@@ -50,6 +53,7 @@ class FoldEvaluation:
     per_class_table: str
     pictures: dict[str, bytes]
     limits: tuple[str, ...]
+    tiles: str
 
 
 def evaluate_fold(
@@ -80,6 +84,7 @@ def evaluate_fold(
     if not lane.overfit_images:
         weights.check_never_learned([image.image_id for image in evaluated.images], f"{split} of fold{fold}")
     model = weights.load()
+    mixed_precision = weights.answers_in_half_precision(device_name)
     everything = lane.inference.model_copy(update={"score_threshold": 0.0})
     found = [
         detections
@@ -88,14 +93,21 @@ def evaluate_fold(
             evaluated.images,
             everything,
             device=device_name,
-            amp=answers_in_half_precision(lane.training.amp, device_name),
+            amp=mixed_precision,
             read_tiles=partial(read_tile_pixels, store),
         )
     ]
     evaluation = evaluate_detections(evaluated.images, found, evaluated.categories, lane.evaluation)
     lineage = read_lineage(weights.path)
     network = ModelConfiguration(**lineage["configuration"]["model"])
-    limits = (*answers_that_lack_room(network, evaluated.images), *evaluation.limits)
+    frames = [image.frames for image in evaluated.images]
+    tiles = TileGeometry.of_images(frames, network.input_size)
+    unlike = tile_finding(weights.name, weights.tiles, frames)
+    limits = (
+        *answers_that_lack_room(network, evaluated.images),
+        *evaluation.limits,
+        *([] if unlike is None else [unlike]),
+    )
     evaluation = replace(evaluation, limits=limits)
     report = folder.report_file if split == "val" else folder.test_report_file
     epoch = int(lineage["metrics"]["epoch"])
@@ -109,10 +121,25 @@ def evaluate_fold(
     pictures["preview"] = _sheet(lane, evaluated.images, found, evaluated.categories, store)
     # A training that finished meanwhile has put its own report there. Last of all, because the figures take seconds.
     weights.check_unchanged()
-    write_json(report, {**content, "checkpoint": weights.digest, "split": evaluated.split})
+    evaluated_as = {
+        "checkpoint": weights.digest,
+        "split": evaluated.split,
+        "settings": score_settings(lane),
+        "mixed_precision": mixed_precision,
+        "tiles": None if tiles is None else tiles.plain(),
+    }
+    write_json(report, content | evaluated_as)
     for name, png in figures.items():
         write_bytes(folder.figures_folder / f"{split}_{name.replace(' ', '_').lower()}.png", png)
-    return FoldEvaluation(report, evaluated.split, _numbers(evaluation), _per_class_table(evaluation), pictures, limits)
+    return FoldEvaluation(
+        report=report,
+        split=evaluated.split,
+        numbers=_numbers(evaluation),
+        per_class_table=_per_class_table(evaluation),
+        pictures=pictures,
+        limits=limits,
+        tiles=str(tiles),
+    )
 
 
 def reported_map_50(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> float | None:

@@ -7,12 +7,16 @@ rate is the lowest score whose false positives per image do not exceed the rate,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from uveitis_assets.detection.checkpoints.fold_weights import FoldWeights, TrainingNotUsableError
 from uveitis_assets.detection.evaluation.froc import Froc, FrocCurve, allowed_false_positives
 from uveitis_assets.detection.inference.detections import Detections
+from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
+from uveitis_assets.storage.files import read_json
 
 NOTHING = 1.01
 """Score that no detection reaches: of a class whose best detections already exceed the rate."""
@@ -38,6 +42,68 @@ def operating_score(curve: FrocCurve, rate: float, n_images: int) -> float:
     false_positives = np.round(curve.fp_per_image * n_images)
     within = np.searchsorted(false_positives, allowed_false_positives([rate], n_images)[0], side="right")
     return float(curve.thresholds[within - 1]) if within else NOTHING
+
+
+def score_settings(lane: DetectorLaneConfiguration) -> dict[str, Any]:
+    """What decides, besides the weights, the scores of detections and which are false positives.
+
+    Plain values. Thresholds inside the network and the classes that it was taught belong to the weights.
+    """
+    inference, evaluation = lane.inference, lane.evaluation
+    return {
+        "classes": list(lane.classes),
+        "global_tile": lane.global_tile,
+        "merge": inference.merge,
+        "merge_iou": inference.merge_iou,
+        "flips": list(inference.flips),
+        "froc_iou": evaluation.froc_iou,
+        "max_detections": evaluation.max_detections,
+    }
+
+
+def scores_for_prediction(
+    path: Path, weights: FoldWeights, lane: DetectorLaneConfiguration, rate: float
+) -> dict[int, float]:
+    """Class id to score of a validation report, if it holds for how the weights predict.
+
+    Args:
+        path: the val_report.json of the weights' run.
+        weights: the weights that predict.
+        lane: the settings by which they predict.
+        rate: false positives per image.
+
+    Raises:
+        FileNotFoundError: there is no report.
+        TrainingNotUsableError: it is of other weights, was found with other settings, or does not say.
+        ValueError: it holds no operating points at this rate.
+    """
+    again = f"materialize {lane.name}/evaluation (`val`) of {weights.name.rpartition(' of ')[2]} again"
+    where = f"{path}: inference.operating_fp_per_image"
+    if not path.is_file():
+        raise FileNotFoundError(f"{where}: expected the report of the evaluation, found none; {again}")
+    report = read_json(path)
+    if "checkpoint" not in report:
+        raise TrainingNotUsableError(
+            f"{where}: expected the report of an evaluation, found one without the digest of its weights, as the "
+            f"training writes it; {again}"
+        )
+    if report["checkpoint"] != weights.digest:
+        raise TrainingNotUsableError(
+            f"{where}: expected the report of {weights.name} ({weights.digest}), found that of "
+            f"{report['checkpoint']}; {again}"
+        )
+    expected, found = score_settings(lane), report.get("settings")
+    if found is None:
+        raise TrainingNotUsableError(
+            f"{where}: expected the settings that its scores were found with ({', '.join(expected)}), found none: an "
+            f"earlier version wrote it; {again}"
+        )
+    different = [name for name, value in expected.items() if name not in found or found[name] != value]
+    if different:
+        wanted = ", ".join(f"{name} {expected[name]}" for name in different)
+        given = ", ".join(f"{name} {found.get(name, 'not named')}" for name in different)
+        raise TrainingNotUsableError(f"{where}: expected scores found with {wanted}, found {given}; {again}")
+    return read_operating_scores(report, rate)
 
 
 def read_operating_scores(report: Mapping[str, Any], rate: float) -> dict[int, float]:

@@ -17,7 +17,6 @@ from uveitis_assets.detection.evaluation.evaluate import Evaluation, evaluate_de
 from uveitis_assets.detection.evaluation.report import validation_report
 from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets.imaging.geometry import ImageFrames
-from uveitis_assets.storage.files import read_json
 
 
 def evaluate_results_file(
@@ -38,9 +37,11 @@ def evaluate_results_file(
         ValueError: a file is not what it should be; names file, entry and what was found.
     """
     given = LabelFile.read(labels, "it with the tool that wrote it")
-    crowds = sum(bool(entry.get("iscrowd")) for entry in read_json(labels)["annotations"])
-    if crowds:
-        raise ValueError(f"{labels}: found {crowds} annotations with iscrowd, which have no place in AP per lesion")
+    if given.n_crowds:
+        raise ValueError(
+            f"{labels}: expected one annotation per lesion, found {given.n_crowds} with iscrowd, which have no place "
+            "in AP per lesion; remove them"
+        )
     found = _detections(results, [int(entry["id"]) for entry in given.images], given.categories)
     images = [_image(entry, truth) for entry, truth in zip(given.images, given.truths, strict=True)]
     evaluation = evaluate_detections(images, found, given.categories, configuration)

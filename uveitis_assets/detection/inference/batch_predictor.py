@@ -5,32 +5,31 @@ The checkpoints are loaded when an image needs them and kept for the next batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from uveitis_assets.detection.checkpoints.fold_weights import FoldWeights, TrainingNotUsableError, fold_weights
-from uveitis_assets.detection.data.preprocessed_images import read_preprocessed_images
-from uveitis_assets.detection.evaluation.operating_points import read_operating_scores
+from uveitis_assets.detection.checkpoints.fold_weights import (
+    FoldWeights,
+    TrainingNotUsableError,
+    fold_weights,
+    learned_tiles,
+)
+from uveitis_assets.detection.data.preprocessed_images import PreprocessedImage, read_preprocessed_images
+from uveitis_assets.detection.data.tile_geometry import TileGeometry, tile_finding
+from uveitis_assets.detection.evaluation.operating_points import scores_for_prediction
 from uveitis_assets.detection.inference.prediction_batch import batch_prediction_sheet, predict_batch
-from uveitis_assets.detection.inference.prediction_file import read_prediction
+from uveitis_assets.detection.inference.prediction_inspection import PredictionFindings, inspect_prediction_files
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
+from uveitis_assets.imaging.geometry import ImageFrames
 from uveitis_assets.labels.class_map import load_class_map
-from uveitis_assets.messages import enumeration
-from uveitis_assets.stages.artefact_files import damaged_files, described
-from uveitis_assets.stages.index import index_finding, read_stage_index
-from uveitis_assets.stages.suspect_files import note_suspects
-from uveitis_assets.storage.files import read_json
 from uveitis_assets.storage.store import ArtefactStore
-from uveitis_assets.training.device import Device, answers_in_half_precision, chosen_device
-from uveitis_assets.training.run_folder import folder_of_best_weights
-
-# Boxes are rounded to 1/64 px and mapped through two frames.
-_OUTSIDE_TOLERANCE_PX = 0.1
-_SHOWN_IMAGES = 5
+from uveitis_assets.training.device import Device, chosen_device
+from uveitis_assets.training.run_folder import RunFolder, folder_of_best_weights
+from uveitis_assets.training.run_replacement import current_run
+from uveitis_assets.training.weights_files import read_lineage
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,9 @@ class PredictedBatch:
 
     ``checkpoints`` are the weights' digests by fold, e.g. ``fold0 0123abcd``. ``n_learned_images`` in ``numbers``
     counts images that a chosen fold, or the weights it started from, was trained on: detections there say little about
-    new images. ``repaired`` names images whose damaged or lost files were made again, ``index_finding`` a
-    damaged index.
+    new images. ``repaired`` names images whose damaged or lost files were made again, ``index_finding`` a damaged
+    index. ``tiles`` says in words how the tiles are cut and scaled (None without images), ``tile_findings`` where they
+    are unlike those that the weights learned.
     """
 
     index: Path
@@ -51,16 +51,8 @@ class PredictedBatch:
     contact_sheet: bytes | None
     repaired: tuple[str, ...]
     index_finding: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class PredictionFindings:
-    """Errors found in a batch's predictions, and what someone should look at."""
-
-    n_images: int
-    n_without_detections: int
-    errors: tuple[str, ...]
-    warnings: tuple[str, ...] = ()
+    tiles: str | None
+    tile_findings: tuple[str, ...]
 
 
 class BatchPredictor:
@@ -72,7 +64,8 @@ class BatchPredictor:
         Raises:
             FileNotFoundError: a fold has no checkpoint.
             TrainingNotUsableError: a fold's training is not finished, or learned other classes than the present ones or
-                those of the other folds.
+                those of the other folds; operating points are wanted, and the validation report holds none for how
+                these weights predict.
         """
         self._store = store
         self._lane = lane
@@ -105,13 +98,16 @@ class BatchPredictor:
             device=self._device,
             code_version=self._code_version,
             global_tile=lane.global_tile,
-            amp=answers_in_half_precision(lane.training.amp, self._device),
+            amp=[weights.answers_in_half_precision(self._device) for weights in self._weights.values()],
             class_scores=self._class_scores,
             masked_classes=any(0 < len(weights.categories) < len(self._names) for weights in self._weights.values()),
         )
         sheet = None
         if lane.inference.overlays:
-            sheet = batch_prediction_sheet(self._store, lane.name, lane.predict_on, batch, self._names)
+            empty = f"{lane.name}: no detections in {lane.predict_on} {batch}"
+            sheet = batch_prediction_sheet(self._store, done, self._names, text_if_empty=empty)
+        frames = [image.frames for image in done.images]
+        tiles = TileGeometry.of_images(frames, next(iter(self._weights.values())).input_size)
         numbers: dict[str, float] = {
             "n_images": done.n_images,
             "n_predicted": done.n_predicted,
@@ -120,7 +116,7 @@ class BatchPredictor:
             "n_repaired": len(done.repaired),
             "n_detections": done.n_detections,
             "n_images_without_detections": done.n_images_without_detections,
-            "n_learned_images": self._learned_images(batch),
+            "n_learned_images": self._learned_images(done.images),
         }
         return PredictedBatch(
             index=self._store.prediction_index(lane.name, lane.predict_on, batch),
@@ -131,6 +127,8 @@ class BatchPredictor:
             contact_sheet=sheet,
             repaired=tuple(f"{image_id}: {found}" for image_id, found in sorted(done.repaired.items())),
             index_finding=done.index_finding,
+            tiles=None if tiles is None else str(tiles),
+            tile_findings=_tile_findings({w.name: w.tiles for w in self._weights.values()}, frames),
         )
 
     def _operating_scores(self) -> dict[int, float] | None:
@@ -140,26 +138,15 @@ class BatchPredictor:
             return None
         [weights] = self._weights.values()
         report = folder_of_best_weights(weights.path).report_file
-        if not report.is_file():
-            raise FileNotFoundError(
-                f"{report}: operating_fp_per_image needs it, found none; materialize the evaluation"
-            )
-        content = read_json(report)
-        if content.get("checkpoint", weights.digest) != weights.digest:
-            raise TrainingNotUsableError(
-                f"{report}: expected the report of {weights.name} ({weights.digest}), found that of "
-                f"{content['checkpoint']}; materialize the evaluation of `val` again"
-            )
-        return read_operating_scores(content, rate)
+        return scores_for_prediction(report, weights, self._lane, rate)
 
     def _load_models(self) -> Sequence[torch.nn.Module]:
         if not self._models:
             self._models = [weights.load().to(self._device) for weights in self._weights.values()]
         return self._models
 
-    def _learned_images(self, batch: str) -> int:
+    def _learned_images(self, images: Sequence[PreprocessedImage]) -> int:
         learned = frozenset[str]().union(*(weights.learned_images for weights in self._weights.values()))
-        images = read_preprocessed_images(self._store, self._lane.predict_on, batch)
         return sum(image.image_id in learned for image in images)
 
 
@@ -174,66 +161,35 @@ def _check_same_classes(folds: Sequence[FoldWeights]) -> None:
             )
 
 
-def _damaged_files(store: ArtefactStore, index: Path) -> list[str]:
-    """Recorded files whose bytes (predictions) or sizes (pictures) have changed; noted for the next run.
-
-    Predictions that are gone are left to the caller, which knows the usable images.
-    """
-    errors = []
-    for image_id, row in read_stage_index(index).items():
-        for error in damaged_files(store.root, row, contents=lambda path: path.suffix == ".json"):
-            if error.path.suffix != ".json" or error.path.exists():
-                note_suspects(index, [store.name_of(error.path)])
-                errors.append(f"{image_id}: {described(store.root, [error])}; materialize the predictions again")
-    return errors
+def _tile_findings(learned: Mapping[str, TileGeometry | None], frames: Sequence[ImageFrames]) -> tuple[str, ...]:
+    """Messages about checkpoints, by name, that learned other tiles than these images have."""
+    findings = (tile_finding(name, tiles, frames) for name, tiles in learned.items())
+    return tuple(finding for finding in findings if finding is not None)
 
 
 def inspect_predictions(store: ArtefactStore, lane: DetectorLaneConfiguration, batch: str) -> PredictionFindings:
-    """Checks a batch's prediction files against its usable images, their sizes and the known classes."""
-    names = load_class_map().names
-    errors: list[str] = []
-    full: list[str] = []
-    n_without = 0
+    """Checks a batch's prediction files against its usable images, their sizes and the known classes.
+
+    Tiles unlike those that the present checkpoints learned are a warning.
+    """
     if not store.stage_index(lane.predict_on, "tiles", batch).exists():
         return PredictionFindings(0, 0, (f"{lane.predict_on}/tiles[{batch}] has no artefacts; materialize it first",))
-    images = read_preprocessed_images(store, lane.predict_on, batch)
-    index = store.prediction_index(lane.name, lane.predict_on, batch)
-    if (finding := index_finding(index)) is not None:
-        errors.append(finding)
-    else:
-        errors += _damaged_files(store, index)
-    for image in images:
-        path = store.prediction_file(lane.name, image.key)
-        if not path.exists():
-            errors.append(f"{image.image_id}: no prediction file; materialize {lane.name}/predictions of {batch} again")
-            continue
+    images = read_preprocessed_images(store, lane.predict_on, batch, global_tile=lane.global_tile)
+    found = inspect_prediction_files(store, lane, batch, images, load_class_map().names)
+    warnings = _tile_findings(_learned_tiles(store, lane), [image.frames for image in images])
+    return replace(found, warnings=(*found.warnings, *warnings))
+
+
+def _learned_tiles(store: ArtefactStore, lane: DetectorLaneConfiguration) -> dict[str, TileGeometry | None]:
+    """Geometry of the tiles that each chosen fold learned, by checkpoint.
+
+    Checkpoints that cannot be read are left out: ``checkpoint_integrity`` names them.
+    """
+    learned: dict[str, TileGeometry | None] = {}
+    for fold in lane.inference.folds:
+        path = current_run(RunFolder(store.run_folder(lane.name, fold))).best_weights
         try:
-            prediction = read_prediction(path)
-        except ValueError as error:
-            errors.append(str(error))
+            learned[f"{lane.name}/checkpoint of fold{fold}"] = learned_tiles(read_lineage(path))
+        except (FileNotFoundError, ValueError):
             continue
-        found = prediction.detections
-        n_without += not len(found)
-        if prediction.n_full_tiles:
-            full.append(f"{image.image_id} ({prediction.n_full_tiles})")
-        limit = image.frames.global_size + _OUTSIDE_TOLERANCE_PX
-        # Negated, because comparisons with NaN are false: NaN is outside.
-        outside = ~((found.boxes >= -_OUTSIDE_TOLERANCE_PX) & (found.boxes <= limit)).all(axis=1)
-        flat = ~(found.boxes[:, 2:] > found.boxes[:, :2]).all(axis=1)
-        impossible = ~((found.scores >= 0) & (found.scores <= 1))
-        unknown = ~np.isin(found.labels, list(names))
-        for rows, what in (
-            (outside, "boxes outside the image"),
-            (flat, "boxes without area"),
-            (impossible, "scores outside 0..1"),
-            (unknown, "unknown classes"),
-        ):
-            if rows.any():
-                errors.append(f"{image.image_id}: {path.name}: {int(rows.sum())} {what}")
-    warnings = []
-    if full:
-        warnings.append(
-            f"{len(full)} of {len(images)} images have tiles with as many detections as a tile keeps, and there may be "
-            f"more: raise model.detections_per_tile and train again; image (tiles): {enumeration(full, _SHOWN_IMAGES)}"
-        )
-    return PredictionFindings(len(images), n_without, tuple(errors), tuple(warnings))
+    return learned

@@ -35,7 +35,7 @@ def predict_images(
     configuration: InferenceConfiguration,
     *,
     device: torch.device | str,
-    amp: bool | None = None,
+    amp: bool | Sequence[bool] | None = None,
     read_tiles: Callable[[Image], Sequence[Pixels]] | None = None,
     readers: int = 2,
     on_unreadable: Callable[[Image, UnreadableTilesError], None] | None = None,
@@ -52,7 +52,7 @@ def predict_images(
         images: consumed as they are needed.
         configuration: batch size, merging, score threshold.
         device: where the models are.
-        amp: mixed precision; None: on CUDA.
+        amp: mixed precision, of all detectors or of each; None: on CUDA.
         read_tiles: returns an image's tiles as uint8 RGB (H, W, 3), in the order of its frames; called in threads.
             None reads the PNG files of ``image.tiles``.
         readers: threads that read tiles ahead.
@@ -70,7 +70,8 @@ def predict_images(
     if not models:
         raise ValueError("expected at least one model to predict with, found none")
     device = torch.device(device)
-    mixed = device.type == "cuda" if amp is None else amp
+    of_all = device.type == "cuda" if amp is None else amp
+    mixed = [of_all] * len(models) if isinstance(of_all, bool) else list(of_all)
     tiles_per_window = configuration.batch_size * _BATCHES_PER_WINDOW
     for window in _windows(images, read_tiles or read_tile_files, tiles_per_window, readers, on_unreadable):
         in_window = [image for image, _ in window]
@@ -78,13 +79,13 @@ def predict_images(
         pixels = [tile for _, tiles in window for tile in tiles]
         found = []
         full: list[set[int]] = [set() for _ in in_window]
-        for model, flip in product(models, configuration.flips):
+        for (model, half), flip in product(zip(models, mixed, strict=True), configuration.flips):
             of_flipped = detect_tiles(
                 model,
                 [flipped(tile, flip) for tile in pixels],
                 batch_size=tiles_per_pass(device, configuration.batch_size),
                 device=device,
-                amp=mixed,
+                amp=half,
             )
             detected = iter(flipped_back(of_flipped, pixels, flip))
             per_image = [[next(detected) for _ in tiles] for _, tiles in window]

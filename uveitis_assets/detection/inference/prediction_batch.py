@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from uveitis_assets.detection.configuration import InferenceConfiguration
-from uveitis_assets.detection.data.preprocessed_images import read_preprocessed_images
+from uveitis_assets.detection.data.preprocessed_images import PreprocessedImage
 from uveitis_assets.detection.data.tile_files import UnreadableTilesError, read_global_image
-from uveitis_assets.detection.inference.prediction_file import read_prediction
+from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets.detection.inference.prediction_overlays import prediction_sheet
 from uveitis_assets.detection.inference.prediction_task import PREDICTIONS, PredictionSettings, PredictionTask
 from uveitis_assets.stages.batch_outcome import BatchFailedError, StageOutcome, shown
@@ -34,7 +34,8 @@ class BatchPrediction:
     ``n_images`` = ``n_predicted`` (now) + ``n_skipped`` (were done). ``n_removed`` are images whose predictions or
     pictures were removed because they are not usable any more or have left the batch. ``detections_per_class`` maps
     category ids to detections of all images; categories without any are left out. ``repaired`` are images whose files
-    were damaged or lost, with what was found; ``index_finding`` what was wrong with the index.
+    were damaged or lost, with what was found; ``index_finding`` what was wrong with the index. ``images`` are those of
+    the batch, and ``detections`` theirs by image id, global px.
     """
 
     n_images: int
@@ -46,6 +47,8 @@ class BatchPrediction:
     detections_per_class: dict[int, int]
     repaired: dict[str, str]
     index_finding: str | None
+    images: tuple[PreprocessedImage, ...] = field(repr=False, compare=False)
+    detections: Mapping[str, Detections] = field(repr=False, compare=False)
 
 
 def predict_batch(
@@ -61,7 +64,7 @@ def predict_batch(
     device: torch.device | str,
     code_version: str,
     global_tile: bool = False,
-    amp: bool | None = None,
+    amp: bool | Sequence[bool] | None = None,
     class_scores: Mapping[int, float] | None = None,
     masked_classes: bool = False,
 ) -> BatchPrediction:
@@ -79,7 +82,7 @@ def predict_batch(
         device: where the models run.
         code_version: part of every fingerprint.
         global_tile: the global image is one more tile beside those of the native crop.
-        amp: mixed precision; None: on CUDA.
+        amp: mixed precision, of all detectors or of each; None: on CUDA.
         class_scores: score from which detections of a class are written; others need the configuration's.
         masked_classes: the models learned some of their classes, and give the others no score.
 
@@ -139,25 +142,20 @@ def _numbers(task: PredictionTask, outcome: StageOutcome) -> BatchPrediction:
         detections_per_class=dict(sorted(labels.items())),
         repaired=outcome.repaired,
         index_finding=outcome.index_finding,
+        images=tuple(item.source for item in task.items),
+        detections=task.detections,
     )
 
 
 def batch_prediction_sheet(
-    store: ArtefactStore, experiment: str, lane: str, batch: str, names: Mapping[int, str]
+    store: ArtefactStore, prediction: BatchPrediction, names: Mapping[int, str], *, text_if_empty: str
 ) -> bytes:
-    """JPEG (at most 150 kB) of the batch's images with the most detections; the batch has to be predicted.
-
-    Raises:
-        FileNotFoundError: the batch has not been predicted.
-    """
-    found = [
-        (read_prediction(store.prediction_file(experiment, image.key)).detections, image)
-        for image in read_preprocessed_images(store, lane, batch)
-    ]
+    """JPEG (at most 150 kB) of a batch's images with the most detections, or the text."""
+    found = [(prediction.detections[image.image_id], image) for image in prediction.images]
     found.sort(key=lambda pair: (-len(pair[0]), pair[1].image_id))
     pictures = [
         (read_global_image(store, image), detections, None)
         for detections, image in found[:_SHEET_PICTURES]
         if len(detections)
     ]
-    return prediction_sheet(pictures, names, text_if_empty=f"{experiment}: no detections in {lane} {batch}")
+    return prediction_sheet(pictures, names, text_if_empty=text_if_empty)

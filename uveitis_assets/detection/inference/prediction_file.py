@@ -30,7 +30,7 @@ from uveitis_assets.detection.configuration import InferenceConfiguration
 from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets.imaging.geometry import AxisAlignedTransform, ImageFrames
 from uveitis_assets.storage.digests import short_digest
-from uveitis_assets.storage.files import json_bytes, read_json
+from uveitis_assets.storage.files import json_bytes, parse_json
 
 _PX_DECIMALS = 2
 _SCORE_DECIMALS = 4
@@ -134,7 +134,16 @@ def read_prediction(path: Path) -> Prediction:
         FileNotFoundError: there is none.
         ValueError: the file is not a prediction file; the message names it.
     """
-    content = read_json(path)
+    return parse_prediction(path.read_bytes(), path)
+
+
+def parse_prediction(data: bytes, path: Path) -> Prediction:
+    """The prediction in the bytes of a file.
+
+    Raises:
+        ValueError: they are not those of a prediction file; the message names the file.
+    """
+    content = parse_json(data, path)
     try:
         entries = content["predictions"]
         sizes = [content.get(name) for name in ("source_size", "global_size")]

@@ -25,10 +25,14 @@ from uveitis_assets.detection.evaluation.operating_points import at_operating_sc
 from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets.detection.inference.heat_map import draw_heat_map, heat_map
 from uveitis_assets.detection.inference.predict_images import predict_images
-from uveitis_assets.detection.inference.prediction_file import prediction_bytes, prediction_fingerprint, read_prediction
+from uveitis_assets.detection.inference.prediction_file import (
+    parse_prediction,
+    prediction_bytes,
+    prediction_fingerprint,
+)
 from uveitis_assets.detection.inference.prediction_overlays import draw_detections
 from uveitis_assets.imaging.png import encode_png
-from uveitis_assets.stages.artefact_files import FILES, DamagedArtefactError, FileStamp, read_artefact, recorded_stamps
+from uveitis_assets.stages.artefact_files import FILES, DamagedArtefactError, FileStamp, check_artefact, recorded_stamps
 from uveitis_assets.stages.batch_task import BatchItem, BatchTask, ItemWork, Job, StageRecords
 from uveitis_assets.stages.index import Row, read_stage_index
 from uveitis_assets.storage.store import ArtefactStore
@@ -63,7 +67,7 @@ class PredictionSettings:
         device: where the models run.
         code_version: part of every fingerprint.
         global_tile: the global image is one more tile beside those of the native crop.
-        amp: mixed precision; None: on CUDA.
+        amp: mixed precision, of all detectors or of each; None: on CUDA.
         class_scores: score from which detections of a class are written; others need the configuration's.
         masked_classes: the models learned some of their classes, and give the others no score.
     """
@@ -76,7 +80,7 @@ class PredictionSettings:
     device: torch.device | str
     code_version: str
     global_tile: bool = False
-    amp: bool | None = None
+    amp: bool | Sequence[bool] | None = None
     class_scores: Mapping[int, float] | None = None
     masked_classes: bool = False
 
@@ -139,13 +143,15 @@ class PredictionTask(BatchTask[PreprocessedImage, PredictionStage]):
             path = self._store.prediction_file(self._settings.experiment, item.key)
             former = indexed.get(item.item_id, {})
             stamp = recorded_stamps(former).get(self._store.name_of(path))
+            data: bytes | None = None
             try:
-                prediction = read_prediction(path)
+                data = path.read_bytes()
+                prediction = parse_prediction(data, path)
                 is_former = former.get("fingerprint") == prediction.fingerprint
                 if is_former and stamp is not None:
-                    read_artefact(path, stamp)
+                    check_artefact(path, data, stamp)
             except (FileNotFoundError, ValueError):
-                if former and _is_damaged(path, stamp):
+                if former and _is_damaged(path, data, stamp):
                     rows[item.item_id] = former
                     suspects.add(self._store.name_of(path))
                 continue
@@ -317,12 +323,12 @@ def _columns(detections: Detections) -> Row:
     }
 
 
-def _is_damaged(path: Path, stamp: FileStamp | None) -> bool:
-    """Whether a file is not as it was written, or is gone and was recorded."""
-    try:
-        read_artefact(path, stamp)
-    except FileNotFoundError:
+def _is_damaged(path: Path, data: bytes | None, stamp: FileStamp | None) -> bool:
+    """Whether a file is not as it was written, or is gone (no ``data``) and was recorded."""
+    if data is None:
         return stamp is not None
+    try:
+        check_artefact(path, data, stamp)
     except DamagedArtefactError:
         return True
     return False

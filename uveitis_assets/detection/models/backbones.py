@@ -33,8 +33,7 @@ class Backbone(nn.Module, ABC):
 
     ``strides`` are those of all its maps, ``roi_strides`` those from which regions are pooled (a top level only
     proposes boxes); images are padded to a multiple of ``size_divisible`` px. ``anchor_sizes`` are set where a backbone
-    has learned with its own. ``input_mean`` and ``input_std`` (RGB, 0 to 1) normalize the images it is made for.
-    ``freezable_parts`` are lists of modules and parameters: the stem, then block by block.
+    has learned with its own. ``freezable_parts`` are lists of modules and parameters: the stem, then block by block.
     The first ``n_frozen_parts`` of them stay in evaluation mode while the rest trains, so that running statistics of
     frozen parts do not move.
     """
@@ -44,8 +43,6 @@ class Backbone(nn.Module, ABC):
     roi_strides: tuple[int, ...]
     size_divisible: int = 32
     anchor_sizes: tuple[tuple[float, ...], ...] | None = None
-    input_mean: tuple[float, ...] = IMAGENET_MEAN
-    input_std: tuple[float, ...] = IMAGENET_STD
     n_frozen_parts: int = 0
 
     @abstractmethod
@@ -144,21 +141,25 @@ def timm_backbone(configuration: ModelConfiguration) -> ConvolutionalBackbone:
     wanted = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides]
     body: Any = timm.create_model(name, pretrained=False, features_only=True, out_indices=tuple(wanted))
     channels = body.feature_info.channels()
-    backbone = ConvolutionalBackbone(
+    return ConvolutionalBackbone(
         _with_norm(body, configuration.norm), channels, strides, configuration.pyramid_channels
     )
-    backbone.input_mean, backbone.input_std = timm_input_statistics(name)
-    return backbone
 
 
-def timm_input_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation (RGB, 0 to 1) of the images that a network of timm is pretrained on."""
-    import timm
+def input_statistics(configuration: ModelConfiguration) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation (RGB, 0 to 1) that a network's input is normalized by.
 
-    pretrained = timm.get_pretrained_cfg(name)
-    if pretrained is None:
-        return IMAGENET_MEAN, IMAGENET_STD
-    return tuple(pretrained.mean), tuple(pretrained.std)
+    Those of the configuration, else those of the images that the network of timm is pretrained on, else ImageNet's.
+    """
+    if configuration.input_mean is not None and configuration.input_std is not None:
+        return configuration.input_mean, configuration.input_std
+    if configuration.backbone == "timm_fpn":
+        import timm
+
+        pretrained = timm.get_pretrained_cfg(configuration.timm_model)
+        if pretrained is not None:
+            return tuple(pretrained.mean), tuple(pretrained.std)
+    return IMAGENET_MEAN, IMAGENET_STD
 
 
 def _roi_strides(configuration: ModelConfiguration) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from uveitis_assets.detection.configuration import DetectorConfiguration
 from uveitis_assets.detection.data.fitted_anchors import with_fitted_anchors
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
 from uveitis_assets.detection.data.tile_dataset import Target, TilePixels
+from uveitis_assets.detection.data.tile_geometry import TileGeometry
 from uveitis_assets.detection.data.tile_seeds import TileSeeds
 from uveitis_assets.detection.data.tile_store import tile_pixels
 from uveitis_assets.detection.data.training_data import EpochBatches, check_never_learned, chosen_splits, images_shown
@@ -79,6 +80,8 @@ class DetectorTask(RunTask[Tile]):
         self._options = configuration.training
         self._device = device
         self._amp = uses_bfloat16(configuration.training.amp, device.type)
+        # Of answers in validation, not of training steps.
+        self._mixed_precision = answers_in_half_precision(configuration.training.amp, device.type)
 
     # Files are read once the folder's lock is held: before, another training may be writing them.
     @cached_property
@@ -200,7 +203,7 @@ class DetectorTask(RunTask[Tile]):
             self._configuration,
             pixels=self._pixels,
             device=self._device,
-            amp=answers_in_half_precision(self._options.amp, self._device.type),
+            amp=self._mixed_precision,
             intervals=intervals,
         )
 
@@ -222,6 +225,8 @@ class DetectorTask(RunTask[Tile]):
 
     def lineage(self, row: Mapping[str, Any], *, created_at: str) -> dict[str, Any]:
         """See ``RunTask``."""
+        input_size = self._configuration.model.input_size
+        tiles = TileGeometry.of_images((image.frames for image in self.train.images), input_size)
         return weights_lineage(
             self._configuration,
             categories=self.train.categories,
@@ -230,6 +235,8 @@ class DetectorTask(RunTask[Tile]):
             parent=self._parent,
             learned_images={*self._learned_before, *(image.image_id for image in self.train.images)},
             created_at=created_at,
+            tiles=None if tiles is None else tiles.plain(),
+            mixed_precision=self._mixed_precision,
         )
 
     def report(

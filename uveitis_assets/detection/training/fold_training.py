@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uveitis_assets.detection.checkpoints.fold_weights import fold_weights, weights_problem
+from uveitis_assets.detection.checkpoints.fold_weights import fold_weights, learned_tiles, weights_problem
 from uveitis_assets.detection.data.coco_reader import read_labelled_split
 from uveitis_assets.detection.data.label_policy import with_classes
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
@@ -27,18 +27,22 @@ from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.device import Device, chosen_device
 from uveitis_assets.training.run_folder import RunFolder, is_unfinished
 from uveitis_assets.training.run_replacement import current_run
-from uveitis_assets.training.weights_files import read_weights_file
+from uveitis_assets.training.weights_files import read_lineage, read_weights_file
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedFold:
-    """A finished training; ``numbers`` are its counts and figures with units in their names."""
+    """A finished training; ``numbers`` are its counts and figures with units in their names.
+
+    ``tiles`` says in words how the learned tiles are cut and scaled; None for one that an earlier version finished.
+    """
 
     best_weights: Path
     numbers: dict[str, float]
     initialised_from: str
     device: str
     curves_jpeg: bytes
+    tiles: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,15 @@ def train_fold(
         "training_duration_s": outcome.duration_s,
     }
     curves = png_as_jpeg(RunFolder(folder).curves_file.read_bytes())
-    return TrainedFold(outcome.best_weights, numbers, _origin(parent), device_name, curves)
+    tiles = learned_tiles(read_lineage(outcome.best_weights))
+    return TrainedFold(
+        best_weights=outcome.best_weights,
+        numbers=numbers,
+        initialised_from=_origin(parent),
+        device=device_name,
+        curves_jpeg=curves,
+        tiles=None if tiles is None else str(tiles),
+    )
 
 
 def _with_named_files(store: ArtefactStore, lane: DetectorLaneConfiguration, fold: int) -> DetectorLaneConfiguration:

@@ -6,7 +6,7 @@ trained, whatever the defaults become.
 
 from __future__ import annotations
 
-from uveitis_assets.detection.checkpoints.loading import input_statistics
+from uveitis_assets.detection.checkpoints.loading import stored_input_statistics
 from uveitis_assets.detection.configuration import (
     FEWEST_DETECTIONS,
     IMAGENET_MEAN,
@@ -15,7 +15,7 @@ from uveitis_assets.detection.configuration import (
 )
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
 from uveitis_assets.detection.evaluation.detection_limits import detections_that_count, most_lesions_of_a_tile
-from uveitis_assets.detection.models.backbones import timm_input_statistics
+from uveitis_assets.detection.models.backbones import input_statistics
 from uveitis_assets.detection.training.initial_weights import initial_weights_file
 from uveitis_assets.storage.store import ArtefactStore
 
@@ -52,14 +52,12 @@ def _statistics(
     configuration: DetectorConfiguration, store: ArtefactStore
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     model = configuration.model
-    if model.input_mean is not None and model.input_std is not None:
-        return model.input_mean, model.input_std
-    path = initial_weights_file(store, configuration.initialise)
+    path = None if model.input_mean is not None else initial_weights_file(store, configuration.initialise)
     if path is not None:
-        of_detector = input_statistics(path)
+        of_detector = stored_input_statistics(path)
         if of_detector is not None:
             return of_detector
         if configuration.initialise.checkpoint is not None:
             # An earlier .pth.
             return IMAGENET_MEAN, IMAGENET_STD
-    return timm_input_statistics(model.timm_model) if model.backbone == "timm_fpn" else (IMAGENET_MEAN, IMAGENET_STD)
+    return input_statistics(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -10,12 +10,13 @@ import shapely
 from numpy.typing import NDArray
 
 from uveitis_assets.labels.class_map import LabelSpace
-from uveitis_assets.labels.importing.foreign import ForeignShape
+from uveitis_assets.labels.importing.foreign import ForeignShape, corners_of_box
 from uveitis_assets.labels.oriented_boxes import parse_oriented_boxes
 from uveitis_assets.landing.quarantine import QuarantineError
 
 # Shares with eight decimals place a corner within 0.0001 px.
 DECIMALS = 8
+ROUNDING_PX = 1e-6
 
 
 def oriented_line(
@@ -23,13 +24,14 @@ def oriented_line(
 ) -> str:
     """Line of a label file: class and four corners as shares of the image.
 
-    A box keeps its corners; an outline becomes the smallest rectangle around it, within the image.
+    A box keeps its corners; an outline becomes the smallest rectangle around it, or the smallest upright one where that
+    would leave the image.
 
     Raises:
         ValueError: a point further outside than the tolerance, or a box without area.
     """
     if shape.pixels is not None:
-        corners = _around(_corners_of_pixels(_fitting(shape.pixels, size)), size)
+        corners = _around(_hull_corners(_decoded(shape.pixels, size)), size)
     else:
         points = [_in_pixels(part, shape, size, tolerance) for part in shape.parts]
         is_quad = shape.kind == "box" and len(points) == 1
@@ -43,15 +45,12 @@ def oriented_line(
     return line
 
 
-def mask_png(shapes: Iterable[ForeignShape], size: tuple[int, int]) -> bytes:
-    """PNG of the pixels whose centre lies in any of the shapes: 255 on 0."""
-    mask = np.zeros(size[::-1], np.bool_)
-    for shape in shapes:
-        mask |= pixels_of(shape, size)
+def mask_png(mask: NDArray[np.bool_]) -> bytes:
+    """PNG of a mask (height, width): 255 on 0."""
     return bytes(cv2.imencode(".png", mask.astype(np.uint8) * 255)[1].tobytes())
 
 
-def pixels_of(shape: ForeignShape, size: tuple[int, int], tolerance: float = 1.0) -> NDArray[np.bool_]:
+def pixels_of(shape: ForeignShape, size: tuple[int, int], tolerance: float) -> NDArray[np.bool_]:
     """Pixels of an outline, bool (height, width).
 
     Raises:
@@ -60,7 +59,7 @@ def pixels_of(shape: ForeignShape, size: tuple[int, int], tolerance: float = 1.0
     if shape.kind == "box":
         raise ValueError("found a box, expected an outline: a mask would mark the whole box as lesion")
     if shape.pixels is not None:
-        return _fitting(shape.pixels, size)
+        return _decoded(shape.pixels, size)
     mask = np.zeros(size[::-1], np.bool_)
     for part in shape.parts:
         polygon = shapely.Polygon(_in_pixels(part, shape, size, tolerance))
@@ -88,14 +87,6 @@ def check_stated_size(stated: tuple[int, int] | None, size: tuple[int, int]) -> 
         raise ValueError(f"found labels of an image of {stated[0]}x{stated[1]} px, expected {size[0]}x{size[1]}")
 
 
-def by_label_class(shapes: Iterable[tuple[str, ForeignShape]]) -> Mapping[str, list[ForeignShape]]:
-    """Shapes of each label class, in their order."""
-    grouped: dict[str, list[ForeignShape]] = {}
-    for label_class, shape in shapes:
-        grouped.setdefault(label_class, []).append(shape)
-    return grouped
-
-
 def _in_pixels(
     part: NDArray[np.float64], shape: ForeignShape, size: tuple[int, int], tolerance: float
 ) -> NDArray[np.float64]:
@@ -114,24 +105,29 @@ def _in_pixels(
 
 
 def _around(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Corners (4, 2) of the smallest rectangle around points, within the image."""
+    """Corners (4, 2) of the smallest rectangle around points, upright where it would leave the image."""
     around = shapely.oriented_envelope(shapely.MultiPoint(points))
     if not isinstance(around, shapely.Polygon):
         raise ValueError("found an outline without area")
     corners = shapely.get_coordinates(around.exterior)[:4]
-    clipped: NDArray[np.float64] = np.clip(corners, 0.0, np.asarray(size, np.float64))
-    return clipped
+    inside: NDArray[np.float64] = np.clip(corners, 0.0, np.asarray(size, np.float64))
+    if np.abs(corners - inside).max() > ROUNDING_PX:
+        # Turned at the image's edge: cut there, it would be no rectangle and lose part of the lesion.
+        return corners_of_box(*points.min(axis=0), *points.max(axis=0))
+    return inside
 
 
-def _corners_of_pixels(pixels: NDArray[np.bool_]) -> NDArray[np.float64]:
-    rows, columns = np.nonzero(pixels)
-    corners = [(columns + right, rows + below) for right in (0, 1) for below in (0, 1)]
-    return np.concatenate([np.stack(corner, axis=1) for corner in corners]).astype(np.float64)
+def _hull_corners(pixels: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Outer corners of the first and last pixel of each row: their hull is that of all pixels."""
+    rows = np.flatnonzero(pixels.any(axis=1))
+    first = pixels[rows].argmax(axis=1)
+    last = pixels.shape[1] - pixels[rows, ::-1].argmax(axis=1)
+    corners = [np.stack([columns, rows + below], axis=1) for columns in (first, last) for below in (0, 1)]
+    return np.concatenate(corners).astype(np.float64)
 
 
-def _fitting(pixels: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
-    if pixels.shape != size[::-1]:
-        raise ValueError(f"found a mask of {pixels.shape[1]}x{pixels.shape[0]} px, expected {size[0]}x{size[1]}")
+def _decoded(read: Callable[[tuple[int, int]], NDArray[np.bool_]], size: tuple[int, int]) -> NDArray[np.bool_]:
+    pixels = read(size)
     if not pixels.any():
         raise ValueError("found a mask without any pixel")
     return pixels

@@ -5,11 +5,13 @@ XML is read by expat without document types: entities, which could read files or
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from xml.parsers import expat
 
 import numpy as np
+from numpy.typing import NDArray
 
 from uveitis_assets.labels.importing.foreign import (
     ForeignFileError,
@@ -19,7 +21,7 @@ from uveitis_assets.labels.importing.foreign import (
     corners_of_box,
     rotated,
 )
-from uveitis_assets.labels.importing.json_files import finite
+from uveitis_assets.labels.importing.json_files import finite, points_of
 
 
 @dataclass(slots=True)
@@ -30,12 +32,10 @@ class _Element:
     children: list[_Element] = field(default_factory=list)
 
 
-def read_cvat(files: Sequence[tuple[str, bytes]], options: ReaderOptions) -> ForeignLabels:
+def read_cvat(files: Iterable[tuple[str, bytes]], options: ReaderOptions) -> ForeignLabels:
     """Labels of CVAT files; tags of images are left aside, polylines, points and tracks refused."""
     labels = ForeignLabels()
     for name, data in files:
-        if not name.lower().endswith(".xml"):
-            continue
         root = _tree(name, data)
         if root.tag != "annotations":
             raise ForeignFileError(f"{name}:{root.line}: expected the element annotations, found {root.tag}")
@@ -45,42 +45,53 @@ def read_cvat(files: Sequence[tuple[str, bytes]], options: ReaderOptions) -> For
             if element.tag != "image":
                 continue
             image = element.attributes.get("name", "")
-            labels.add_image(image, element.attributes.get("width"), element.attributes.get("height"))
+            sides = (element.attributes.get(side) for side in ("width", "height"))
+            labels.add_image(image, f"{name}:{element.line}", *map(_number_or_text, sides))
             for child in element.children:
                 if child.tag == "tag":
                     continue
                 place = f"{name}:{child.line}"
-                try:
-                    labels.shapes.append(_shape(child, element, place))
-                except (KeyError, ValueError) as error:
-                    labels.refuse(image, place, f"found no {error}" if isinstance(error, KeyError) else str(error))
+                labels.add_shape(image, place, partial(_shape, child, image, place))
     return labels
 
 
-def _shape(element: _Element, image: _Element, place: str) -> ForeignShape:
-    values, name = element.attributes, image.attributes.get("name", "")
+def _shape(element: _Element, image: str, place: str) -> ForeignShape:
+    values = element.attributes
     label_class = values["label"]
     if element.tag == "box":
         x0, y0, x1, y1 = finite([values[key] for key in ("xtl", "ytl", "xbr", "ybr")]).tolist()
         corners = corners_of_box(x0, y0, x1, y1)
-        corners = rotated(corners, corners.mean(axis=0), float(values.get("rotation", 0.0)))
-        return ForeignShape(name, label_class, "box", (corners,), "pixel", place)
+        corners = rotated(corners, corners.mean(axis=0), finite(values.get("rotation", 0.0)).item())
+        return ForeignShape(image, label_class, "box", (corners,), "pixel", place)
     if element.tag == "polygon":
-        points = finite([point.split(",") for point in values["points"].split(";")]).reshape(-1, 2)
-        return ForeignShape(name, label_class, "outline", (points,), "pixel", place)
+        points = points_of([point.split(",") for point in values["points"].split(";")])
+        return ForeignShape(image, label_class, "outline", (points,), "pixel", place)
     if element.tag == "mask":
-        left, top, width, height = (int(values[key]) for key in ("left", "top", "width", "height"))
-        counts = [int(count) for count in values["rle"].split(",")]
-        if sum(counts) != width * height or min(counts) < 0:
-            raise ValueError(f"found run lengths of {sum(counts)} px, expected {width}x{height}")
-        full_width, full_height = int(image.attributes["width"]), int(image.attributes["height"])
-        if left < 0 or top < 0 or left + width > full_width or top + height > full_height:
-            raise ValueError("found a mask that leaves its image")
-        pixels = np.zeros((full_height, full_width), np.bool_)
-        values_of_pixels = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-        pixels[top : top + height, left : left + width] = values_of_pixels.reshape(height, width)
-        return ForeignShape(name, label_class, "outline", (), "pixel", place, pixels)
+        box = [int(values[key]) for key in ("left", "top", "width", "height")]
+        pixels = partial(_decoded, values["rle"], box)
+        return ForeignShape(image, label_class, "outline", (), "pixel", place, pixels)
     raise ValueError(f"found the shape {element.tag}, expected box, polygon or mask")
+
+
+def _number_or_text(text: str | None) -> float | str | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
+def _decoded(rle: str, box: Sequence[int], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Pixels of an image of ``size`` whose run lengths fill a box, row by row, background first."""
+    left, top, width, height = box
+    if min(left, top, width, height) < 0 or left + width > size[0] or top + height > size[1]:
+        raise ValueError("found a mask that leaves its image")
+    counts = [int(count) for count in rle.split(",")]
+    if sum(counts) != width * height or min(counts) < 0:
+        raise ValueError(f"found run lengths of {sum(counts)} px, expected {width}x{height}")
+    pixels = np.zeros(size[::-1], np.bool_)
+    of_box = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    pixels[top : top + height, left : left + width] = of_box.reshape(height, width)
+    return pixels
 
 
 def _tree(name: str, data: bytes) -> _Element:

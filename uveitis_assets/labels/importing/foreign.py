@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,8 @@ class ForeignShape:
         parts: polygons (n, 2) each, px or shares of the image; of a box its four corners.
         units: of ``parts``.
         place: file and line, or file and annotation, for messages.
-        pixels: instead of ``parts``, the lesion's pixels, bool, in an image of that size.
+        pixels: instead of ``parts``: decodes the lesion's pixels, bool (height, width), for an image of a given width
+            and height. They are decoded when the image is converted, because those of all images fill the memory.
         confidence: of a prediction, None for labels.
     """
 
@@ -34,7 +35,7 @@ class ForeignShape:
     parts: tuple[NDArray[np.float64], ...]
     units: Units
     place: str
-    pixels: NDArray[np.bool_] | None = None
+    pixels: Callable[[tuple[int, int]], NDArray[np.bool_]] | None = None
     confidence: float | None = None
 
 
@@ -47,25 +48,65 @@ class Refusal:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class ForeignImage:
+    """An image that the files list: its name there, where, and its width and height where they say them."""
+
+    name: str
+    place: str
+    size: tuple[int, int] | None = None
+
+
 @dataclass(slots=True)
 class ForeignLabels:
-    """All that some files hold.
-
-    ``sizes`` has every image they list, with width and height where they say them.
-    """
+    """All that some files hold; ``images`` has an entry for every time that they list an image."""
 
     shapes: list[ForeignShape] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
-    sizes: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    images: list[ForeignImage] = field(default_factory=list)
 
     def refuse(self, image: str, place: str, reason: str) -> None:
         """List a row as refused."""
         self.refusals.append(Refusal(image, place, reason))
 
-    def add_image(self, name: str, width: object = None, height: object = None) -> None:
-        """List an image, with its size where the file says it."""
-        sides = [side for side in (width, height) if isinstance(side, int | float | str) and str(side).strip()]
-        self.sizes[name] = (round(float(sides[0])), round(float(sides[1]))) if len(sides) == 2 else None
+    def add_image(self, name: str, place: str, width: object = None, height: object = None) -> None:
+        """List an image, with its size where the file says it; sizes that are no whole numbers are refused."""
+        size = None
+        try:
+            size = _stated_size(width, height)
+        except UNREADABLE as error:
+            self.refuse(name, place, reason_of(error))
+        self.images.append(ForeignImage(name, place, size))
+
+    def add_shape(self, image: str, place: str, read: Callable[[], ForeignShape]) -> None:
+        """Add the shape that ``read`` returns, or refuse its row."""
+        try:
+            self.shapes.append(read())
+        except UNREADABLE as error:
+            self.refuse(image, place, reason_of(error))
+
+
+# What reading a row raises where it lacks a value or holds one of another kind.
+UNREADABLE = (KeyError, TypeError, ValueError, OverflowError)
+
+
+def reason_of(error: Exception) -> str:
+    """What a report says about a row that cannot be read."""
+    if isinstance(error, KeyError):
+        return f"found no {error}"
+    return f"found a value of another kind: {error}" if isinstance(error, TypeError) else str(error)
+
+
+def _stated_size(width: object, height: object) -> tuple[int, int] | None:
+    if width is None and height is None:
+        return None
+    if not (_is_whole(width) and _is_whole(height)):
+        raise ValueError(f"found the size {str(width)[:20]} x {str(height)[:20]}, expected two whole numbers")
+    return int(width), int(height)
+
+
+def _is_whole(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer()
 
 
 class ForeignFileError(ValueError):
@@ -79,12 +120,18 @@ class ReaderOptions:
     ``class_names`` are the names of class numbers, by the number as the file has it; None where numbers stand alone.
     """
 
-    units: Units | None = None
+    units: Units = "pixel"
     class_names: Mapping[int, str] | None = None
 
 
 def corners_of_box(x0: float, y0: float, x1: float, y1: float) -> NDArray[np.float64]:
-    """Corners (4, 2) of an upright box, clockwise from the upper left."""
+    """Corners (4, 2) of an upright box, clockwise from the upper left.
+
+    Raises:
+        ValueError: a side is negative.
+    """
+    if x1 < x0 or y1 < y0:
+        raise ValueError(f"found a box of {x1 - x0:g} x {y1 - y0:g}, expected a width and a height above 0")
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], np.float64)
 
 

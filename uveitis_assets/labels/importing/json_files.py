@@ -58,8 +58,22 @@ def finite(values: object) -> NDArray[np.float64]:
     """
     try:
         array = np.array(values, np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"found {str(values)[:60]!r}, expected numbers") from error
     if not np.isfinite(array).all():
         raise ValueError(f"found {str(values)[:60]!r}, expected finite numbers")
+    return array
+
+
+def points_of(values: object) -> NDArray[np.float64]:
+    """Points (n, 2) of a list of pairs, or of a flat list x1 y1 x2 y2.
+
+    Raises:
+        ValueError: something else, or a value that is no finite number.
+    """
+    array = finite(values)
+    if array.ndim == 1 and array.size % 2 == 0:
+        return array.reshape(-1, 2)
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise ValueError(f"found {str(values)[:60]!r}, expected points of two numbers each")
     return array

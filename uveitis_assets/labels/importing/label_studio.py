@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
-
-import numpy as np
 
 from uveitis_assets.labels.importing.foreign import (
     ForeignLabels,
@@ -17,21 +16,22 @@ from uveitis_assets.labels.importing.foreign import (
     corners_of_box,
     rotated,
 )
-from uveitis_assets.labels.importing.json_files import expect_list, finite, objects, parsed
+from uveitis_assets.labels.importing.json_files import expect_list, finite, objects, parsed, points_of
 
 # Uploaded files get eight hexadecimal digits before their name.
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
 
+# Results that say something about the image or a region, not where a lesion is.
+_NO_REGION = frozenset({"choices", "textarea", "rating", "taxonomy", "number", "datetime", "relation"})
 
-def read_label_studio(files: Sequence[tuple[str, bytes]], options: ReaderOptions) -> ForeignLabels:
+
+def read_label_studio(files: Iterable[tuple[str, bytes]], options: ReaderOptions) -> ForeignLabels:
     """Labels of finished tasks.
 
     Tasks that nobody finished are unlabelled, those of several annotators are refused.
     """
     labels = ForeignLabels()
     for name, data in files:
-        if not name.lower().endswith(".json"):
-            continue
         for task in objects(parsed(name, data, list), name):
             place = f"{name}: task {task.get('id')}"
             found = list(objects(task.get("annotations") or [], f"{place}: annotations"))
@@ -39,45 +39,54 @@ def read_label_studio(files: Sequence[tuple[str, bytes]], options: ReaderOptions
             image = _image_name(task.get("data"))
             if not finished:
                 continue
-            labels.add_image(image)
             if len(finished) > 1:
+                labels.add_image(image, place)
                 labels.refuse(image, place, f"found {len(finished)} annotations, expected one; choose one of them")
                 continue
-            results = list(objects(finished[0].get("result") or [], f"{place}: result"))
-            for number, result in enumerate(results, start=1):
-                if result.get("type") in {"choices", "textarea", "rating"}:  # of the image, not of a lesion
-                    continue
+            # Numbered before those of the image, which are no lesions, are left aside.
+            results = [
+                (number, result)
+                for number, result in enumerate(objects(finished[0].get("result") or [], f"{place}: result"), start=1)
+                if str(result.get("type")) not in _NO_REGION
+            ]
+            sizes = [(result.get("original_width"), result.get("original_height")) for _, result in results]
+            labels.add_image(image, place, *(sizes[0] if sizes else ()))
+            for (number, result), size in zip(results, sizes, strict=True):
                 row = f"{place}, result {number}"
-                try:
-                    labels.shapes.append(_shape(result, image, row))
-                    labels.add_image(image, result["original_width"], result["original_height"])
-                except (KeyError, ValueError) as error:
-                    labels.refuse(image, row, f"found no {error}" if isinstance(error, KeyError) else str(error))
+                if size == sizes[0]:
+                    labels.add_shape(image, row, partial(_shape, result, image, row))
+                else:
+                    labels.refuse(image, row, f"found an image of {size} px, expected {sizes[0]}, the first result's")
     return labels
 
 
 def _shape(result: Mapping[str, Any], image: str, place: str) -> ForeignShape:
-    kind, value = result.get("type"), result["value"]
+    kind, value = str(result.get("type")), result["value"]
     if kind not in {"rectanglelabels", "polygonlabels"}:
         raise ValueError(f"found {kind}, expected rectanglelabels or polygonlabels (brushes: export as COCO)")
     names = expect_list(value[kind], kind)
     if len(names) != 1:
         raise ValueError(f"found {len(names)} labels, expected one")
-    size = np.array([float(result["original_width"]), float(result["original_height"])])
+    size = finite([result["original_width"], result["original_height"]])
     if kind == "polygonlabels":
-        points = finite(value["points"]).reshape(-1, 2) / 100 * size
+        points = points_of(value["points"]) / 100 * size
         return ForeignShape(image, str(names[0]), "outline", (points,), "pixel", place)
     x, y, width, height = finite([value[key] for key in ("x", "y", "width", "height")]).tolist()
     corners = corners_of_box(x, y, x + width, y + height) / 100 * size
     # Rectangles turn around their upper left corner.
-    corners = rotated(corners, corners[0], float(value.get("rotation") or 0.0))
+    corners = rotated(corners, corners[0], finite(value.get("rotation") or 0.0).item())
     return ForeignShape(image, str(names[0]), "box", (corners,), "pixel", place)
 
 
 def _image_name(data: object) -> str:
-    """Name of a task's image: the last part of its address, without the prefix of uploads."""
+    """Name of a task's image: the last part of its address, without the prefix of uploads, or nothing."""
     address = str(data.get("image", "")) if isinstance(data, Mapping) else ""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # brackets that hold no network address
+        return address
+    if parts.scheme == "data":  # the pixels themselves
+        return ""
     local = parse_qs(parts.query).get("d")
     path = PurePosixPath(local[0] if local else unquote(parts.path))
     return _UPLOAD_PREFIX.sub("", path.name, count=1) if "upload" in path.parts else path.name

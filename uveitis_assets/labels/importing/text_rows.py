@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import PurePath
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -21,8 +22,8 @@ from uveitis_assets.labels.importing.foreign import (
 )
 
 YoloRows = Literal["yolo", "yolo-obb", "yolo-seg"]
-# Files that tools write beside the labels.
-_NOT_LABELS = frozenset({"classes.txt", "labels.txt", "obj.names", "train.txt", "val.txt", "test.txt"})
+# Lists of classes or images that tools write beside the labels; images can have these names too.
+_LISTS = frozenset({"classes.txt", "labels.txt", "train.txt", "val.txt", "test.txt"})
 # YOLO tools write class numbers as floats too.
 _CLASS_NUMBER = re.compile(r"(\d+)(\.0*)?", re.ASCII)
 _EXPECTED = {
@@ -33,7 +34,7 @@ _EXPECTED = {
 _Row = tuple[str, ShapeKind, list[float], float | None]
 
 
-def read_yolo(files: Sequence[tuple[str, bytes]], options: ReaderOptions, *, rows: YoloRows) -> ForeignLabels:
+def read_yolo(files: Iterable[tuple[str, bytes]], options: ReaderOptions, *, rows: YoloRows) -> ForeignLabels:
     """Labels of YOLO files of boxes, oriented boxes or polygons.
 
     An empty file is an image without lesions. Lines that begin with # are comments. A class number may be written as
@@ -63,7 +64,7 @@ def read_yolo(files: Sequence[tuple[str, bytes]], options: ReaderOptions, *, row
     return _read(files, options, parse, skipped=("#",))
 
 
-def read_dota(files: Sequence[tuple[str, bytes]], options: ReaderOptions) -> ForeignLabels:
+def read_dota(files: Iterable[tuple[str, bytes]], options: ReaderOptions) -> ForeignLabels:
     """Labels of DOTA files: ``x1 y1 x2 y2 x3 y3 x4 y4 category difficult``; the difficulty is not used."""
 
     def parse(fields: Sequence[str]) -> _Row:
@@ -75,33 +76,43 @@ def read_dota(files: Sequence[tuple[str, bytes]], options: ReaderOptions) -> For
 
 
 def _read(
-    files: Sequence[tuple[str, bytes]],
+    files: Iterable[tuple[str, bytes]],
     options: ReaderOptions,
     parse: Callable[[Sequence[str]], _Row],
     *,
     skipped: tuple[str, ...],
 ) -> ForeignLabels:
-    if options.units is None:
-        raise ForeignFileError("--units: expected pixel or share for these files, found none; say which they hold")
-    units: Units = options.units
     labels = ForeignLabels()
     for name, data in files:
-        if not name.lower().endswith(".txt") or PurePath(name).name in _NOT_LABELS:
+        lines = list(_lines(data, name))
+        if PurePosixPath(name).name.lower() in _LISTS and _is_list([text for _, text in lines]):
             continue
-        image = name[:-4]
-        labels.add_image(image)
-        for line, text in _lines(data, name):
-            if text.lower().startswith(skipped):
-                continue
-            place = f"{name}:{line}"
-            try:
-                label_class, kind, values, confidence = parse(text.split())
-            except ValueError as error:
-                labels.refuse(image, place, str(error))
-                continue
-            points = np.reshape(np.array(values, np.float64), (-1, 2))
-            labels.shapes.append(ForeignShape(image, label_class, kind, (points,), units, place, confidence=confidence))
+        image = str(PurePosixPath(name).with_suffix(""))
+        labels.add_image(image, name)
+        for line, text in lines:
+            if not text.lower().startswith(skipped):
+                place = f"{name}:{line}"
+                labels.add_shape(image, place, partial(_shape, parse, text, image, options.units, place))
     return labels
+
+
+def _shape(parse: Callable[[Sequence[str]], _Row], text: str, image: str, units: Units, place: str) -> ForeignShape:
+    label_class, kind, values, confidence = parse(text.split())
+    points = np.reshape(np.array(values, np.float64), (-1, 2))
+    return ForeignShape(image, label_class, kind, (points,), units, place, confidence=confidence)
+
+
+def _is_list(lines: Sequence[str]) -> bool:
+    """Whether lines name classes or images: none of them has the four numbers that a lesion has at least."""
+    return bool(lines) and not any(sum(map(_is_number, line.split())) >= 4 for line in lines)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        _number(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _lines(data: bytes, name: str) -> Iterator[tuple[int, str]]:

@@ -23,6 +23,7 @@ from uveitis_assets.landing.layouts.row_matching import (
     missing_images_problem,
     row_of_known_image,
 )
+from uveitis_assets.landing.layouts.unmatched_tables import unmatched_table_problem
 from uveitis_assets.landing.samples import Eye, LandedSample, LandingProblem, LandingScan, Split
 
 if TYPE_CHECKING:
@@ -197,6 +198,10 @@ def _match_rows(
             row_by_file[found[0]] = row
     problems.extend(missing_images_problem(csv, missing, names, row_by_file))
     problems.extend(ambiguous_rows_problem(csv, "image_path", ambiguous))
+    if rows and files and not row_by_file:
+        column = "image_path" if any(row.cells.get("image_path") for row in rows) else "image_id"
+        cells = [(row.line, row.cells.get(column, "")) for row in rows]
+        problems.append(unmatched_table_problem(csv, column, cells, files))
     return row_by_file, problems
 
 

@@ -40,6 +40,11 @@ class FileNames:
         self._alike: dict[str, list[str]] = {}
         self._by_numbers: dict[str, list[str]] = {}
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All of them, as given."""
+        return self._files
+
     def is_path(self, cell: str) -> bool:
         """Say whether a cell is the very path of a file."""
         return _path(cell) in self._exact

@@ -1,8 +1,8 @@
 """Matches the rows of a table to images by the names that the table gives them.
 
 A row goes to one image and an image to one row. What is not decided is a problem, never a guess: a name that several
-images have, a second row of an image, a name that no image has. Names of files that are almost a row's are said, unless
-file names may name patients.
+images have, a second row of an image, a name that no image has; above all a table of which no row is of an image. Names
+of files that are almost a row's are said, unless file names may name patients.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 
 from uveitis_assets.landing.layouts.csv_tables import CsvRow
 from uveitis_assets.landing.layouts.file_names import FileNames
+from uveitis_assets.landing.layouts.unmatched_tables import unmatched_table_problem
 from uveitis_assets.landing.samples import LandingProblem
 from uveitis_assets.messages import enumeration
 
@@ -57,6 +58,9 @@ def match_rows(
     cells = [(row.line, row.cells[path_column]) for row in missing]
     problems.extend(missing_images_problem(csv, cells, names, row_by_file, shows_names=shows_names))
     problems.extend(ambiguous_rows_problem(csv, path_column, ambiguous))
+    if rows and names.files and not row_by_file:
+        cells = [(row.line, row.cells[path_column]) for row in rows]
+        problems.append(unmatched_table_problem(csv, path_column, cells, names.files, shows_names=shows_names))
     return row_by_file, problems
 
 

@@ -20,16 +20,22 @@ from uveitis_assets.landing.pseudonyms import patient_key
 from uveitis_assets.landing.registration.descriptions import describe_samples
 from uveitis_assets.landing.registration.identity import ImageNaming, append_new_entries
 from uveitis_assets.landing.registration.ledger_update import LedgerUpdate
-from uveitis_assets.landing.registration.lost_patients import LostPatientsError, refuse_lost_patients
 from uveitis_assets.landing.registration.matching import match_known_paths, match_new_paths
 from uveitis_assets.landing.registration.reading import read_changed_samples
+from uveitis_assets.landing.registration.refusal import (
+    LostPatientsError,
+    RegistrationRefusedError,
+    UnmatchedTableError,
+    refuse_lost_patients,
+    refuse_unmatched_tables,
+)
 from uveitis_assets.landing.registration.relations import assign_split_patients, mark_duplicates
 from uveitis_assets.landing.registration.report import RegistrationReport, registration_report
 from uveitis_assets.landing.samples import LandingProblem
 from uveitis_assets.storage.files import write_bytes
 from uveitis_assets.storage.store import ArtefactStore
 
-__all__ = ["LostPatientsError", "RegistrationReport", "register"]
+__all__ = ["LostPatientsError", "RegistrationRefusedError", "RegistrationReport", "UnmatchedTableError", "register"]
 
 
 def register(
@@ -54,6 +60,7 @@ def register(
     Raises:
         LedgerError: the ledger is damaged, or gone although the lane has manifest parts.
         LostPatientsError: patient ids stand in a table that cannot be read.
+        UnmatchedTableError: no row of a table is of an image.
     """
     with store.lock(f"{dataset.name}.register"):
         refuse_lost_ledger(store, dataset.name)
@@ -63,6 +70,7 @@ def register(
         key = patient_key(store) if hides_names else b""
         scan = scan_landing_folder(dataset, store)
         refuse_lost_patients(dataset, scan)
+        refuse_unmatched_tables(dataset, scan)
         naming = ImageNaming(
             hides_names=hides_names,
             key=key,

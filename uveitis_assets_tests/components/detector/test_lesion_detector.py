@@ -64,6 +64,8 @@ attributes:
   inference: {{score_threshold: 0.0}}
 {more}"""
 
+OPERATING = DETECTOR.replace("score_threshold: 0.0", "operating_fp_per_image: 1.0")
+
 # Weights of all classes first: the network has learned to answer with the others.
 SUBSET = """\
   classes: [vascularite]
@@ -82,6 +84,7 @@ def trained(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             "parent": DETECTOR.format(name="parent", more=""),
             "child": DETECTOR.format(name="child", more="  initialise: {experiment: parent}\n"),
             "subset": DETECTOR.format(name="subset", more=SUBSET),
+            "operating": OPERATING.format(name="operating", more=""),
         }
         definitions = load_project(root, "detector_lanes", {"uwf700": LANE, **detectors}, patch)
         platform = Platform(definitions, fundus_lanes(root / "detector_lanes"), store)
@@ -139,6 +142,16 @@ def test_the_evaluation_writes_a_report_figures_and_checks(trained: Platform) ->
     }
     metadata = trained.metadata("parent/evaluation", "fold0")
     assert metadata["n_images"] == report["n_images"]
+    assert report["settings"]["merge"] == "nms"
+    assert report["tiles"] == {
+        "frame": "global",
+        "global_tile": False,
+        "tile_px": 96,
+        "input_px": 96,
+        "global_size": 128,
+    }
+    tiles = "global tiles of 96 px of a global image of 128 px (1 px per input px)"
+    assert (metadata["tiles"], trained.metadata("parent/checkpoint", "fold0")["tiles"]) == (tiles, tiles)
     assert metadata["FROC"].startswith("![")
     assert metadata["preview"].startswith("![")
     integrity = trained.check("parent/checkpoint", "checkpoint_integrity", "fold0")
@@ -278,6 +291,20 @@ def test_a_lane_of_some_classes_trains_evaluates_and_predicts_these_alone(traine
         assert unmasked not in {content["fingerprint"] for content in found}
     sane = trained.check("subset/predictions", "prediction_sanity", "b00001")
     assert sane.passed, sane.metadata
+
+
+def test_predictions_at_operating_points_wait_for_the_evaluation_that_finds_them(trained: Platform) -> None:
+    graph = trained.definitions.resolve_asset_graph()
+    evaluation = dg.AssetKey(["operating", "evaluation"])
+    assert evaluation in graph.get(dg.AssetKey(["operating", "predictions"])).parent_keys
+    assert len(graph.get(dg.AssetKey(["parent", "predictions"])).parent_keys) == 2
+    for needed in ("checkpoint", "evaluation"):
+        tick = trained.tick("operating_predictions_refresh")
+        assert isinstance(tick, dg.SkipReason)
+        assert tick.skip_message == f"operating/{needed} lacks fold0"
+        made = dg.AssetMaterialization(["operating", needed], partition="fold0")
+        trained.instance.report_runless_asset_event(made)
+    assert isinstance(trained.tick("operating_predictions_refresh"), dg.SensorResult)
 
 
 def test_a_launchpad_override_is_validated_and_trains_another_run(trained: Platform) -> None:

@@ -128,3 +128,20 @@ def test_two_label_files_are_told_from_results(tmp_path: Path) -> None:
     labels, _ = write_case(tmp_path)
     with pytest.raises(ValueError, match="expected a list of results, found dict"):
         evaluate_results_file(labels, labels, PLAIN)
+
+
+def test_labels_are_read_once_and_crowds_are_refused_with_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels, results = write_case(tmp_path)
+    reads: list[Path] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (reads.append(path), read_bytes(path))[1])
+    evaluate_results_file(labels, results, PLAIN)
+    assert sorted(reads) == sorted([labels, results])
+    content = read_json(labels)
+    for annotation in content["annotations"][:3]:
+        annotation["iscrowd"] = 1
+    write_json(labels, content)
+    with pytest.raises(ValueError, match=rf"{labels.name}: expected one annotation per lesion, found 3 with iscrowd"):
+        evaluate_results_file(labels, results, PLAIN)

@@ -51,11 +51,11 @@ def runner(data: bytes) -> Any:
     [
         ({"backbone": "resnet50_fpn", "norm": "group", "input_size": 96}, (2, 3)),
         ({**TIMM, "input_size": 100, "head": "oriented"}, (1, 2)),
-        ({"backbone": "retfound_vit_b16", "input_size": 64}, ()),
+        ({"backbone": "retfound_vit_b16", "input_size": 64, "head_stages": 3}, ()),
         ({"backbone": "retfound_vit_l16", "input_size": 80, "vit_mlp": "swiglu", "vit_layer_scale": True}, ()),
         ({"backbone": "retfound_vit_l16", "input_size": 96, "neck": "earlier_upsampled", "head": "oriented"}, ()),
     ],
-    ids=["resnet50 masked", "timm oriented masked", "vit_b16", "vit_l16 of DINOv2", "vit_l16 earlier oriented"],
+    ids=["resnet50 masked", "timm oriented masked", "vit_b16 cascade", "vit_l16 of DINOv2", "vit_l16 earlier oriented"],
 )
 def test_every_detector_finds_in_onnx_runtime_what_it_finds_in_pytorch(
     changes: dict[str, Any], taught: tuple[int, ...], monkeypatch: pytest.MonkeyPatch

@@ -7,17 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from uveitis_assets.detection.checkpoints.fold_weights import TrainingNotUsableError
+from uveitis_assets.detection.checkpoints.fold_weights import FoldWeights, TrainingNotUsableError
 from uveitis_assets.detection.checkpoints.lineage import weights_lineage
 from uveitis_assets.detection.configuration import DetectorConfiguration
+from uveitis_assets.detection.data.tile_geometry import TileGeometry
+from uveitis_assets.detection.evaluation.operating_points import score_settings
 from uveitis_assets.detection.inference.batch_predictor import BatchPredictor, inspect_predictions
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.labels.class_map import load_class_map
-from uveitis_assets.storage.files import read_json
+from uveitis_assets.storage.files import read_json, write_json
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.run_folder import RunFolder
 from uveitis_assets.training.weights_files import file_digest, save_weights
+from uveitis_assets_tests.detection.known_detectors import PaintedBoxDetector
 from uveitis_assets_tests.detection.preprocessed_lane import BATCH, LANE, write_preprocessed_batch
 from uveitis_assets_tests.detection.squares import store_at, tiny
 
@@ -33,7 +36,7 @@ def store(tmp_path: Path) -> ArtefactStore:
 
 
 def lane(*folds: int, **changes: Any) -> DetectorLaneConfiguration:
-    inference = {"folds": folds, "score_threshold": 0.0, "overlays": False}
+    inference = {"folds": folds, "score_threshold": 0.0, "overlays": False, **changes.pop("inference", {})}
     values = tiny(inference=inference, **changes).model_dump()
     return DetectorLaneConfiguration.model_validate({**values, "name": "exp", "train_on": LANE, "predict_on": LANE})
 
@@ -46,6 +49,7 @@ def put_weights(
     learned: tuple[str, ...] = (),
     seed: int = 0,
     trained_as: DetectorConfiguration = TINY,
+    tiles: Mapping[str, Any] | None = None,
 ) -> str:
     """Weights by chance; returns their digest."""
     torch.manual_seed(seed)
@@ -57,6 +61,7 @@ def put_weights(
         parent=None,
         learned_images=learned,
         created_at="",
+        tiles=tiles,
     )
     path = RunFolder(store.run_folder("exp", fold)).best_weights
     save_weights(path, build_detector(trained_as.model).state_dict(), lineage)
@@ -124,3 +129,114 @@ def test_broken_boxes_in_a_prediction_file_are_found(store: ArtefactStore, box: 
     path = store.prediction_file("exp", f"{LANE}__one")
     path.write_text(f'{{"image_id": "{LANE}::one", "predictions": [{{"box": {box}, "score": 0.5, "label": 1}}]}}')
     assert any(error in line for line in inspect_predictions(store, lane(0), BATCH).errors)
+
+
+def test_operating_scores_of_an_evaluation_made_again_after_a_change_of_settings_predict_again(
+    store: ArtefactStore,
+) -> None:
+    digest = put_weights(store, 0)
+
+    def evaluated(scores: dict[str, float], **inference: Any) -> DetectorLaneConfiguration:
+        changed = lane(0, inference={"operating_fp_per_image": 1.0, **inference})
+        content = {"checkpoint": digest, "settings": score_settings(changed)}
+        path = RunFolder(store.run_folder("exp", 0)).report_file
+        write_json(path, {**content, "val_metrics": {"operating_scores": {"1": scores}}})
+        return changed
+
+    def found_classes(changed: DetectorLaneConfiguration) -> set[str]:
+        predicted = BatchPredictor(store, changed, device="cpu", code_version="1").predict(BATCH)
+        assert predicted.numbers["n_predicted"] == 2
+        return set(predicted.detections_per_class)
+
+    before = evaluated({"1": 1.01, "2": 0.0})
+    assert found_classes(before) == {NAMES[2]}
+    with pytest.raises(TrainingNotUsableError, match=r"with merge_iou 0.3, found merge_iou 0.5"):
+        BatchPredictor(
+            store,
+            lane(0, inference={"operating_fp_per_image": 1.0, "merge_iou": 0.3}),
+            device="cpu",
+            code_version="1",
+        )
+    assert found_classes(evaluated({"1": 1.01, "2": 1.01}, merge_iou=0.3)) == set()
+
+
+def test_each_detector_of_an_ensemble_answers_in_the_precision_of_its_own_validation(
+    store: ArtefactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU bfloat16 stands in for a GPU's."""
+    answered: dict[str, set[bool]] = {}
+
+    class Noting(PaintedBoxDetector):
+        def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+            answered.setdefault(self.name, set()).add(torch.is_autocast_enabled("cpu"))
+            return super().forward(images)
+
+    def load(weights: FoldWeights) -> torch.nn.Module:
+        detector = Noting()
+        detector.name = weights.name  # type: ignore[assignment]
+        return detector
+
+    monkeypatch.setattr(FoldWeights, "load", load)
+    monkeypatch.setattr(FoldWeights, "answers_in_half_precision", lambda weights, _: weights.amp != "off")
+    put_weights(store, 0)
+    put_weights(store, 1, trained_as=tiny(training={"amp": "off"}))
+    predictor(store, 0, 1).predict(BATCH)
+    assert answered == {"exp/checkpoint of fold0": {True}, "exp/checkpoint of fold1": {False}}
+
+
+def test_tiles_unlike_those_that_were_learned_are_named_in_predictions_and_their_check(store: ArtefactStore) -> None:
+    shown = "global tiles of 64 px of a global image of 100 px (1 px per input px)"
+    native = TileGeometry("native", True, 64, 64, 100)
+    put_weights(store, 0, tiles=native.plain())
+    put_weights(store, 1, tiles=TileGeometry("global", False, 64, 64, 100).plain(), seed=1)
+
+    def warned(*folds: int) -> list[str]:
+        """Warnings about tiles; weights by chance fill all tiles with detections, which is another."""
+        warnings = inspect_predictions(store, lane(*folds), BATCH).warnings
+        return [warning for warning in warnings if "learned" in warning]
+
+    predicted = predictor(store, 0, 1).predict(BATCH)
+    assert predicted.tiles == shown
+    (finding,) = predicted.tile_findings
+    assert finding.startswith(f"exp/checkpoint of fold0 learned {native}, and is shown {shown}: ")
+    assert warned(0, 1) == [finding]
+    assert warned(1) == []
+    put_weights(store, 0)
+    assert predictor(store, 0).predict(BATCH).tile_findings == (), "an earlier version did not say what it learned"
+    assert warned(0) == []
+
+
+def test_a_skipped_batch_and_its_check_read_every_prediction_file_once(
+    store: ArtefactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_weights(store, 0)
+    with_pictures = lane(0, inference={"overlays": True})
+    BatchPredictor(store, with_pictures, device="cpu", code_version="1").predict(BATCH)
+    reads: list[str] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (reads.append(store.name_of(path)), read_bytes(path))[1])
+    names = sorted(path.relative_to(store.root).as_posix() for path in (store.root / "preds").rglob("*.json"))
+
+    def files_read() -> list[str]:
+        read, reads[:] = sorted(name for name in reads if name.startswith("preds/")), []
+        return read
+
+    again = BatchPredictor(store, with_pictures, device="cpu", code_version="1").predict(BATCH)
+    assert again.numbers["n_skipped"] == 2
+    assert again.contact_sheet is not None
+    assert files_read() == names
+    assert inspect_predictions(store, with_pictures, BATCH).errors == ()
+    assert files_read() == names
+
+
+def test_a_prediction_file_with_another_digit_is_found_by_the_check_and_made_again(store: ArtefactStore) -> None:
+    put_weights(store, 0)
+    predictor(store, 0).predict(BATCH)
+    path = store.prediction_file("exp", f"{LANE}__one")
+    written = path.read_bytes()
+    path.write_bytes(written.replace(b'"score": 0.', b'"score": 0,', 1).replace(b'"label": 1', b'"label": 2', 1))
+    assert path.read_bytes() != written
+    errors = inspect_predictions(store, lane(0), BATCH).errors
+    assert any(line.startswith(f"{LANE}::one: {store.name_of(path)}: expected CRC-32") for line in errors)
+    assert predictor(store, 0).predict(BATCH).repaired
+    assert path.read_bytes() == written

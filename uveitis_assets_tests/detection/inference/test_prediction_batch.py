@@ -173,7 +173,8 @@ def test_an_image_that_passed_on_to_another_batch_is_left_to_that_one(store: Art
     assert {name: after[name] for name in before if "clinic__a" in name} == {
         name: content for name, content in before.items() if "clinic__a" in name
     }
-    assert batch_prediction_sheet(store, "exp", LANE, BATCH, NAMES)[:2] == b"\xff\xd8"
+    outcome = run(store)
+    assert batch_prediction_sheet(store, outcome, NAMES, text_if_empty="nothing")[:2] == b"\xff\xd8"
 
 
 def test_missing_pictures_are_drawn_again_without_the_network(store: ArtefactStore) -> None:
@@ -240,12 +241,12 @@ def test_an_image_that_cannot_be_read_keeps_no_prediction_by_other_weights(store
 
 def test_the_contact_sheet_is_a_small_jpeg_also_without_detections(store: ArtefactStore) -> None:
     write_preprocessed_batch(store, IMAGES)
-    run(store)
-    sheet = batch_prediction_sheet(store, "exp", LANE, BATCH, NAMES)
+    sheet = batch_prediction_sheet(store, run(store), NAMES, text_if_empty="nothing")
     assert sheet[:2] == b"\xff\xd8"
     assert len(sheet) <= 150_000
-    run(store, score_threshold=0.95)
-    assert batch_prediction_sheet(store, "exp", LANE, BATCH, NAMES)[:2] == b"\xff\xd8"
+    empty = batch_prediction_sheet(store, run(store, score_threshold=0.95), NAMES, text_if_empty="nothing")
+    assert empty[:2] == b"\xff\xd8"
+    assert empty != sheet
 
 
 def test_operating_scores_of_classes_replace_the_threshold_and_others_predict_again(store: ArtefactStore) -> None:

@@ -88,6 +88,7 @@ def test_input_statistics_are_those_of_the_backbones_own_configuration(
     model = resolved_configuration(tiny(**HALF), store, train, val).model
     assert model.input_mean == tuple(own.mean) != IMAGENET_MEAN
     assert build_detector(model).transform.image_mean == list(own.mean)
+    assert build_detector(tiny(**HALF).model).transform.image_mean == list(own.mean), "also before it is resolved"
     for backbone in ("resnet50_fpn", "retfound_vit_b16"):
         given = tiny(model={"backbone": backbone, "anchor_sizes": []})
         assert resolved_configuration(given, store, train, val).model.input_mean == IMAGENET_MEAN

@@ -18,6 +18,7 @@ from uveitis_assets.detection.training.resolved_configuration import resolved_co
 from uveitis_assets.detection.training.train_detector import train_detector
 from uveitis_assets.storage.files import read_json
 from uveitis_assets.storage.store import ArtefactStore
+from uveitis_assets.training.weights_files import read_lineage
 from uveitis_assets_tests.detection.squares import squares_split, tiny
 
 
@@ -49,6 +50,9 @@ def test_a_training_leaves_the_earlier_scripts_files_and_keys(
         "last.pth",
     ]
     assert outcome.best_weights == folder / "checkpoints" / "best.safetensors"
+    lineage = read_lineage(outcome.best_weights)
+    tiles = {"frame": "global", "global_tile": False, "tile_px": 64, "input_px": 64, "global_size": 64}
+    assert (lineage["tiles"], lineage["mixed_precision"]) == (tiles, False)
     assert not outcome.was_finished
     again = train_detector(store, configuration, folder, train, val, device="cpu")
     assert again == dataclasses.replace(outcome, was_finished=True)

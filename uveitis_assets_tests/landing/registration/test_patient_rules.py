@@ -182,9 +182,10 @@ def test_an_older_ledger_of_a_table_keeps_the_patients_of_images_without_a_row(s
     register(store, dataset)
     path = store.ledger_file("lane")
     read_ledger_table(path).drop("patient_rule").write_parquet(path)
-    land(store, "t.csv", b"image,patient\nother.jpg,P2\n")
+    land(store, "b.jpg")
+    land(store, "t.csv", b"image,patient\nb.jpg,P2\n")
     register(store, dataset)
-    assert patients(store) == {"a.jpg": "P1"}
+    assert patients(store) == {"a.jpg": "P1", "b.jpg": "P2"}
     # Without the column of patients the table tells none any more.
     register(store, lane(image_folder={"csv": "t.csv"}))
-    assert patients(store) == {"a.jpg": "a"}
+    assert patients(store) == {"a.jpg": "a", "b.jpg": "b"}

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from uveitis_assets.labels.class_map import LabelSpace, UnknownClassError
 from uveitis_assets.labels.lesions import Lesions, join_lesions, no_lesions, only_areas
-from uveitis_assets.labels.mask_files import bad_mask, parse_mask
-from uveitis_assets.labels.pixel_regions import region_with_holes
+from uveitis_assets.labels.masks.mask_files import bad_mask, parse_mask
+from uveitis_assets.labels.masks.pixel_regions import region_with_holes
 
 # Staircases of diagonal edges deviate by 0.71 px from the line through them: they go, square lesions stay square.
 OUTLINE_TOLERANCE_PX = 0.75
@@ -33,8 +33,8 @@ def parse_lesion_masks(
     raw_size: tuple[int, int],
     min_component_area: int,
     *,
-    crop_box: tuple[int, int, int, int] | None = None,
-    max_marked_share: float = 0.5,
+    crop_box: tuple[int, int, int, int],
+    max_marked_share: float,
 ) -> Lesions:
     """Lesions of all masks of one image, sorted by file name, with findings about grey masks.
 
@@ -47,7 +47,7 @@ def parse_lesion_masks(
         label_space: meaning of the folders.
         raw_size: width and height of the displayed raw image, px.
         min_component_area: smallest component, raw px.
-        crop_box: x0, y0, x1, y1 around the retina, raw px; None: the whole image.
+        crop_box: x0, y0, x1, y1 around the retina, raw px.
         max_marked_share: share of the retina, a disc in that box, that a mask may mark.
 
     Raises:
@@ -57,7 +57,7 @@ def parse_lesion_masks(
     for name, data in sorted(files):
         category_id = _category_of(name, label_space)
         reading = parse_mask(data, name, raw_size)
-        _refuse_inverted(reading.marked, name, crop_box or (0, 0, *raw_size), max_marked_share)
+        _refuse_inverted(reading.marked, name, crop_box, max_marked_share)
         lesions = lesions_of_mask(reading.marked, category_id, min_component_area)
         parts.append(replace(lesions, findings=reading.findings))
     return join_lesions(parts)
