@@ -246,6 +246,36 @@ def export_predictions(
     console.print(f"{n_detections} detections of {n_images} images: {folder}", soft_wrap=True)
 
 
+@app.command("export-onnx")
+def export_onnx_command(
+    detector: Annotated[str, typer.Argument(help="Detector lane whose best checkpoint is exported")],
+    file: Annotated[Path, typer.Argument(help="File that is written, ending in .onnx")],
+    *,
+    fold: Annotated[int, typer.Option(help="Fold of the checkpoint", min=0)] = 0,
+    tiles: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of pictures to compare on; none: tiles of learned images", exists=True, file_okay=False
+        ),
+    ] = None,
+) -> None:
+    """Write a detector as an ONNX file, once it gives what the checkpoint gives on ten tiles."""
+    from uveitis_assets.detection.exports.onnx_export import export_onnx
+    from uveitis_assets.storage.store import ArtefactStore
+
+    try:
+        done = export_onnx(ArtefactStore.from_environment(), detector, fold, file, tiles=tiles)
+    except (ImportError, OSError, ValueError) as error:
+        fail(f"{error}; nothing was written")
+    equal = done.comparison
+    for line in (
+        f"{done.path}: {done.n_bytes / 1e6:.1f} MB, checkpoint {done.checkpoint}",
+        f"{equal.n_detections} detections of {equal.n_tiles} tiles equal PyTorch's within {equal.largest_px:.2g} px "
+        f"and {equal.largest_score:.2g} in the score; {equal.n_undecided} hang on rounding",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 @app.command()
 def evaluate(
     labels: Annotated[Path, typer.Argument(help="COCO file with labelled boxes")],

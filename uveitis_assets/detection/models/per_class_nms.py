@@ -28,6 +28,24 @@ def per_class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> 
     ``boxes`` (N, 4) as x0 y0 x1 y1, ``scores`` (N,), ``labels`` (N,) integers; a box goes when its IoU with a better
     one of its label is above ``iou``. Returns int64 (K,).
     """
+    if torch.compiler.is_exporting():
+        exported: Tensor = per_class_nms_operator(boxes.float(), scores, labels, iou)
+        return exported
+    return _kept_rows(boxes, scores, labels, iou)
+
+
+@torch.library.custom_op("uveitis_assets::per_class_nms", mutates_args=())
+def per_class_nms_operator(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
+    """The same as one operator of an exported graph, which cannot hold a loop over the labels that occur."""
+    return _kept_rows(boxes, scores, labels, iou)
+
+
+@per_class_nms_operator.register_fake
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
+    return labels.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+
+
+def _kept_rows(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
     kept = [
         rows[box_operations.nms(boxes[rows].float(), scores[rows], iou)]
         for rows in (torch.nonzero(labels == label)[:, 0] for label in torch.unique(labels))
