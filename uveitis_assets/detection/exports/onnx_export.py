@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uveitis_assets.detection.checkpoints.fold_weights import FoldWeights, fold_weights
-from uveitis_assets.detection.configuration import FEWEST_DETECTIONS
 from uveitis_assets.detection.data.letterbox import fit_to_input
 from uveitis_assets.detection.data.preprocessed_images import PreprocessedImage, PreprocessedTile
 from uveitis_assets.detection.data.tile_files import read_tile_pixels
 from uveitis_assets.detection.exports.onnx_comparison import Comparison, compare_detectors
 from uveitis_assets.detection.exports.onnx_model import INPUT, onnx_bytes, require_onnx_packages
+from uveitis_assets.detection.model_configuration import FEWEST_DETECTIONS
 from uveitis_assets.imaging.geometry import ImageFrames
 from uveitis_assets.storage.files import read_json, write_bytes
 from uveitis_assets.storage.store import ArtefactStore, artefact_key
