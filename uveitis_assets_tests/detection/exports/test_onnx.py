@@ -49,13 +49,33 @@ def runner(data: bytes) -> Any:
 @pytest.mark.parametrize(
     ("changes", "taught"),
     [
-        ({"backbone": "resnet50_fpn", "norm": "group", "input_size": 96}, (2, 3)),
-        ({**TIMM, "input_size": 100, "head": "oriented"}, (1, 2)),
-        ({"backbone": "retfound_vit_b16", "input_size": 64, "head_stages": 3}, ()),
-        ({"backbone": "retfound_vit_l16", "input_size": 80, "vit_mlp": "swiglu", "vit_layer_scale": True}, ()),
-        ({"backbone": "retfound_vit_l16", "input_size": 96, "neck": "earlier_upsampled", "head": "oriented"}, ()),
+        pytest.param(
+            {"backbone": "resnet50_fpn", "norm": "group", "input_size": 96},
+            (2, 3),
+            id="resnet50 masked",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {**TIMM, "input_size": 100, "head": "oriented"}, (1, 2), id="timm oriented masked", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"backbone": "retfound_vit_b16", "input_size": 64, "head_stages": 3},
+            (),
+            id="vit_b16 cascade",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"backbone": "retfound_vit_l16", "input_size": 96, "neck": "earlier_upsampled", "head": "oriented"},
+            (),
+            id="vit_l16 earlier oriented",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"backbone": "retfound_vit_l16", "input_size": 80, "vit_mlp": "swiglu", "vit_layer_scale": True},
+            (),
+            id="vit_l16 of DINOv2",
+        ),
     ],
-    ids=["resnet50 masked", "timm oriented masked", "vit_b16 cascade", "vit_l16 of DINOv2", "vit_l16 earlier oriented"],
 )
 def test_every_detector_finds_in_onnx_runtime_what_it_finds_in_pytorch(
     changes: dict[str, Any], taught: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
