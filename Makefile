@@ -37,8 +37,8 @@ dev: install $(DAGSTER_HOME)/dagster.yaml ## Open the UI and the daemon on http:
 test: install ## Run the tests
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-test-slow: install ## Run the demo, the browser, a lost database, and trainings in processes (minutes)
-	$(BIN)/python -m pytest -m slow -rs $(addprefix uveitis_assets_tests/,e2e deployment detection/training)
+test-slow: install ## Run the demo, the browser, a lost database, ONNX exports, and trainings in processes (minutes)
+	$(BIN)/python -m pytest -m slow -rs $(addprefix uveitis_assets_tests/,e2e deployment detection/exports detection/training)
 
 test-docker: install ## Run the tests that need a Docker engine (as root they start one)
 	$(BIN)/python -m pytest -m docker -rs uveitis_assets_tests/docker

@@ -169,7 +169,7 @@ def training_speed(dataset: Any, backbone: str, steps: int) -> float:
     """Forward and backward pass in float32 over batches of two tiles that are in memory already."""
     import torch
 
-    from uveitis_assets.detection.configuration import ModelConfiguration
+    from uveitis_assets.detection.model_configuration import ModelConfiguration
     from uveitis_assets.detection.models.detector import build_detector
 
     torch.manual_seed(0)

@@ -57,6 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "native": NATIVE,
     "native, fitted anchors": {**NATIVE, "model": {"fit_anchors": True}},
     "native, NWD in the proposal network": {**NATIVE, "model": NWD},
+    "native, cascade": {**NATIVE, "model": {"head_stages": 3}},
     "native, moved, scaled and turned tiles": {**NATIVE, "augmentation": WINDOWS},
     "native, copy-paste": {**NATIVE, "augmentation": PASTES},
     "native, flips in prediction": {**NATIVE, "inference": FLIPS},

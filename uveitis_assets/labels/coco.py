@@ -34,7 +34,7 @@ from uveitis_assets.labels.image_lesions import (
     rows_of_split,
 )
 from uveitis_assets.labels.lesions import Lesions
-from uveitis_assets.labels.mask_completeness import missing_masks
+from uveitis_assets.labels.masks.completeness import missing_masks
 from uveitis_assets.labels.placement import PlacedLesion, place_in_image, place_in_tiles
 from uveitis_assets.landing.samples import Split
 from uveitis_assets.storage.store import ArtefactStore, artefact_key

@@ -17,8 +17,8 @@ from uveitis_assets.labels.coco_summary import BadLabel
 from uveitis_assets.labels.configuration import LabelConfiguration
 from uveitis_assets.labels.damaged_tiles import damaged_label
 from uveitis_assets.labels.label_files import read_label_files
-from uveitis_assets.labels.lesion_masks import parse_lesion_masks
 from uveitis_assets.labels.lesions import Lesions, join_lesions
+from uveitis_assets.labels.masks.lesion_masks import parse_lesion_masks
 from uveitis_assets.labels.oriented_boxes import parse_oriented_boxes
 from uveitis_assets.landing.quarantine import QuarantineError
 from uveitis_assets.landing.samples import Split

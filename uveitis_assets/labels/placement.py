@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from uveitis_assets.imaging.geometry import AxisAlignedTransform, Tile, box_areas
 from uveitis_assets.labels.lesions import Lesions, only_areas
-from uveitis_assets.labels.pixel_regions import PixelRegion, RunLengths
+from uveitis_assets.labels.masks.pixel_regions import PixelRegion, RunLengths
 
 KeptBy = Literal["ratio", "cover", "best"]
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from uveitis_assets.labels.pixel_regions import decode_run_lengths
+from uveitis_assets.labels.masks.pixel_regions import decode_run_lengths
 
 
 def rings_of_segmentation(segmentation: Sequence[Sequence[float]] | Mapping[str, Any]) -> list[NDArray[np.float64]]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from uveitis_assets.detection.checkpoints.loading import load_trained_detector
-from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.inference.tile_inference import detect_tiles
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.freezing import parameter_groups
 from uveitis_assets.detection.models.per_class_nms import per_class_nms
@@ -41,7 +41,7 @@ ALL_PROPOSALS = {
     "detections_per_tile": 1000,
 }
 BOXES = torch.tensor([[6.0, 8.0, 30.0, 32.0], [40.0, 36.0, 60.0, 52.0]])
-DETECTORS = ["convolutional", "oriented transformer"]
+DETECTORS = ["convolutional", "cascade", "oriented transformer"]
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +59,8 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def configuration(kind: str) -> ModelConfiguration:
     if kind == "convolutional":
         return ModelConfiguration(**{**TINY["model"], **ALL_PROPOSALS})
+    if kind == "cascade":
+        return ModelConfiguration(**{**TINY["model"], **ALL_PROPOSALS, "head_stages": 3})
     return tiny_configuration(**ALL_PROPOSALS, head="oriented", n_categories=2)
 
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from uveitis_assets.labels.class_map import load_class_map
-from uveitis_assets.labels.lesion_masks import lesions_of_mask, parse_lesion_masks
-from uveitis_assets.labels.mask_files import parse_mask
+from uveitis_assets.labels.masks.lesion_masks import lesions_of_mask, parse_lesion_masks
+from uveitis_assets.labels.masks.mask_files import parse_mask
 from uveitis_assets.landing.quarantine import QuarantineError
 
 WIDTH, HEIGHT = 50, 40

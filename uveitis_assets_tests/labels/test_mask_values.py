@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from uveitis_assets.labels.mask_files import parse_mask
+from uveitis_assets.labels.masks.mask_files import parse_mask
 from uveitis_assets.landing.quarantine import QuarantineError
 
 WIDTH, HEIGHT = 400, 300

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_masks
 
 from uveitis_assets.imaging.geometry import AxisAlignedTransform, Tile
-from uveitis_assets.labels.lesion_masks import lesions_of_mask
-from uveitis_assets.labels.pixel_regions import decode_run_lengths, encode_run_lengths
+from uveitis_assets.labels.masks.lesion_masks import lesions_of_mask
+from uveitis_assets.labels.masks.pixel_regions import decode_run_lengths, encode_run_lengths
 from uveitis_assets.labels.placement import place_in_image, place_in_tiles
 from uveitis_assets.labels.segmentation import rings_of_segmentation
 

@@ -21,7 +21,7 @@ from uveitis_assets.orchestration.workers import worker_count
 from uveitis_assets.storage.store import ArtefactStore
 
 MANIFEST_CODE_VERSION = "2"
-PREPROCESS_CODE_VERSION = "4"
+PREPROCESS_CODE_VERSION = "5"
 LABELS_CODE_VERSION = "3"
 _MONTAGE_BATCHES = 8
 _IMAGES_PER_MESSAGE = 32

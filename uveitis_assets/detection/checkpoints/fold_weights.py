@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from uveitis_assets.detection.checkpoints.loading import load_trained_detector
-from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.data.tile_geometry import TileGeometry
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.messages import enumeration
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets.training.device import Amp, answers_in_half_precision

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models import retfound
 from uveitis_assets.detection.models.anchors import default_anchor_sizes
 from uveitis_assets.detection.models.feature_pyramid import PATCH_STRIDE

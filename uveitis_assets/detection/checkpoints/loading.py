@@ -16,7 +16,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from uveitis_assets.detection.checkpoints.legacy import legacy_configuration
-from uveitis_assets.detection.configuration import IMAGENET_MEAN, IMAGENET_STD, ModelConfiguration
+from uveitis_assets.detection.model_configuration import IMAGENET_MEAN, IMAGENET_STD, ModelConfiguration
 from uveitis_assets.detection.models.backbones import backbone_of
 from uveitis_assets.detection.models.class_logits import mask_untaught_classes
 from uveitis_assets.detection.models.detector import build_detector
@@ -33,7 +33,9 @@ _ENCODERS = ("vit", "body")
 _NOT_ENCODER = re.compile(r"^(decoder_|mask_token|head\.|dino_head\.|ibot_head\.|fc\.|fpn\.|pyramid\.|proj\.|smooth\.)")
 _DETECTOR_PARTS = ("rpn.", "roi_heads.")
 # Layers whose shape and meaning are those of the anchors and categories.
-_TASK_LAYERS = ("rpn.head.cls_logits.", "rpn.head.bbox_pred.", "roi_heads.box_predictor.")
+_TASK_LAYERS = re.compile(r"^(rpn\.head\.(cls_logits|bbox_pred)|roi_heads\.(later_stages\.\d+\.)?box_predictor)\.")
+_LATER_STAGE = re.compile(r"^roi_heads\.later_stages\.(\d+)\.(.+)$")
+_ANOTHER_CODE = "box_predictor.bbox_pred."
 # Published files were saved before torchvision put convolutions into blocks.
 _EARLIER_TORCHVISION = (
     (re.compile(r"^rpn\.head\.conv\.(weight|bias)$"), r"rpn.head.conv.0.0.\1"),
@@ -51,6 +53,8 @@ def load_detector_weights(model: nn.Module, path: Path, *, mode: Mode = "full", 
     a head made for other anchors is refused. Only the predictors, which belong to the categories, may start anew.
     ``features`` leaves the layers that belong to anchors and categories as they are, and wants all others: so a
     detector of torchvision that learned COCO starts one of other anchors and of lesions.
+    Stages of the box head that the file lacks start as the last one that it has, but for the box regression of the
+    later ones, whose code is another: so a detector without a cascade starts one.
     ``backbone_only`` loads the tensors below ``backbone.`` and counts the encoder (ViT or ResNet), so that a new
     pyramid may start anew.
 
@@ -72,18 +76,19 @@ def load_detector_weights(model: nn.Module, path: Path, *, mode: Mode = "full", 
     if mode == "backbone_only":
         given = {name: value for name, value in given.items() if name.startswith("backbone.")}
     elif mode == "features":
-        given = {name: value for name, value in given.items() if not name.startswith(_TASK_LAYERS)}
+        given = {name: value for name, value in given.items() if not _TASK_LAYERS.match(name)}
     ignored = sorted(known.difference(given))
     _check_structure(path, model, given)
     state, adapted = _adapted(model, given, encoder)
+    further = _further_stages(model, state)
     report = load_matching_weights(
         model,
-        state,
+        state | {name: state[source] for name, source in further.items()},
         file=path,
         min_matched=min_matched,
         wanted=_wanted(model, encoder, mode),
         parts=() if mode == "backbone_only" else _parts(model, encoder, without_task=mode == "features"),
-        adapted=adapted,
+        adapted=[*adapted, *(f"{name}: from {source}" for name, source in further.items())],
         ignored=ignored,
     )
     _LOG.info("%s", report.summary())
@@ -219,7 +224,16 @@ def _wanted(model: nn.Module, encoder: str, mode: Mode) -> list[str] | None:
         return None
     if mode == "backbone_only":
         return _names_below(model, encoder)
-    return [name for name in _names_below(model, "") if not name.startswith(_TASK_LAYERS)]
+    return [name for name in _names_below(model, "") if not _TASK_LAYERS.match(name)]
+
+
+def _further_stages(model: nn.Module, given: Mapping[str, Tensor]) -> dict[str, str]:
+    """Tensors of the stages that a file lacks, with the name of each in the file's last stage."""
+    last = max((int(stage[1]) for name in given if (stage := _LATER_STAGE.match(name))), default=None)
+    prefix = "roi_heads." if last is None else f"roi_heads.later_stages.{last}."
+    lacking = [stage for name in model.state_dict() if name not in given and (stage := _LATER_STAGE.match(name))]
+    sources = {stage[0]: prefix + stage[2] for stage in lacking if not stage[2].startswith(_ANOTHER_CODE)}
+    return {name: source for name, source in sources.items() if source in given}
 
 
 def _parts(model: nn.Module, encoder: str, *, without_task: bool) -> list[Part]:
@@ -228,9 +242,8 @@ def _parts(model: nn.Module, encoder: str, *, without_task: bool) -> list[Part]:
     Other categories, or oriented boxes, are learned by new ones on the same features. ``without_task`` leaves out the
     layers that belong to the anchors too.
     """
-    proposal_head = [
-        name for name in _names_below(model, "rpn.") if not (without_task and name.startswith(_TASK_LAYERS))
-    ]
+    proposal_head = [name for name in _names_below(model, "rpn.") if not (without_task and _TASK_LAYERS.match(name))]
+    box_heads = [name for name in _names_below(model, "roi_heads.") if ".box_head." in name]
     encoder_names = _names_below(model, encoder)
     pyramid = sorted(set(_names_below(model, "backbone.")).difference(encoder_names))
     return [
@@ -241,7 +254,7 @@ def _parts(model: nn.Module, encoder: str, *, without_task: bool) -> list[Part]:
             proposal_head,
             "model.anchor_sizes, model.anchor_ratios and model.pyramid_channels",
         ),
-        Part("box head", _names_below(model, "roi_heads.box_head."), "model.head_width and model.pyramid_channels"),
+        Part("box head", box_heads, "model.head_width and model.pyramid_channels"),
     ]
 
 

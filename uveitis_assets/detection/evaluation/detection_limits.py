@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from uveitis_assets.detection.configuration import FEWEST_DETECTIONS, ModelConfiguration
 from uveitis_assets.detection.data.labelled_split import LabelledImage
 from uveitis_assets.detection.inference.detections import Detections
+from uveitis_assets.detection.model_configuration import FEWEST_DETECTIONS, ModelConfiguration
 
 
 def detections_that_count(configured: int | None, images: Iterable[LabelledImage]) -> int:

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uveitis_assets.detection.checkpoints.fold_weights import fold_weights
-from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.data.labelled_split import LabelledImage, LabelledSplit
 from uveitis_assets.detection.data.sampling import overfit_split
 from uveitis_assets.detection.data.tile_files import read_global_image, read_tile_pixels
@@ -26,6 +25,7 @@ from uveitis_assets.detection.inference.detections import Detections, GroundTrut
 from uveitis_assets.detection.inference.predict_images import predict_images
 from uveitis_assets.detection.inference.prediction_overlays import prediction_sheet
 from uveitis_assets.detection.lane_configuration import DetectorLaneConfiguration
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.training.fold_training import labelled_split
 from uveitis_assets.imaging.figures import png_as_jpeg
 from uveitis_assets.storage.files import read_json, write_bytes, write_json

@@ -1,1 +1,1 @@
-"""Predictions as other tools read them: COCO, YOLO, Pascal VOC, FiftyOne, CVAT."""
+"""Predictions as other tools read them (COCO, YOLO, VOC, FiftyOne, CVAT); detectors as ONNX files."""

@@ -20,7 +20,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from uveitis_assets.detection.configuration import IMAGENET_MEAN, IMAGENET_STD, ModelConfiguration
+from uveitis_assets.detection.model_configuration import IMAGENET_MEAN, IMAGENET_STD, ModelConfiguration
 from uveitis_assets.detection.models.feature_pyramid import ROI_STRIDES
 
 _STAGE = re.compile(r"^(layer|stages|blocks|features|features_denseblock|s)[._]?\d+$")

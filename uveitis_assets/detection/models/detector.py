@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models.backbones import Backbone, resnet50_backbone, timm_backbone
+from uveitis_assets.detection.models.cascade_head import with_cascade
 from uveitis_assets.detection.models.faster_rcnn import faster_rcnn
 from uveitis_assets.detection.models.legacy_neck import LegacyTransformerBackbone
 from uveitis_assets.detection.models.oriented_head import with_oriented_head
@@ -25,6 +26,8 @@ def build_detector(configuration: ModelConfiguration) -> nn.Module:
     model = faster_rcnn(_backbone(configuration), configuration)
     if configuration.head == "oriented":
         model = with_oriented_head(model, configuration)
+    elif configuration.head_stages > 1:
+        model = with_cascade(model, configuration)
     detector: nn.Module = model
     return detector
 

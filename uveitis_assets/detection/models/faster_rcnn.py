@@ -7,6 +7,7 @@ Training and evaluation calls are those of torchvision's detection models. Which
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
@@ -16,7 +17,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
-from uveitis_assets.detection.configuration import FEWEST_DETECTIONS, ModelConfiguration
+from uveitis_assets.detection.model_configuration import FEWEST_DETECTIONS, ModelConfiguration
 from uveitis_assets.detection.models.anchors import PyramidAnchors, default_anchor_sizes
 from uveitis_assets.detection.models.backbones import Backbone, input_statistics
 from uveitis_assets.detection.models.box_similarity import box_similarity
@@ -82,17 +83,28 @@ def faster_rcnn(backbone: Backbone, configuration: ModelConfiguration) -> Faster
     return model
 
 
-def region_heads(kind: type[RoIHeads], heads: RoIHeads, configuration: ModelConfiguration) -> RoIHeads:
-    """Heads of another kind around the layers of ``heads``, with their box code."""
+def region_heads(
+    kind: Callable[..., RoIHeads],
+    heads: RoIHeads,
+    configuration: ModelConfiguration,
+    *,
+    iou: float | None = None,
+    box_code: tuple[float, ...] | None = None,
+) -> RoIHeads:
+    """Heads of another kind around the layers of ``heads``.
+
+    ``iou``, from which regions are positive and below which they are negative, and ``box_code``, the factors of the
+    regression's terms, replace those of the configuration and of ``heads``.
+    """
     made = kind(
         heads.box_roi_pool,
         heads.box_head,
         heads.box_predictor,
-        fg_iou_thresh=configuration.roi_foreground_iou,
-        bg_iou_thresh=configuration.roi_background_iou,
+        fg_iou_thresh=configuration.roi_foreground_iou if iou is None else iou,
+        bg_iou_thresh=configuration.roi_background_iou if iou is None else iou,
         batch_size_per_image=configuration.roi_regions_per_tile,
         positive_fraction=configuration.roi_positive_share,
-        bbox_reg_weights=heads.box_coder.weights,
+        bbox_reg_weights=box_code or heads.box_coder.weights,
         score_thresh=configuration.box_score_threshold,
         nms_thresh=configuration.box_nms_iou,
         detections_per_img=configuration.detections_per_tile or FEWEST_DETECTIONS,

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
+from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models.faster_rcnn import region_heads
 from uveitis_assets.detection.models.oriented_regression import N_TERMS, decode_rectangles, encode_rectangles
 from uveitis_assets.detection.models.per_class_nms import candidates
+from uveitis_assets.detection.models.region_matching import MatchingRoIHeads
 from uveitis_assets.detection.models.rotated_boxes import (
     corners_from_rectangles,
     rectangles_from_corners,
@@ -60,7 +61,7 @@ def with_oriented_head(model: FasterRCNN, configuration: ModelConfiguration) -> 
     return model
 
 
-class OrientedRoIHeads(RoIHeads):  # type: ignore[misc]  # torchvision is untyped
+class OrientedRoIHeads(MatchingRoIHeads):
     """torchvision's box heads with one more regression; arguments are those of ``RoIHeads`` without masks."""
 
     def __init__(self, box_roi_pool: nn.Module, box_head: nn.Module, box_predictor: nn.Module, **settings: object):

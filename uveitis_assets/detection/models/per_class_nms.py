@@ -8,7 +8,7 @@ networks, in float32 on their device; ``inference.batched_nms`` suppresses merge
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import boxes as box_operations
+
+from uveitis_assets.detection.models.region_matching import MatchingRoIHeads
 
 _SMALLEST_SIDE_PX = 1e-2
 
@@ -26,6 +28,24 @@ def per_class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> 
     ``boxes`` (N, 4) as x0 y0 x1 y1, ``scores`` (N,), ``labels`` (N,) integers; a box goes when its IoU with a better
     one of its label is above ``iou``. Returns int64 (K,).
     """
+    if torch.compiler.is_exporting():
+        exported: Tensor = per_class_nms_operator(boxes.float(), scores, labels, iou)
+        return exported
+    return _kept_rows(boxes, scores, labels, iou)
+
+
+@torch.library.custom_op("uveitis_assets::per_class_nms", mutates_args=())
+def per_class_nms_operator(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
+    """The same as one operator of an exported graph, which cannot hold a loop over the labels that occur."""
+    return _kept_rows(boxes, scores, labels, iou)
+
+
+@per_class_nms_operator.register_fake
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
+    return labels.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+
+
+def _kept_rows(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
     kept = [
         rows[box_operations.nms(boxes[rows].float(), scores[rows], iou)]
         for rows in (torch.nonzero(labels == label)[:, 0] for label in torch.unique(labels))
@@ -36,7 +56,7 @@ def per_class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> 
     return rows[scores[rows].sort(descending=True, stable=True).indices]
 
 
-class PerClassRoIHeads(RoIHeads):  # type: ignore[misc]  # torchvision is untyped
+class PerClassRoIHeads(MatchingRoIHeads):
     """torchvision's box heads with exact per-class NMS; parameter names and losses are torchvision's."""
 
     def postprocess_detections(
@@ -50,8 +70,15 @@ class PerClassRoIHeads(RoIHeads):  # type: ignore[misc]  # torchvision is untype
 
         ``class_logits`` (R, classes) and ``box_regression`` (R, 4 x classes) of the R proposals of all images in turn.
         """
+        return self.best_of_each_class(candidates(self, class_logits, box_regression, proposals, image_shapes))
+
+    def best_of_each_class(self, images: Iterable[Candidates]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """What NMS and the limit per image leave of each image's candidates.
+
+        It has the form of ``postprocess_detections``.
+        """
         result: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-        for found in candidates(self, class_logits, box_regression, proposals, image_shapes):
+        for found in images:
             keep = per_class_nms(found.boxes, found.scores, found.labels, self.nms_thresh)[: self.detections_per_img]
             for column, values in zip(result, (found.boxes, found.scores, found.labels), strict=True):
                 column.append(values[keep])
@@ -83,22 +110,50 @@ def candidates(
     Arguments are those of ``RoIHeads.postprocess_detections``.
 
     Raises:
-        ValueError: NaN or infinite answers, or an image without proposals, which the network drops when they are NaN:
-            no comparison would hold for them, and damaged weights would pass for ones that find nothing.
+        ValueError: NaN or infinite answers, or an image without proposals, see ``check_answers``.
     """
-    n_per_image = [len(boxes) for boxes in proposals]
-    finite = class_logits.isfinite().all() & box_regression.isfinite().all()
-    if not all(n_per_image) or not bool(finite):
+    check_answers(proposals, class_logits, box_regression)
+    boxes = heads.box_coder.decode(box_regression, proposals)
+    scores = functional.softmax(class_logits, -1)
+    yield from scored_candidates(heads, scores, boxes, [len(of_image) for of_image in proposals], image_shapes)
+
+
+def check_answers(proposals: Sequence[Tensor], *answers: Tensor) -> None:
+    """Refuse answers that are not finite, and images without proposals.
+
+    The network drops proposals that are NaN. No comparison would hold for such answers, and damaged weights would pass
+    for ones that find nothing.
+
+    Raises:
+        ValueError: NaN or infinity, or no proposals.
+    """
+    # A graph cannot raise; what is exported is compared with a network that went through this.
+    if torch.compiler.is_exporting():
+        return
+    finite = torch.stack([answer.isfinite().all() for answer in answers]).all()
+    if not all(len(of_image) for of_image in proposals) or not bool(finite):
         raise ValueError(
             "the detector's answers: expected finite values for regions of every tile, found NaN, infinity or no "
             "regions; the weights are damaged, or the training diverged: lower training.learning_rate"
         )
-    boxes_per_image = torch.split(heads.box_coder.decode(box_regression, proposals), n_per_image)
-    scores_per_image = torch.split(functional.softmax(class_logits, -1), n_per_image)
+
+
+def scored_candidates(
+    heads: RoIHeads,
+    scores: Tensor,
+    boxes: Tensor,
+    n_per_image: list[int],
+    image_shapes: list[tuple[int, int]],
+) -> Iterator[Candidates]:
+    """Classes of each image's regions above the score threshold of ``heads``, with non-empty boxes.
+
+    ``scores`` (R, classes) and ``boxes`` (R, classes, 4), px, are those of all images' regions in turn.
+    """
+    boxes_per_image, scores_per_image = torch.split(boxes, n_per_image), torch.split(scores, n_per_image)
     for all_boxes, all_scores, shape in zip(boxes_per_image, scores_per_image, image_shapes, strict=True):
         proposal, category = torch.nonzero(all_scores[:, 1:] > heads.score_thresh, as_tuple=True)
         labels = category + 1
-        boxes = box_operations.clip_boxes_to_image(all_boxes[proposal, labels], shape)
-        large = box_operations.remove_small_boxes(boxes, _SMALLEST_SIDE_PX)
+        clipped = box_operations.clip_boxes_to_image(all_boxes[proposal, labels], shape)
+        large = box_operations.remove_small_boxes(clipped, _SMALLEST_SIDE_PX)
         proposal, labels = proposal[large], labels[large]
-        yield Candidates(proposal, boxes[large], all_scores[proposal, labels], labels)
+        yield Candidates(proposal, clipped[large], all_scores[proposal, labels], labels)

@@ -120,7 +120,7 @@ def ordered_corners(corners: Tensor) -> Tensor:
     offsets = points - points.mean(1, keepdim=True)
     order = torch.atan2(offsets[..., 1], offsets[..., 0]).argsort(1)
     ring = points.gather(1, order[..., None].expand(-1, -1, 2))
-    before, after = ring.roll(1, 1), ring.roll(-1, 1)
+    before, after = _previous(ring, 1), _next(ring, 1)
     dented = _cross(ring - before, after - ring) < 0
     return torch.where(dented[..., None], before, ring)
 
@@ -167,6 +167,8 @@ def rotated_nms(corners: Tensor, scores: Tensor, labels: Tensor, iou_threshold: 
     Raises:
         ValueError: wrong shapes.
     """
+    if torch.compiler.is_exporting():
+        return _exported_nms(corners, scores, labels, iou_threshold)
     if scores.shape != (len(corners),) or labels.shape != (len(corners),):
         raise ValueError(
             f"expected a score and a label for each of {len(corners)} boxes, "
@@ -184,6 +186,33 @@ def rotated_nms(corners: Tensor, scores: Tensor, labels: Tensor, iou_threshold: 
         if torch.equal(settled, stays):
             return order[stays]
         stays = settled
+
+
+def _exported_nms(corners: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
+    """``rotated_nms`` as one loop: each turn keeps the best box left and drops what it suppresses."""
+    order = scores.topk(scores.shape[0]).indices  # exported, equal scores keep their order
+    hulls, ranked_labels = ordered_corners(corners)[order], labels[order]
+    boxes, ranks = surrounding_boxes(hulls), torch.arange(scores.shape[0])
+
+    def any_left(left: Tensor, *_: Tensor) -> Tensor:
+        # Not any(), which ONNX's exporter takes for true where there are no boxes.
+        return left.sum() > 0
+
+    def keep_best(left: Tensor, kept: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor]:
+        hulls, labels, boxes, ranks = columns
+        best = torch.where(left, ranks, torch.iinfo(torch.int64).max).amin(0, keepdim=True)
+        hull = hulls.index_select(0, best)
+        near = left & (labels == labels.index_select(0, best)) & _boxes_overlap(surrounding_boxes(hull), boxes)[0]
+        rows = torch.nonzero(near)[:, 0]
+        above = _iou(hulls[rows], hull) > iou_threshold
+        suppressed = torch.zeros_like(left).index_put((rows,), above)
+        return left & ~suppressed & (ranks != best), kept | (ranks == best)
+
+    everything = torch.ones_like(scores, dtype=torch.bool)
+    start = (everything, torch.zeros_like(everything))
+    # torch.while_loop itself would compile the loop, which fails for a number of boxes to come.
+    _, kept = torch.ops.higher_order.while_loop(any_left, keep_best, start, (hulls, ranked_labels, boxes, ranks))
+    return order[kept]
 
 
 def _suppressing_pairs(hulls: Tensor, labels: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
@@ -236,12 +265,17 @@ def _paired_iou(hulls_a: Tensor, hulls_b: Tensor, rows_a: Tensor, rows_b: Tensor
     for start in range(0, len(rows_a), PAIRS_AT_ONCE):
         a = hulls_a[rows_a[start : start + PAIRS_AT_ONCE]]
         b = hulls_b[rows_b[start : start + PAIRS_AT_ONCE]]
-        origin = a[:, :1]
-        a, b = a - origin, b - origin
-        shared = _clipped_areas(a, b)
-        union = _areas(a) + _areas(b) - shared
-        parts.append(torch.where(union > 0, shared / union.where(union > 0, 1.0), 0.0).clamp(0.0, 1.0))
+        parts.append(_iou(a, b))
     return torch.cat(parts)
+
+
+def _iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU (K,) of each hull of ``a`` (K, 4, 2) with that of ``b`` in its row, or the only one of it."""
+    origin = a[:, :1]
+    a, b = a - origin, b - origin
+    shared = _clipped_areas(a, b)
+    union = _areas(a) + _areas(b) - shared
+    return torch.where(union > 0, shared / union.where(union > 0, 1.0), 0.0).clamp(0.0, 1.0)
 
 
 def _clipped_areas(subject: Tensor, window: Tensor) -> Tensor:
@@ -271,10 +305,10 @@ def _half_plane_clipped(polygon: Tensor, distance: Tensor, least: Tensor) -> Ten
     """
     count = len(distance)
     inside = distance >= least
-    crossing = inside != inside.roll(-1, 0)
-    fall = torch.where(crossing, distance - distance.roll(-1, 0), 1.0)
+    crossing = inside != _next(inside, 0)
+    fall = torch.where(crossing, distance - _next(distance, 0), 1.0)
     share = (distance / fall).clamp(0.0, 1.0)
-    crossings = polygon + share * (polygon.roll(-1, 1) - polygon)
+    crossings = polygon + share * (_next(polygon, 1) - polygon)
 
     candidates = torch.stack([polygon, crossings], dim=2).flatten(1, 2)
     valid = torch.stack([inside, crossing], dim=1).flatten(0, 1)
@@ -296,7 +330,19 @@ def _boxes_overlap(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
 def _areas(polygons: Tensor) -> Tensor:
     """Areas (K,) of clockwise polygons (K, n, 2)."""
     spokes = polygons - polygons[:, :1]
-    return (_cross(spokes, spokes.roll(-1, 1)).sum(1) / 2).clamp_min(0.0)
+    return (_cross(spokes, _next(spokes, 1)).sum(1) / 2).clamp_min(0.0)
+
+
+def _next(corners: Tensor, dimension: int) -> Tensor:
+    """The corner after each around its polygon; ``roll`` cannot be exported for any number of boxes."""
+    n = corners.shape[dimension]
+    return torch.cat([corners.narrow(dimension, 1, n - 1), corners.narrow(dimension, 0, 1)], dimension)
+
+
+def _previous(corners: Tensor, dimension: int) -> Tensor:
+    """The corner before each around its polygon."""
+    n = corners.shape[dimension]
+    return torch.cat([corners.narrow(dimension, n - 1, 1), corners.narrow(dimension, 0, n - 1)], dimension)
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:

@@ -6,15 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from uveitis_assets.detection.configuration import (
-    FEWEST_DETECTIONS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    DetectorConfiguration,
-)
+from uveitis_assets.detection.configuration import DetectorConfiguration
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
 from uveitis_assets.detection.data.sampling import EpochSampler
 from uveitis_assets.detection.evaluation.detection_limits import detections_that_count
+from uveitis_assets.detection.model_configuration import FEWEST_DETECTIONS, IMAGENET_MEAN, IMAGENET_STD
 from uveitis_assets.storage.digests import short_digest
 from uveitis_assets.training.distributed import n_processes
 
@@ -22,6 +18,7 @@ from uveitis_assets.training.distributed import n_processes
 _ADDED_LATER = {
     "model": (
         *("fit_anchors", "rpn_similarity", "roi_similarity", "nwd_constant"),
+        *("head_stages", "later_stage_ious", "stage_loss_weights"),
         *("rpn_anchors_per_tile", "rpn_positive_share", "roi_regions_per_tile", "roi_positive_share"),
     ),
     "augmentation": ("origin_shift", "scale", "rotation", "copy_paste", "copy_paste_lesions"),
@@ -46,8 +43,9 @@ def training_identity(
     left_out = shown | speed
     plain: dict[str, Any] = {name: part.model_dump(mode="json", exclude=left_out) for name, part in settings.items()}
     for part, values in plain.items():
+        defaults = type(settings[part])().model_dump(mode="json")
         for name in _ADDED_LATER.get(part, ()):
-            if values[name] == type(settings[part]).model_fields[name].default:
+            if values[name] == defaults[name]:
                 del values[name]
     _as_before(plain["model"])
     plain["selection"] = [
@@ -74,6 +72,9 @@ def training_identity(
     if _sampler(configuration, train).has_remainders_or_few_empty_tiles:
         # Once remainders were drawn by chance, and empty tiles several times an epoch.
         plain["draws"] = "remainders carried, empty tiles once"
+    if configuration.model.roi_similarity != "iou":
+        # Once regions were compared by IoU whatever the setting was.
+        plain["regions"] = "compared as configured"
     plain["initialise"] = [configuration.initialise.mode, configuration.initialise.min_matched] if parent else None
     return {
         "configuration": short_digest(json.dumps(plain, sort_keys=True)),

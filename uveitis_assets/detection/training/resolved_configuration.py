@@ -7,14 +7,10 @@ trained, whatever the defaults become.
 from __future__ import annotations
 
 from uveitis_assets.detection.checkpoints.loading import stored_input_statistics
-from uveitis_assets.detection.configuration import (
-    FEWEST_DETECTIONS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    DetectorConfiguration,
-)
+from uveitis_assets.detection.configuration import DetectorConfiguration
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
 from uveitis_assets.detection.evaluation.detection_limits import detections_that_count, most_lesions_of_a_tile
+from uveitis_assets.detection.model_configuration import FEWEST_DETECTIONS, IMAGENET_MEAN, IMAGENET_STD
 from uveitis_assets.detection.models.backbones import input_statistics
 from uveitis_assets.detection.training.initial_weights import initial_weights_file
 from uveitis_assets.storage.store import ArtefactStore

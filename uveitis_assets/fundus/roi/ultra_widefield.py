@@ -43,12 +43,14 @@ from uveitis_assets.fundus.roi.ultra_widefield_polar import (
     PolarImage,
     brightest_channel,
     content_box,
+    percentile_of_levels,
     to_polar,
 )
 from uveitis_assets.fundus.roi.ultra_widefield_shading import shading_of_the_middle, shading_within
 
 _SMALLEST_RADIUS = 0.45  # nearer outlines are refused: the optic disc and haemorrhages have sharp edges too
 _MAX_STEP = 4  # radial samples between neighbouring directions: 57 degrees at radius 1
+_SLANTED_STEP = 2  # from this step on the outline may follow an edge that crosses the rays at a slant
 _APPEARANCE_BINS = (20, 20, 8)  # log brightness, log red/green, texture
 _APPEARANCE_CLIP = 1.5  # largest evidence of one pixel, in nats
 _PENUMBRA = 0.035  # half-frames; the widest strip between the outline and black that is taken for retina
@@ -92,13 +94,13 @@ def _outline(polar: PolarImage, weights: UwfRetinaParameters) -> NDArray[np.intp
     even = replace(polar, brightness=polar.brightness - shading_of_the_middle(polar))
     evidence = change_points(even, weights)
     crossing = _crossing_cost(even, polar.brightness, evidence, weights)
-    outline = _cheapest_outline(evidence.total, crossing, even, weights)
+    outline = _cheapest_outline(evidence, crossing, even, weights)
 
     even = replace(polar, brightness=polar.brightness - shading_within(polar, outline))
     evidence = change_points(even, weights)
     crossing = _crossing_cost(even, polar.brightness, evidence, weights)
     crossing += _appearance_cost(even, polar.brightness, outline, weights)
-    return _cheapest_outline(evidence.total, crossing, even, weights)
+    return _cheapest_outline(evidence, crossing, even, weights)
 
 
 def extend_to_black(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -109,7 +111,7 @@ def extend_to_black(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> NDArra
     retina, is narrower than such black.
     """
     brightest = brightest_channel(image)
-    level = float(np.percentile(brightest, 90))
+    level = percentile_of_levels(brightest, 90)
     half_frame = max(mask.shape) / 2
     black = (brightest <= max(DARKEST_CONTENT, _BLACK * level)).astype(np.uint8)
     margin = max(1, round(_RIM * half_frame))
@@ -206,7 +208,7 @@ def _density(code: NDArray[np.int64], area: Floats) -> Floats:
 
 
 def _cheapest_outline(
-    evidence: Floats, crossing: Floats, polar: PolarImage, weights: UwfRetinaParameters
+    evidence: ChangePoints, crossing: Floats, polar: PolarImage, weights: UwfRetinaParameters
 ) -> NDArray[np.intp]:
     """Index of the outline's radius in each direction."""
     rays = np.arange(N_ANGLES)
@@ -215,30 +217,32 @@ def _cheapest_outline(
     reward = weights.frame_exit_reward * (1 - weights.corner_discount * beyond_ellipse)
     exit_cost = crossing[rays, exit_index] - reward
     # Beyond the frame every radius costs the same: the outline may run as it likes there, only the frame is drawn.
-    cost = np.where(polar.inside, crossing - evidence, exit_cost[:, None]).astype(np.float32)
-    cost[:, polar.radii < _SMALLEST_RADIUS] = 50
-    return _shortest_closed_path(cost, weights.bend_cost)
+    costs = np.where(polar.inside, crossing - np.stack(evidence.along), exit_cost[:, None]).astype(np.float32)
+    costs[..., polar.radii < _SMALLEST_RADIUS] = 50
+    return _shortest_closed_path(costs, weights.bend_cost)
 
 
-def _shortest_closed_path(cost: Floats, bend_cost: float) -> NDArray[np.intp]:
+def _shortest_closed_path(costs: Floats, bend_cost: float) -> NDArray[np.intp]:
     """Column per row of the cheapest path down the rows, which close on themselves.
 
-    Two turns are run and the middle one is kept: by then the path has forgotten where it began.
+    costs: (3, rows, columns), for a path that comes to the place by a step inwards, straight, or outwards. Two turns
+    are run and the middle one is kept: by then the path has forgotten where it began.
     """
-    n_rows, n_columns = cost.shape
-    steps = np.arange(-_MAX_STEP, _MAX_STEP + 1)
-    penalty = (bend_cost * steps**2).astype(np.float32)
+    _, n_rows, n_columns = costs.shape
+    steps = np.arange(-_MAX_STEP, _MAX_STEP + 1)  # from a place to the one before it
+    way = np.where(np.abs(steps) < _SLANTED_STEP, 1, 1 - np.sign(steps))
+    step_costs = np.moveaxis(costs, 0, -1)[..., way] + (bend_cost * steps**2).astype(np.float32)
     padded = np.full(n_columns + 2 * _MAX_STEP, 1e9, np.float32)
     best = padded[_MAX_STEP:-_MAX_STEP]
     windows = sliding_window_view(padded, len(steps))
     columns = np.arange(n_columns)
     came_from = np.empty((2 * n_rows, n_columns), np.intp)
-    best[:] = cost[0]
+    best[:] = costs[1, 0]
     for turn_row in range(1, 2 * n_rows):
-        reached = windows + penalty
+        reached = windows + step_costs[turn_row % n_rows]
         step = reached.argmin(axis=1)
         came_from[turn_row] = columns + step - _MAX_STEP
-        best[:] = reached[columns, step] + cost[turn_row % n_rows]
+        best[:] = reached[columns, step]
     path = np.empty(2 * n_rows, np.intp)
     path[-1] = best.argmin()
     for turn_row in range(2 * n_rows - 1, 0, -1):

@@ -42,7 +42,7 @@ def content_box(image: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
     """Rows and columns (top, bottom, left, right) without black padding and banners; ends exclusive."""
     stride = max(1, max(image.shape[:2]) // 1024)  # large originals: a sample of the pixels is enough
     brightest = brightest_channel(image[::stride, ::stride])
-    threshold = max(DARKEST_CONTENT, 0.06 * float(np.percentile(brightest, 90)))
+    threshold = max(DARKEST_CONTENT, 0.06 * percentile_of_levels(brightest, 90))
     lit = brightest > threshold
     rows = _longest_run(_middle_half(lit).mean(axis=1) > 0.05)
     columns = _longest_run(_middle_half(lit.T).mean(axis=1) > 0.05)
@@ -57,6 +57,15 @@ def brightest_channel(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Largest of the three channels at each pixel, ten times as fast as a maximum over the last axis."""
     red, green, blue = cv2.split(np.ascontiguousarray(image))
     return np.asarray(cv2.max(cv2.max(red, green), blue), dtype=np.uint8)
+
+
+def percentile_of_levels(levels: NDArray[np.uint8], percent: float) -> float:
+    """What np.percentile gives, from the histogram: five times as fast for the pixels of an image."""
+    at_most = np.cumsum(np.bincount(levels.ravel(), minlength=256))
+    position = percent / 100 * (levels.size - 1)
+    below = int(position)
+    low, high = np.searchsorted(at_most, [below, min(below + 1, levels.size - 1)], side="right")
+    return float(low + (high - low) * (position - below))
 
 
 def _middle_half(lines: NDArray[np.bool_]) -> NDArray[np.bool_]:

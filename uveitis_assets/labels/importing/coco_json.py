@@ -18,7 +18,7 @@ from uveitis_assets.labels.importing.foreign import (
     rotated,
 )
 from uveitis_assets.labels.importing.json_files import expect_list, finite, objects, parsed, points_of
-from uveitis_assets.labels.pixel_regions import decode_run_lengths
+from uveitis_assets.labels.masks.pixel_regions import decode_run_lengths
 
 _ID = int | float | str
 

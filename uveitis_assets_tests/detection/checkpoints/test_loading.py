@@ -19,7 +19,8 @@ from uveitis_assets.detection.checkpoints.loading import (
     load_detector_weights,
     load_trained_detector,
 )
-from uveitis_assets.detection.configuration import DetectorConfiguration, ModelConfiguration
+from uveitis_assets.detection.configuration import DetectorConfiguration
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.retfound import resized_position_embedding
 from uveitis_assets.training.weights_files import save_weights

@@ -13,7 +13,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from uveitis_assets.detection.checkpoints.loading import load_detector_weights
-from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.training.weights_loading import WeightsMismatchError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from uveitis_assets.detection.data.tile_seeds import TileSeeds
@@ -10,9 +11,10 @@ from uveitis_assets.training.gradient_accumulation import accumulate_gradients
 from uveitis_assets_tests.detection.squares import SIDE, tiny
 
 
-def test_gradients_of_a_real_detector_are_the_same_in_parts_as_in_one() -> None:
+@pytest.mark.parametrize("stages", [1, 3])
+def test_gradients_of_a_real_detector_are_the_same_in_parts_as_in_one(stages: int) -> None:
     torch.manual_seed(0)
-    model = build_detector(tiny().model)
+    model = build_detector(tiny(model={"head_stages": stages}).model)
     # Samples that every tile can fill: the losses are means over them.
     model.rpn.fg_bg_sampler.batch_size_per_image = 32
     model.roi_heads.fg_bg_sampler.batch_size_per_image = 8

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from uveitis_assets.detection.configuration import ModelConfiguration
 from uveitis_assets.detection.data.tile_dataset import TileDataset
 from uveitis_assets.detection.inference.detections import Detections
 from uveitis_assets.detection.inference.tile_inference import detect_tiles, tiles_per_pass
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.detection.known_detectors import PaintedBoxDetector, painted

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from torchvision.models.detection.roi_heads import RoIHeads
 
-from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models.box_similarity import overlaps, wasserstein_similarity
 from uveitis_assets.detection.models.detector import build_detector
+from uveitis_assets.detection.models.region_matching import MatchingRoIHeads
 from uveitis_assets_tests.detection.models.test_detector import one_target, small_detector
 
 
@@ -43,14 +45,56 @@ def test_equal_boxes_agree_fully_and_tiny_ones_apart_still_agree_a_little() -> N
     assert float(wasserstein_similarity(box, beside, constant=12.7)) == pytest.approx(np.exp(-5 / 12.7))
 
 
+@pytest.mark.parametrize("head", ["axis_aligned", "oriented"])
 @pytest.mark.parametrize("kind", ["iou", "nwd"])
-def test_a_detector_assigns_by_what_its_configuration_names(kind: str) -> None:
-    configuration = ModelConfiguration(backbone="resnet50_fpn", rpn_similarity=kind, roi_similarity=kind)
+def test_a_detector_assigns_by_what_its_configuration_names(kind: str, head: str) -> None:
+    configuration = ModelConfiguration(
+        backbone="resnet50_fpn",
+        head=head,
+        rpn_similarity=kind,
+        roi_similarity=kind,
+        roi_foreground_iou=0.6,
+        roi_background_iou=0.5,
+    )
     model = build_detector(configuration)
     box = torch.tensor([[10.0, 10.0, 14.0, 14.0]])
     beside = box + 5
-    for part in (model.rpn, model.roi_heads):
-        assert (float(part.box_similarity(box, beside)) > 0) == (kind == "nwd")
+    assert (float(model.rpn.box_similarity(box, beside)) > 0) == (kind == "nwd")
+    # exp(-W / 12.7) of the moved boxes: 0.89, 0.57 and 0.11; their IoU: 0.39, 0 and 0.
+    proposals = torch.cat([box + torch.tensor([1.0]), box + 5, box + 20])
+    rows, labels = model.roi_heads.assign_targets_to_proposals([proposals], [box], [torch.tensor([3])])
+    assert rows[0].tolist() == [0, 0, 0]
+    assert labels[0].tolist() == ([3, -1, 0] if kind == "nwd" else [0, 0, 0])
+
+
+def test_regions_are_matched_by_iou_as_torchvision_does_it() -> None:
+    layers = (None, None, None)
+    settings = {
+        "fg_iou_thresh": 0.5,
+        "bg_iou_thresh": 0.3,
+        "batch_size_per_image": 64,
+        "positive_fraction": 0.25,
+        "bbox_reg_weights": None,
+        "score_thresh": 0.1,
+        "nms_thresh": 0.5,
+        "detections_per_img": 100,
+    }
+    generator = torch.Generator().manual_seed(0)
+
+    def boxes(number: int) -> torch.Tensor:
+        low = 60 * torch.rand(number, 2, generator=generator)
+        return torch.cat([low, low + 5 + 30 * torch.rand(number, 2, generator=generator)], 1)
+
+    proposals, lesions = [boxes(200), boxes(50)], [boxes(12), torch.zeros(0, 4)]
+    labels = [torch.randint(1, 5, (12,), generator=generator), torch.zeros(0, dtype=torch.int64)]
+    given = (proposals, lesions, labels)
+    right = RoIHeads(*layers, **settings).assign_targets_to_proposals(*given)
+    found = MatchingRoIHeads(*layers, **settings).assign_targets_to_proposals(*given)
+    assert {-1, 0} < set(right[1][0].tolist())
+    for one, other in zip(found, right, strict=True):
+        for of_image, expected in zip(one, other, strict=True):
+            assert of_image.dtype == expected.dtype
+            assert of_image.tolist() == expected.tolist()
 
 
 def test_a_tiny_lesion_off_every_anchor_gets_more_positive_anchors() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.freezing import freeze_blocks, parameter_groups
 from uveitis_assets.training.configuration import TrainingConfiguration

@@ -14,7 +14,7 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
-from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.oriented_head import oriented_box_loss, with_oriented_head
 from uveitis_assets.detection.models.rotated_boxes import corners_from_rectangles, rotated_iou, surrounding_boxes

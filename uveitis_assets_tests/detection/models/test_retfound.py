@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.retfound import resized_position_embedding, swiglu_width, vision_transformer
 from uveitis_assets_tests.detection.models.tiny_transformer import WIDTH, tiny_configuration, use_tiny_shapes

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from uveitis_assets.detection.configuration import ModelConfiguration
+from uveitis_assets.detection.model_configuration import ModelConfiguration
 from uveitis_assets.detection.models import retfound
 
 WIDTH, DEPTH, HEADS = 32, 3, 2

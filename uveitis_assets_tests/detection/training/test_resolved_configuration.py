@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from uveitis_assets.detection.checkpoints.loading import load_trained_detector
-from uveitis_assets.detection.configuration import IMAGENET_MEAN, ModelConfiguration
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
 from uveitis_assets.detection.evaluation.detection_limits import answers_that_lack_room, samples_that_lack_room
 from uveitis_assets.detection.inference.detections import GroundTruth
+from uveitis_assets.detection.model_configuration import IMAGENET_MEAN, ModelConfiguration
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.training.identity import training_identity
 from uveitis_assets.detection.training.resolved_configuration import resolved_configuration

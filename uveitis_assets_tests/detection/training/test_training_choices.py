@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from uveitis_assets.detection.checkpoints.loading import load_trained_detector
-from uveitis_assets.detection.configuration import IMAGENET_MEAN, IMAGENET_STD
 from uveitis_assets.detection.data import training_data
 from uveitis_assets.detection.data.labelled_split import LabelledSplit
 from uveitis_assets.detection.data.tile_store import tile_pixels
+from uveitis_assets.detection.model_configuration import IMAGENET_MEAN, IMAGENET_STD
 from uveitis_assets.detection.models.detector import build_detector
 from uveitis_assets.detection.models.freezing import n_frozen_blocks
 from uveitis_assets.detection.training.detector_task import DetectorTask

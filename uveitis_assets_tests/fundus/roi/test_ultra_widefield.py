@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from uveitis_assets.fundus.roi.ultra_widefield import extend_to_black, uwf_retina_mask
+from uveitis_assets.fundus.roi.ultra_widefield_polar import percentile_of_levels
 from uveitis_assets.sample import render_ultra_widefield
 
 Image = NDArray[np.uint8]
@@ -154,8 +155,8 @@ def assert_one_component_without_holes(mask: Image) -> None:
 
 def test_outlines_drawn_by_eye_are_found(outlined: list[Outlined]) -> None:
     scores = {e.name: score(e.found, e.retina, e.ignored) for e in outlined}
-    assert min(scores.values()) >= 0.95, scores
-    assert np.mean(list(scores.values())) >= 0.967, scores
+    assert min(scores.values()) >= 0.955, scores
+    assert np.mean(list(scores.values())) >= 0.97, scores
 
 
 def darkened_outwards(image: Image, share: float, x: float, y: float) -> Image:
@@ -293,6 +294,38 @@ def test_an_ellipse_between_lids_is_found_without_real_images() -> None:
     mask = uwf_retina_mask(image)
     assert_one_component_without_holes(mask)
     assert score(mask, retina, np.zeros_like(retina)) >= 0.96
+
+
+def eye_with_a_straight_lid(degrees: float, distance: float) -> tuple[Image, Image, Image]:
+    """A textured fundus on black, cut by a lid hardly brighter than it; the retina, and the lid."""
+    height, width = 480, 620
+    rows, columns = np.mgrid[:height, :width]
+    x, y = (columns + 0.5) / width * 2 - 1, (rows + 0.5) / height * 2 - 1
+    field = np.hypot(x, y) < 1.05
+    lid = x * np.cos(np.radians(degrees)) + y * np.sin(np.radians(degrees)) > distance
+    texture = cv2.GaussianBlur(np.random.default_rng(7).normal(0, 60, (height, width)), (0, 0), 3)
+    fundus = np.stack([110 + texture, 75 + texture, np.zeros_like(texture)], axis=-1)
+    image = np.where(lid[..., None], np.array([120.0, 110.0, 5.0]), fundus)
+    image[~field] = 4
+    blurred = np.clip(cv2.GaussianBlur(image, (0, 0), 2), 0, 255).astype(np.uint8)
+    return blurred, (field & ~lid).astype(np.uint8), (field & lid).astype(np.uint8)
+
+
+@pytest.mark.parametrize("distance", [0.5, 0.6, 0.7, 0.8])
+@pytest.mark.parametrize("degrees", [20, 50, 200])
+def test_a_straight_lid_is_followed_where_it_crosses_the_rays_at_a_slant(degrees: float, distance: float) -> None:
+    image, retina, lid = eye_with_a_straight_lid(degrees, distance)
+    mask = uwf_retina_mask(image)
+    assert score(mask, retina, np.zeros_like(retina)) >= 0.985
+    assert (mask[lid > 0] > 0).mean() <= 0.02
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 10_000), size=st.integers(1, 400), percent=st.sampled_from([0, 10, 50, 90, 99.5, 100]))
+def test_percentiles_of_levels_are_those_of_numpy(seed: int, size: int, percent: float) -> None:
+    generator = np.random.default_rng(seed)
+    levels = generator.integers(0, generator.integers(1, 257), size, dtype=np.uint8)
+    assert percentile_of_levels(levels, percent) == pytest.approx(float(np.percentile(levels, percent)), abs=1e-9)
 
 
 def test_generated_images_are_outlined_and_lose_no_retina() -> None:

@@ -14,7 +14,7 @@ from shapely import affinity
 
 from uveitis_assets.labels.class_map import load_class_map
 from uveitis_assets.labels.importing.foreign import ForeignFileError
-from uveitis_assets.labels.mask_files import parse_mask
+from uveitis_assets.labels.masks.mask_files import parse_mask
 from uveitis_assets.labels.oriented_boxes import parse_oriented_boxes
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.labels.importing.lanes import HEIGHT, ORIGINALS, WIDTH, land, refusals, run

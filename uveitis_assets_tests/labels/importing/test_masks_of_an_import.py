@@ -10,7 +10,7 @@ import shapely
 from numpy.typing import NDArray
 from pycocotools import mask as coco_masks
 
-from uveitis_assets.labels.mask_files import parse_mask
+from uveitis_assets.labels.masks.mask_files import parse_mask
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.labels.importing.lanes import HEIGHT, ORIGINALS, WIDTH, land, refusals, run
 

@@ -15,7 +15,7 @@ from PIL import Image
 from shapely import affinity
 
 from uveitis_assets.labels.class_map import load_class_map
-from uveitis_assets.labels.mask_files import parse_mask
+from uveitis_assets.labels.masks.mask_files import parse_mask
 from uveitis_assets.labels.oriented_boxes import parse_oriented_boxes
 from uveitis_assets.storage.store import ArtefactStore
 from uveitis_assets_tests.labels.importing.documents import OUTLINE, coco, cvat, label_studio, labelme, rectangle

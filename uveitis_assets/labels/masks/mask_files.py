@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from uveitis_assets.labels.findings import LabelFinding
-from uveitis_assets.labels.mask_values import marked_pixels
+from uveitis_assets.labels.masks.mask_values import marked_pixels
 from uveitis_assets.landing.quarantine import QuarantineError
 
 EXIF_ORIENTATION = 0x0112

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from uveitis_assets.labels.class_map import LabelSpace, UnknownClassError
 from uveitis_assets.labels.lesions import Lesions, join_lesions, no_lesions, only_areas
-from uveitis_assets.labels.mask_files import bad_mask, parse_mask
-from uveitis_assets.labels.pixel_regions import region_with_holes
+from uveitis_assets.labels.masks.mask_files import bad_mask, parse_mask
+from uveitis_assets.labels.masks.pixel_regions import region_with_holes
 
 # Staircases of diagonal edges deviate by 0.71 px from the line through them: they go, square lesions stay square.
 OUTLINE_TOLERANCE_PX = 0.75

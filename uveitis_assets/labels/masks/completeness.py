@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from uveitis_assets.labels.class_map import LabelSpace
-from uveitis_assets.labels.lesion_masks import mask_folder
+from uveitis_assets.labels.masks.lesion_masks import mask_folder
 
 
 def missing_masks(
