@@ -21,9 +21,11 @@ _DISK_FAILURE_GB = 5.0
 _DISK_WARNING_GB = 20.0
 _WHAT_PREPARING_MAKES = {
     "postgres_password": "makes one for a new deployment; the password of a database that is there has to be restored",
+    "smtp_password": "makes an empty file, for alerts that need none",
+    "alert_webhook": "makes an empty file, for alerts that need none",
     "uveitis_wandb_key": "makes an empty file, or copies the key from the file that WANDB_KEY_FILE names",
 }
-_MAY_BE_EMPTY = {"uveitis_wandb_key"}
+_MAY_BE_EMPTY = {"uveitis_wandb_key", "smtp_password", "alert_webhook"}
 
 
 def check_folders(settings: DeploymentSettings) -> list[Finding]:
@@ -35,6 +37,7 @@ def check_folders(settings: DeploymentSettings) -> list[Finding]:
         ("state", settings.state / "dagster"),
         ("Postgres", settings.state / "postgres"),
         ("engine proxy", settings.state / "engine"),
+        ("monitor", settings.state / "monitor"),
         ("secrets", settings.secrets),
     ):
         findings.append(_check_folder(name, folder, settings))
@@ -46,7 +49,9 @@ def check_folders(settings: DeploymentSettings) -> list[Finding]:
                 f"move the raw images out and set UVEITIS_RAW in {settings.file}",
             )
         )
-    return findings + [_check_secret(name, settings) for name in settings.container_settings.secrets]
+    # Those of runs, and those that the monitor mounts.
+    names = dict.fromkeys((*settings.container_settings.secrets, "smtp_password", "alert_webhook"))
+    return findings + [_check_secret(name, settings) for name in names]
 
 
 def _check_folder(name: str, folder: Path, settings: DeploymentSettings) -> Finding:
@@ -80,7 +85,7 @@ def _check_secret(name: str, settings: DeploymentSettings) -> Finding:
     except PermissionError:
         return warning(check, f"{file}: may not be looked at by uid {os.getuid()}", "call this with sudo")
     except FileNotFoundError:
-        return failure(check, f"{file}: found no file, and runs mount it", remedy)
+        return failure(check, f"{file}: found no file, and containers mount it", remedy)
     if found.st_size == 0 and name not in _MAY_BE_EMPTY:
         return failure(check, f"{file}: is empty", remedy)
     if found.st_uid != settings.uid or stat.S_IMODE(found.st_mode) & 0o077:

@@ -43,13 +43,15 @@ ANSWER: dict[str, Any] = {
     "shared_memory": 8 * 2**30,
 }
 
+SECRETS = {"postgres_password": "secret", "uveitis_wandb_key": "", "smtp_password": "", "alert_webhook": ""}
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> DeploymentSettings:
     """Of a deployment in good order that belongs to the user of the test."""
-    for folder in ("data", "raw", "state/dagster", "state/postgres", "state/engine", "secrets"):
+    for folder in ("data", "raw", "state/dagster", "state/postgres", "state/engine", "state/monitor", "secrets"):
         (tmp_path / folder).mkdir(parents=True)
-    for secret, content in (("postgres_password", "secret"), ("uveitis_wandb_key", "")):
+    for secret, content in tuple(SECRETS.items()):
         (tmp_path / "secrets" / secret).write_text(content)
         (tmp_path / "secrets" / secret).chmod(0o600)
     file = tmp_path / "env"
@@ -118,8 +120,8 @@ def test_a_password_that_others_can_read_is_found(settings: DeploymentSettings) 
     assert "is empty" in finding.detail
 
 
-@pytest.mark.parametrize("secret", ["postgres_password", "uveitis_wandb_key"])
-def test_a_secret_that_runs_mount_and_that_is_not_there_comes_with_the_command_that_makes_it(
+@pytest.mark.parametrize("secret", sorted(SECRETS))
+def test_a_secret_that_containers_mount_and_that_is_not_there_comes_with_the_command_that_makes_it(
     settings: DeploymentSettings, secret: str
 ) -> None:
     (settings.secrets / secret).unlink()

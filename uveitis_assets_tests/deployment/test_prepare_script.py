@@ -64,16 +64,21 @@ def test_preparing_twice_changes_nothing(host: Host, engine_socket: Path) -> Non
 
 
 def test_preparing_again_makes_the_secrets_that_an_older_version_did_not(host: Host, engine_socket: Path) -> None:
+    monitor = host.root / "home/state/monitor"
     folder = {"UVEITIS_SECRETS": str(host.root / "kept_apart")}
     assert _prepare(host, engine_socket, **folder).returncode == 0
     password = (host.root / "kept_apart/postgres_password").read_bytes()
     settings = (host.root / "env").read_bytes()
     secret = host.root / "kept_apart/uveitis_wandb_key"
     secret.unlink()
+    monitor.rmdir()
+    (host.root / "kept_apart/alert_webhook").unlink()
     # The folder, uid and gid are those of the deployment, whatever the second call's variables say.
     done = _prepare(host, engine_socket, UVEITIS_UID="77")
     assert done.returncode == 0, done.stderr
     assert secret.read_bytes() == b""
+    assert monitor.is_dir()
+    assert (host.root / "kept_apart/alert_webhook").read_bytes() == b""
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     if getpass.getuser() == "root":
         assert (secret.stat().st_uid, secret.stat().st_gid) == (4321, 4322)
