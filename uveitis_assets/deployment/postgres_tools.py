@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -74,7 +75,7 @@ class PostgresTools:
             PostgresToolError: the dump cannot be read, or the database refused a statement.
         """
         read = [*self.prefix, "pg_restore", "--no-owner", "--no-privileges", "--file=-"]
-        apply = self._command("psql", "--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1")
+        apply = self._command("psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1")
         with (
             dump.open("rb") as source,
             self._start(read, stdin=source) as reader,
@@ -83,14 +84,17 @@ class PostgresTools:
             if reader.stdout is None or writer.stdin is None:
                 raise AssertionError("both were asked for")
             try:
-                writer.stdin.write(before.encode())
+                writer.stdin.write(f"BEGIN;\n{before}\n".encode())
                 shutil.copyfileobj(reader.stdout, writer.stdin, _CHUNK)
-                if reader.wait() != 0:
-                    # Without an end of its input psql commits nothing.
-                    writer.kill()
+                # Only a whole dump is committed. Killing psql is no way to stop it: in a container it goes on, and
+                # takes the end of its input for the end of the work.
+                if reader.wait() == 0:
+                    writer.stdin.write(b"\nCOMMIT;\n")
                 writer.stdin.close()
             except BrokenPipeError:
                 # psql gave up: its own message says why.
+                with suppress(BrokenPipeError):
+                    writer.stdin.close()
                 reader.kill()
                 self._finish(writer, "psql")
             self._finish(reader, "pg_restore")

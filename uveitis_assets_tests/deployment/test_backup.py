@@ -171,8 +171,10 @@ def test_a_key_that_is_kept_elsewhere_is_put_back_there(
     assert list((store.root / "ledger").iterdir()) == []
 
 
+# The second is as in a container: a program goes on when who called it is killed.
+@pytest.mark.parametrize("prefix", [(), ("bash", "-c", '"$@"; exit $?', "bash")], ids=["direct", "through another"])
 def test_a_damaged_backup_is_refused_and_a_dump_that_fails_changes_nothing(
-    server: Server, store: ArtefactStore, tmp_path: Path
+    server: Server, store: ArtefactStore, tmp_path: Path, prefix: tuple[str, ...]
 ) -> None:
     _work(server, tmp_path / "home", store, "b00001")
     before, ledger = _state(server, tmp_path / "home"), _bytes(store.root / "ledger")
@@ -183,11 +185,16 @@ def test_a_damaged_backup_is_refused_and_a_dump_that_fails_changes_nothing(
     with pytest.raises(BackupError, match=r"database.dump: expected SHA-256"):
         Backup.read(backup.folder)
     # Even where it is not looked at: all of it or nothing.
-    with pytest.raises(PostgresToolError, match="pg_restore"):
-        restore(_tools(server), store, backup, overwrite=True)
+    tools = PostgresTools(prefix, _tools(server).database)
+    with pytest.raises(PostgresToolError, match="pg_restore ended with 1"):
+        restore(tools, store, backup, overwrite=True)
     assert _state(server, tmp_path / "home") == before
     assert _bytes(store.root / "ledger") == ledger
     assert sorted(path.name for path in store.root.iterdir() if "restoring" in path.name) == []
+    dump.write_bytes(whole)
+    with pytest.raises(PostgresToolError, match=r"psql ended with 3: .*nothing_like_this"):
+        tools.restore(dump, "SELECT * FROM nothing_like_this;")
+    assert _state(server, tmp_path / "home") == before
     (backup.folder / "backup.json").unlink()
     with pytest.raises(BackupError, match=r"found none: it is no backup, or one that ended early"):
         Backup.read(backup.folder)
