@@ -51,16 +51,30 @@ NWD: dict[str, Any] = {"rpn_similarity": "nwd", "rpn_foreground_iou": 0.7, "rpn_
 WINDOWS: dict[str, Any] = {"origin_shift": 0.5, "scale": 0.2, "rotation": 180.0}
 PASTES: dict[str, Any] = {"copy_paste": 0.5}
 FLIPS: dict[str, Any] = {"flips": ["none", "horizontal"], "merge": "weighted_box_fusion"}
+# Each is measured alone; the cascade is in none of the combinations below.
+STEPS: dict[str, dict[str, Any]] = {
+    "fitted anchors": {"model": {"fit_anchors": True}},
+    "NWD in the proposal network": {"model": NWD},
+    "moved, scaled and turned tiles": {"augmentation": WINDOWS},
+    "copy-paste": {"augmentation": PASTES},
+    "flips in prediction": {"inference": FLIPS},
+    "cascade": {"model": {"head_stages": 3}},
+}
+WITHOUT_NWD: dict[str, Any] = {
+    "model": {"fit_anchors": True},
+    "augmentation": {**WINDOWS, **PASTES},
+    "inference": FLIPS,
+}
+ALL_STEPS: dict[str, Any] = {**WITHOUT_NWD, "model": {"fit_anchors": True, **NWD}}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "global (today's default)": GLOBAL,
-    "native, without the global image": {**NATIVE, "global_tile": False},
+    "global (the default)": GLOBAL,
     "native": NATIVE,
-    "native, fitted anchors": {**NATIVE, "model": {"fit_anchors": True}},
-    "native, NWD in the proposal network": {**NATIVE, "model": NWD},
-    "native, cascade": {**NATIVE, "model": {"head_stages": 3}},
-    "native, moved, scaled and turned tiles": {**NATIVE, "augmentation": WINDOWS},
-    "native, copy-paste": {**NATIVE, "augmentation": PASTES},
-    "native, flips in prediction": {**NATIVE, "inference": FLIPS},
+    **{f"global, {name}": {**GLOBAL, **step} for name, step in STEPS.items()},
+    "global, all steps but NWD": {**GLOBAL, **WITHOUT_NWD},
+    "native, all steps": {**NATIVE, **ALL_STEPS},
+    "native, all steps but NWD": {**NATIVE, **WITHOUT_NWD},
+    "native, without the global image": {**NATIVE, "global_tile": False},
+    **{f"native, {name}": {**NATIVE, **step} for name, step in STEPS.items()},
 }
 
 
