@@ -27,9 +27,17 @@ def key_file(variable: str, secrets_folder: Path = SECRETS_FOLDER) -> Path | Non
     own = secrets_folder / variable.removesuffix("_FILE").lower()
     path = Path(name)
     resolved = path.resolve()
-    if resolved != own.resolve() and (own.exists() or resolved.is_relative_to(secrets_folder.resolve())):
+    if resolved != own.resolve() and (_is_there(own) or resolved.is_relative_to(secrets_folder.resolve())):
         raise ValueError(
             f"{variable}={name}: expected {own}, its own secret, because a key file may not be another secret or file "
             "here; correct the variable, or unset it"
         )
     return path
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:
+        # A folder of the host that another user's containers share; nothing of it is mounted for this process.
+        return False
