@@ -6,6 +6,11 @@ set -eu
 # The database's password comes as a file and becomes a variable of this process, because Dagster's settings can read
 # no file; so it is no part of the container's configuration.
 if [ -n "${POSTGRES_PASSWORD_FILE:-}" ]; then
+  # Another file would hand its content to whatever the database's host is.
+  if [ "$POSTGRES_PASSWORD_FILE" != /run/secrets/postgres_password ]; then
+    echo "entrypoint: POSTGRES_PASSWORD_FILE=$POSTGRES_PASSWORD_FILE: expected /run/secrets/postgres_password" >&2
+    exit 78
+  fi
   if [ ! -r "$POSTGRES_PASSWORD_FILE" ]; then
     echo "entrypoint: $POSTGRES_PASSWORD_FILE is not readable by uid $(id -u); give the secret's file to that user" >&2
     exit 78

@@ -27,6 +27,11 @@ CONFIGURATION_FIELDS: dict[str, dg.Field] = {
         "holds that path, so that the value appears neither in `docker inspect` nor in Dagster.",
     ),
     "secrets_folder": _optional(dg.StringSource, "Folder of the engine's host that holds the secrets."),
+    "run_variables": _optional(
+        {str: str},
+        "Variables that the tag of a run may set beyond those of the reference page: name and regular expression of "
+        "the whole value. Names and patterns by which a run could choose a path, a host or a key are refused.",
+    ),
     "user": _optional(
         dg.StringSource,
         "uid:gid of the run containers; `image` keeps the image's user. Default: the uid:gid of the daemon, "

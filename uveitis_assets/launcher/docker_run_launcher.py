@@ -31,6 +31,7 @@ from uveitis_assets.launcher.gpu import CPU, DEVICE_TAG, NO_DEVICE, choose_gpu, 
 from uveitis_assets.launcher.gpu_need import GpuNeed, resolve_need
 from uveitis_assets.launcher.overrides import parse_overrides
 from uveitis_assets.launcher.refusal import LaunchRefusedError
+from uveitis_assets.launcher.run_environment import check_further_variables
 from uveitis_assets.launcher.stopped_containers import (
     RUN_LABEL,
     STOPPED,
@@ -75,6 +76,7 @@ class GpuDockerRunLauncher(DockerRunLauncher):
         read_only_volumes: Sequence[str] = (),
         secrets: Sequence[str] = (),
         secrets_folder: str | None = None,
+        run_variables: Mapping[str, str] | None = None,
         user: str | None = None,
         gpu_runtime: str = "nvidia",
         gpu_devices: Sequence[str] = (),
@@ -95,6 +97,8 @@ class GpuDockerRunLauncher(DockerRunLauncher):
         )
         self.settings.check()
         check_deployment_options(self.container_kwargs)
+        self.run_variables = dict(run_variables or {})
+        check_further_variables(self.run_variables)
         self.gpu_devices = tuple(gpu_devices)
         self.log_tail_lines = log_tail_lines
         self.retention = timedelta(hours=retention_hours)
@@ -122,7 +126,7 @@ class GpuDockerRunLauncher(DockerRunLauncher):
         """Configuration of this run's container: of deployment, code location and run, and its device."""
         context = super().get_container_context(dagster_run)
         check_deployment_options(context.container_kwargs)
-        overrides = parse_overrides(dagster_run.tags)
+        overrides = parse_overrides(dagster_run.tags, self.run_variables)
         device = dagster_run.tags.get(DEVICE_TAG, CPU)
         return context._replace(  # a named tuple's public method
             env_vars=build_environment(self.settings, context.env_vars, overrides, device),

@@ -7,6 +7,7 @@ reach. So the tag takes a short list of options, and none that mounts, elevates 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from docker.errors import DockerException
 from docker.utils import parse_bytes
 
 from uveitis_assets.launcher.refusal import LaunchRefusedError
+from uveitis_assets.launcher.run_environment import check_run_variable
 
 OVERRIDES_TAG = "docker/container_kwargs"
 
@@ -23,13 +25,15 @@ _TEXTS = {"cpuset_cpus"}
 _TEXT_TABLES = {"environment", "labels"}
 OVERRIDABLE = frozenset(_SIZES | _WHOLE_NUMBERS | _TEXTS | _TEXT_TABLES)
 
-_RESERVED_LABELS = ("dagster/", "uveitis/", "com.docker.")
-# Where the run reports, which GPU it sees, and what the loader and the interpreter run before the program.
-_RESERVED_VARIABLES = ("DAGSTER_", "NVIDIA_", "CUDA_VISIBLE_DEVICES", "LD_", "PYTHON", "PATH", "HOME")
+# Programs that watch the engine act on labels with dots or slashes: proxies route by them, schedulers run commands.
+_LABEL = re.compile("[A-Za-z][A-Za-z0-9_-]{0,62}")
+_LABEL_VALUE = re.compile("[ -~]{0,256}")
 
 
-def parse_overrides(run_tags: Mapping[str, str]) -> dict[str, Any]:
+def parse_overrides(run_tags: Mapping[str, str], run_variables: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Read and check the run's ``docker/container_kwargs`` tag; an absent tag gives an empty table.
+
+    ``run_variables`` are the names and patterns that the operator lets runs set beyond ``RUN_VARIABLES``.
 
     Raises:
         LaunchRefusedError: the tag is not a JSON object, or names an option or a value that a run may not set.
@@ -44,7 +48,7 @@ def parse_overrides(run_tags: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(overrides, dict):
         raise _refused(f"holds {_named(overrides)}, expected a JSON object")
     for option, value in overrides.items():
-        _check_option(option, value)
+        _check_option(option, value, run_variables or {})
     return overrides
 
 
@@ -57,7 +61,7 @@ def merge_deep(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     return merged
 
 
-def _check_option(option: str, value: object) -> None:
+def _check_option(option: str, value: object, run_variables: Mapping[str, str]) -> None:
     if option not in OVERRIDABLE:
         raise _refused(f"sets {option!r}, which a run may not; it may set {', '.join(sorted(OVERRIDABLE))}")
     if option in _SIZES:
@@ -67,7 +71,7 @@ def _check_option(option: str, value: object) -> None:
     elif option in _TEXTS and not isinstance(value, str):
         raise _refused(f"has {_named(value)} for {option}, expected a text")
     elif option in _TEXT_TABLES:
-        _check_table(option, value)
+        _check_table(option, value, run_variables)
 
 
 def _check_size(option: str, value: object) -> None:
@@ -83,13 +87,21 @@ def _check_size(option: str, value: object) -> None:
         raise _refused(f"has {value!r} for {option}, expected bytes or a size such as '16g'")
 
 
-def _check_table(option: str, value: object) -> None:
+def _check_table(option: str, value: object, run_variables: Mapping[str, str]) -> None:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise _refused(f"has {_named(value)} for {option}, expected an object of texts")
-    reserved = _RESERVED_VARIABLES if option == "environment" else _RESERVED_LABELS
-    for name in value:
-        if name.startswith(reserved) or "=" in name or not name:
-            raise _refused(f"sets {name!r} in {option}, which a run may not (reserved: {', '.join(reserved)})")
+    for name, text in value.items():
+        problem = _check_label(name, text) if option == "labels" else check_run_variable(name, text, run_variables)
+        if problem is not None:
+            raise _refused(problem)
+
+
+def _check_label(name: str, text: str) -> str | None:
+    if not _LABEL.fullmatch(name):
+        return f"sets {name!r} in labels, expected a name of letters, digits, '_' and '-', 63 at most"
+    if not _LABEL_VALUE.fullmatch(text):
+        return f"sets {name} in labels, expected a value of 256 printable ASCII characters at most"
+    return None
 
 
 def _named(value: object) -> str:

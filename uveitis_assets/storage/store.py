@@ -16,6 +16,7 @@ from typing import Self
 from unicodedata import normalize
 
 from uveitis_assets.storage.files import TEMPORARY_SUFFIX, is_abandoned, resolve_inside
+from uveitis_assets.storage.key_files import key_file
 from uveitis_assets.storage.locks import hold_lock
 
 
@@ -53,9 +54,12 @@ class ArtefactStore:
         return self.root / "ledger" / f"{lane}.problems.json"
 
     def patient_key_file(self) -> Path:
-        """Secret key of the patient pseudonyms; ``UVEITIS_PATIENT_KEY_FILE`` overrides the place."""
-        override = os.environ.get("UVEITIS_PATIENT_KEY_FILE")
-        return Path(override) if override else self.root / "ledger" / "patient_key"
+        """Secret key of the patient pseudonyms; ``UVEITIS_PATIENT_KEY_FILE`` overrides the place.
+
+        Raises:
+            ValueError: the variable names a secret of another purpose (``key_files``).
+        """
+        return key_file("UVEITIS_PATIENT_KEY_FILE") or self.root / "ledger" / "patient_key"
 
     def manifest_part(self, lane: str, batch: str) -> Path:
         """Manifest rows of one batch."""

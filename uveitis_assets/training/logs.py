@@ -6,12 +6,12 @@ Both are imported when they are wanted: they take seconds. The W&B key is read f
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from uveitis_assets.storage.key_files import key_file
 from uveitis_assets.training.configuration import TrainingConfiguration
 from uveitis_assets.training.progress import NullListener, TrainingListener
 from uveitis_assets.training.run_folder import RunFolder
@@ -39,7 +39,8 @@ def training_logs(
         configuration: the whole configuration as plain values, which W&B shows.
 
     Raises:
-        ValueError: W&B is asked for, and ``UVEITIS_WANDB_KEY_FILE`` names no file with a key.
+        ValueError: W&B is asked for, and ``UVEITIS_WANDB_KEY_FILE`` names no file with a key, or
+            another secret.
         ModuleNotFoundError: wandb is not installed.
     """
     with ExitStack() as stack:
@@ -107,13 +108,13 @@ def _wandb(folder: RunFolder, configuration: Mapping[str, Any], project: str, ru
 
 
 def _wandb_key() -> str:
-    name = os.environ.get(WANDB_KEY_VARIABLE, "")
-    if not name or not Path(name).is_file():
+    file = key_file(WANDB_KEY_VARIABLE)
+    if file is None or not file.is_file():
         raise ValueError(
             f"training.wandb_project: expected {WANDB_KEY_VARIABLE} to name the file with the W&B key, found "
-            f"{name or 'nothing'}; set it, or remove wandb_project"
+            f"{file or 'nothing'}; set it, or remove wandb_project"
         )
-    key = Path(name).read_text().strip()
+    key = file.read_text().strip()
     if not key or len(key.split()) != 1:
-        raise ValueError(f"{WANDB_KEY_VARIABLE}={name}: expected a file with one line, the W&B key; write it anew")
+        raise ValueError(f"{WANDB_KEY_VARIABLE}={file}: expected a file with one line, the W&B key; write it anew")
     return key

@@ -58,7 +58,7 @@ def home(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     kept["run_launcher"] = {
         "module": "uveitis_assets_tests.deployment.process_containers",
         "class": "ProcessRunLauncher",
-        "config": {"image": "none"},
+        "config": {"image": "none", "run_variables": {"BREAK_AT": "[A-Za-z_ ]+"}},
     }
     (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(kept))
     return tmp_path

@@ -193,6 +193,7 @@ def _instance_settings(folders: Mapping[str, Path]) -> dict[str, Any]:
                 "secrets_folder": str(folders["secrets"]),
                 "env_vars": [f"SHARED_FOLDER={folders['shared']}"],
                 "container_kwargs": {"mem_limit": "1g", "shm_size": "96m", "labels": {"team": "retina"}},
+                "run_variables": {"OWN_VARIABLE": "[0-9]"},
             },
         },
         "run_monitoring": {"enabled": True, "poll_interval_seconds": 2, "free_slots_after_run_end_seconds": 5},

@@ -1,6 +1,7 @@
 """Runs in containers of a real engine: what they are, how they die, how that is reported, what stays behind."""
 
 import json
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -108,10 +109,27 @@ def test_a_run_that_requires_a_gpu_fails_at_once_with_what_to_install_and_is_not
     assert not deployment.client.containers.list(all=True, filters={"label": f"dagster/run_id={run_id}"})
 
 
-def test_a_run_may_not_ask_for_more_than_its_size(deployment: Deployment):
-    run_id = deployment.submit("surroundings", overrides(privileged=True))
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"privileged": True}, "sets 'privileged', which a run may not"),
+        # The database's password to a listener, and files of the image as raw images.
+        (
+            {
+                "environment": {
+                    "WANDB_BASE_URL": "http://192.0.2.1:8080",
+                    "UVEITIS_WANDB_KEY_FILE": "/run/secrets/postgres_password",
+                }
+            },
+            "sets 'WANDB_BASE_URL' in environment, which a run may not",
+        ),
+        ({"environment": {"UVEITIS_RAW": "/etc"}}, "sets 'UVEITIS_RAW' in environment, which a run may not"),
+    ],
+)
+def test_a_run_may_not_ask_for_more_than_its_size(deployment: Deployment, options: dict[str, Any], refused: str):
+    run_id = deployment.submit("surroundings", overrides(**options))
     assert deployment.finished(run_id).status is dg.DagsterRunStatus.FAILURE
-    assert any("sets 'privileged', which a run may not" in message for message in deployment.messages(run_id))
+    assert any(refused in message for message in deployment.messages(run_id))
     assert "docker/container_id" not in deployment.run(run_id).tags
 
 

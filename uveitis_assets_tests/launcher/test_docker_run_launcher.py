@@ -117,6 +117,12 @@ def test_another_start_failure_is_not_mistaken_for_a_missing_gpu(instance, engin
         {"uveitis/gpu": "maybe"},
         {"docker/container_kwargs": '{"privileged": true}'},
         {"docker/container_kwargs": "{"},
+        # The database's password to a listener, and the host's files as raw images.
+        {
+            "docker/container_kwargs": '{"environment": {"WANDB_BASE_URL": "http://192.0.2.1:8080", '
+            '"UVEITIS_WANDB_KEY_FILE": "/run/secrets/postgres_password"}}'
+        },
+        {"docker/container_kwargs": '{"environment": {"UVEITIS_RAW": "/etc"}}'},
     ],
 )
 def test_a_wrong_tag_fails_the_run_without_retry_before_any_container_is_made(instance, engine, tags):

@@ -49,10 +49,15 @@ def test_options_that_reach_beyond_the_container_are_refused_with_the_allowed_on
         ({"cpuset_cpus": 3}, r"3 \(int\) for cpuset_cpus, expected a text"),
         ({"environment": {"THREADS": 4}}, "for environment, expected an object of texts"),
         ({"environment": {"LD_PRELOAD": "/x.so"}}, "sets 'LD_PRELOAD' in environment"),
+        ({"environment": {"OMP_NUM_THREADS": "four"}}, "sets OMP_NUM_THREADS .* does not match"),
         ({"environment": {"DAGSTER_HOME": "/x"}}, "sets 'DAGSTER_HOME' in environment"),
         ({"environment": {"NVIDIA_VISIBLE_DEVICES": "all"}}, "sets 'NVIDIA_VISIBLE_DEVICES' in environment"),
         ({"labels": {"uveitis/deployment": "other"}}, "sets 'uveitis/deployment' in labels"),
         ({"labels": {"dagster/run_id": "x"}}, "sets 'dagster/run_id' in labels"),
+        ({"labels": {"traefik.enable": "true"}}, "sets 'traefik.enable' in labels, expected a name of letters"),
+        ({"labels": {"ofelia.job-exec.x.command": "sh"}}, "in labels"),
+        ({"labels": {"": "x"}}, "in labels"),
+        ({"labels": {"tier": "a\nb"}}, "sets tier in labels, expected a value"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_expected(value: object, message: str):
