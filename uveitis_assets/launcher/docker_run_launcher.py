@@ -15,6 +15,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
+
+# Private: the queue puts a run back for this error alone, and Dagster exports it nowhere.
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster_docker import DockerRunLauncher
 from docker.errors import APIError, NotFound
 
@@ -28,7 +31,7 @@ from uveitis_assets.launcher.container_options import (
 )
 from uveitis_assets.launcher.engine_client import ENGINE_ERRORS, docker_client, reaches_engine
 from uveitis_assets.launcher.gpu import CPU, DEVICE_TAG, NO_DEVICE, choose_gpu, how_to_get_a_gpu, is_gpu_start_failure
-from uveitis_assets.launcher.gpu_need import GpuNeed, resolve_need
+from uveitis_assets.launcher.gpu_need import QUEUED_NEED_TAG, GpuNeed, find_need
 from uveitis_assets.launcher.overrides import parse_overrides
 from uveitis_assets.launcher.refusal import LaunchRefusedError
 from uveitis_assets.launcher.stopped_containers import (
@@ -132,7 +135,7 @@ class GpuDockerRunLauncher(DockerRunLauncher):
     def _launch(self, context: Any, start: Callable[[Any], None]) -> None:
         run: dg.DagsterRun = context.dagster_run
         try:
-            need = resolve_need(run.tags, _asset_tags(context))
+            need = self._need(context)
             if need is GpuNeed.NONE:
                 self._start_on(CPU, context, start)
             else:
@@ -141,6 +144,17 @@ class GpuDockerRunLauncher(DockerRunLauncher):
         except LaunchRefusedError as refused:
             self._fail_without_retry(run, str(refused))
         self._clean_up_when_due()
+
+    def _need(self, context: Any) -> GpuNeed:
+        run: dg.DagsterRun = context.dagster_run
+        # A need that was written into the queue counts, so that launching asks no code server.
+        written = run.tags.get(QUEUED_NEED_TAG)
+        need = find_need(run, context.workspace if written is None else None)
+        if need is None:
+            raise DagsterUserCodeUnreachableError(
+                f"The GPU need of run {run.run_id} is not known while its code server is away; it waits in the queue."
+            )
+        return need.on(self.gpu_devices)
 
     def _launch_with_gpu(self, need: GpuNeed, context: Any, start: Callable[[Any], None]) -> None:
         problem = self._missing_runtime()
@@ -306,13 +320,3 @@ class GpuDockerRunLauncher(DockerRunLauncher):
                 return question(client.containers.get(container_id))
             except NotFound:
                 return None
-
-
-def _asset_tags(context: Any) -> dict[str, Mapping[str, str]]:
-    """Tags of the assets that the run selects, by name; a run without assets has none."""
-    if context.workspace is None:
-        return {}
-    graph = context.workspace.asset_graph
-    selected = context.dagster_run.asset_selection
-    keys = graph.asset_keys_for_job(context.dagster_run.job_name) if selected is None else selected
-    return {key.to_user_string(): graph.get(key).tags for key in sorted(keys) if graph.has(key)}

@@ -12,6 +12,9 @@ import dagster as dg
 import docker
 import pytest
 import yaml
+
+# Private: Dagster's queue looks for this error, and exports it nowhere.
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from docker.errors import APIError, DockerException
 
 from uveitis_assets.deployment.retrying_postgres import LOST_CONNECTION_EXIT_CODE
@@ -56,6 +59,27 @@ def test_a_run_that_selects_a_gpu_asset_gets_the_gpu(instance, engine):
     assert container.options["runtime"] == "nvidia"
     assert container.options["device_requests"][0]["Count"] == -1
     assert container.labels["uveitis/device"] == "gpu"
+
+
+def test_a_queued_need_counts_while_the_code_is_away_and_an_unknown_one_is_not_taken_for_none(instance, engine):
+    launches = Launches(instance)
+    run = launches.launch({"uveitis/gpu_need": "preferred"}, assets={"checkpoint": ""}, code_is_away=True)
+    assert run.tags["uveitis/device"] == "gpu"
+    launched = len(engine.all)
+    with pytest.raises(DagsterUserCodeUnreachableError, match="waits in the queue"):
+        launches.launch(assets={"checkpoint": "preferred"}, code_is_away=True)
+    assert len(engine.all) == launched
+    own = launches.launch({"uveitis/gpu": "none", "uveitis/gpu_need": "preferred"}, code_is_away=True)
+    assert own.tags["uveitis/device"] == "cpu"
+
+
+def test_a_training_needs_a_gpu_where_the_deployment_declares_one_and_prefers_it_elsewhere(instance, engine):
+    engine.runtimes = ("runc",)
+    elsewhere = Launches(instance).launch(assets={"checkpoint": "required-if-declared"})
+    assert elsewhere.tags["uveitis/device"] == "cpu"
+    refused = Launches(instance, gpu_devices=["0"]).launch(assets={"checkpoint": "required-if-declared"})
+    assert refused.status is dg.DagsterRunStatus.FAILURE
+    assert refused.tags["uveitis/device"] == "none"
 
 
 def test_a_preferring_run_falls_back_with_the_reason_when_the_runtime_is_absent(instance, engine):
