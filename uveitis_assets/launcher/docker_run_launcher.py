@@ -38,6 +38,7 @@ from uveitis_assets.launcher.stopped_containers import (
     RUN_LABEL,
     STOPPED,
     describe_exit,
+    ended_container,
     log_tail,
     lost_its_database,
     remove_expired,
@@ -59,6 +60,8 @@ _CLEAN_UP_EVERY_S = 600.0
 # After its run has ended, a container goes on for the seconds that its program takes to end.
 ABANDONED_AFTER_S = 120.0
 _LIVE = ("created", "running", "paused", "restarting")
+
+_STARTING = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
@@ -262,10 +265,34 @@ class GpuDockerRunLauncher(DockerRunLauncher):
             return health
         reason = self._with_container(run, lambda container: describe_exit(container, self.log_tail_lines))
         if self._with_container(run, lost_its_database):
-            # Its last steps may have succeeded, and Dagster retries no run without an unfinished step. Repeating
-            # finished steps costs little: all stages skip finished work.
-            self._instance.add_run_tags(run.run_id, {_RETRY_STRATEGY_TAG: "ALL_STEPS"})
+            self._retry_all_steps(run)
         return health._replace(msg=reason or health.msg)
+
+    def fail_unstarted_runs(self) -> list[str]:
+        """Fail runs whose container ended before they began; return their ids.
+
+        Dagster's monitoring looks at the containers of started runs alone, and gives others up after
+        ``start_timeout_seconds``, for which a dead one would hold its slot.
+        """
+        failed = []
+        for run_id in [run.run_id for run in self._instance.get_runs(_STARTING)]:
+            with docker_client() as client:
+                container = ended_container(client, run_id)
+                cause = None if container is None else describe_exit(container, self.log_tail_lines)
+            # The run may have begun and ended since the first look.
+            run = self._instance.get_run_by_id(run_id)
+            if cause is None or run is None or run.status is not dg.DagsterRunStatus.STARTING:
+                continue
+            if lost_its_database(container):
+                self._retry_all_steps(run)
+            self._instance.report_run_failed(run, f"The container stopped before the run began. {cause}")
+            failed.append(run_id)
+        return failed
+
+    def _retry_all_steps(self, run: dg.DagsterRun) -> None:
+        # Its last steps may have succeeded, and Dagster retries no run without an unfinished step. Repeating
+        # finished steps costs little: all stages skip finished work.
+        self._instance.add_run_tags(run.run_id, {_RETRY_STRATEGY_TAG: "ALL_STEPS"})
 
     def get_run_worker_debug_info(self, run: dg.DagsterRun, include_container_logs: bool | None = True) -> str | None:
         """State and log tail of a run that monitoring gives up on because it never started or never stopped."""

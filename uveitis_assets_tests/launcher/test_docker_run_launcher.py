@@ -231,6 +231,45 @@ def test_a_dead_container_is_reported_with_its_cause_and_the_end_of_its_log(inst
     assert "epoch 3" in never_started
 
 
+def test_a_run_whose_container_ended_before_it_began_is_failed_at_the_next_look_at_the_queue(instance, engine):
+    launches = Launches(instance)
+    running, dead = launches.launch(), launches.launch()
+    assert launches.launcher.fail_unstarted_runs() == []
+    container = launches.container(dead)
+    container.status = "exited"
+    container.attrs["State"] = {"Status": "exited", "ExitCode": 1}
+    container.log = b"ModuleNotFoundError: No module named 'lane'"
+    # A retry that has no container yet, and its parent's in its tags.
+    retry = launches.launch(dead.tags)
+    instance.add_run_tags(retry.run_id, {"docker/container_id": container.id})
+
+    assert launches.launcher.fail_unstarted_runs() == [dead.run_id]
+
+    assert launches.run(dead.run_id).status is dg.DagsterRunStatus.FAILURE
+    assert launches.run(dead.run_id).tags["dagster/will_retry"] == "true"
+    message = launches.messages(dead)[-1]
+    assert "The container stopped before the run began" in message
+    assert "No module named 'lane'" in message
+    assert {launches.run(run.run_id).status for run in (running, retry)} == {dg.DagsterRunStatus.STARTING}
+    assert launches.launcher.fail_unstarted_runs() == []
+
+
+def test_the_queue_looks_for_containers_that_ended_early_unless_the_engine_is_away(tmp_path, engine, monkeypatch):
+    queue = {"module": "uveitis_assets.launcher.run_queue", "class": "GpuRunCoordinator", "config": {}}
+    launcher = {"module": "uveitis_assets.launcher", "class": "GpuDockerRunLauncher", "config": {}}
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump({"run_coordinator": queue, "run_launcher": launcher}))
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        launches = Launches(instance)
+        run = launches.launch()
+        launches.container(run).status = "exited"
+        with monkeypatch.context() as patch:
+            patch.setattr(docker, "from_env", _no_engine)
+            assert instance.get_concurrency_config().run_queue_config is not None
+        assert launches.run(run.run_id).status is dg.DagsterRunStatus.STARTING
+        instance.get_concurrency_config()
+        assert launches.run(run.run_id).status is dg.DagsterRunStatus.FAILURE
+
+
 def test_a_run_that_lost_its_database_is_retried_from_its_first_step(instance, engine):
     launches = Launches(instance)
     run = launches.launch()
