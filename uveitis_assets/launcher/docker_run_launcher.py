@@ -15,6 +15,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
+
+# Private: the queue puts a run back for this error alone, and Dagster exports it nowhere.
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster_docker import DockerRunLauncher
 from docker.errors import APIError, NotFound
 
@@ -28,7 +31,7 @@ from uveitis_assets.launcher.container_options import (
 )
 from uveitis_assets.launcher.engine_client import ENGINE_ERRORS, docker_client, reaches_engine
 from uveitis_assets.launcher.gpu import CPU, DEVICE_TAG, NO_DEVICE, choose_gpu, how_to_get_a_gpu, is_gpu_start_failure
-from uveitis_assets.launcher.gpu_need import GpuNeed, resolve_need
+from uveitis_assets.launcher.gpu_need import QUEUED_NEED_TAG, GpuNeed, find_need
 from uveitis_assets.launcher.overrides import parse_overrides
 from uveitis_assets.launcher.refusal import LaunchRefusedError
 from uveitis_assets.launcher.run_environment import check_further_variables
@@ -36,6 +39,7 @@ from uveitis_assets.launcher.stopped_containers import (
     RUN_LABEL,
     STOPPED,
     describe_exit,
+    ended_container,
     log_tail,
     lost_its_database,
     remove_expired,
@@ -57,6 +61,8 @@ _CLEAN_UP_EVERY_S = 600.0
 # After its run has ended, a container goes on for the seconds that its program takes to end.
 ABANDONED_AFTER_S = 120.0
 _LIVE = ("created", "running", "paused", "restarting")
+
+_STARTING = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
@@ -136,7 +142,7 @@ class GpuDockerRunLauncher(DockerRunLauncher):
     def _launch(self, context: Any, start: Callable[[Any], None]) -> None:
         run: dg.DagsterRun = context.dagster_run
         try:
-            need = resolve_need(run.tags, _asset_tags(context))
+            need = self._need(context)
             if need is GpuNeed.NONE:
                 self._start_on(CPU, context, start)
             else:
@@ -145,6 +151,17 @@ class GpuDockerRunLauncher(DockerRunLauncher):
         except LaunchRefusedError as refused:
             self._fail_without_retry(run, str(refused))
         self._clean_up_when_due()
+
+    def _need(self, context: Any) -> GpuNeed:
+        run: dg.DagsterRun = context.dagster_run
+        # A need that was written into the queue counts, so that launching asks no code server.
+        written = run.tags.get(QUEUED_NEED_TAG)
+        need = find_need(run, context.workspace if written is None else None)
+        if need is None:
+            raise DagsterUserCodeUnreachableError(
+                f"The GPU need of run {run.run_id} is not known while its code server is away; it waits in the queue."
+            )
+        return need.on(self.gpu_devices)
 
     def _launch_with_gpu(self, need: GpuNeed, context: Any, start: Callable[[Any], None]) -> None:
         problem = self._missing_runtime()
@@ -252,10 +269,34 @@ class GpuDockerRunLauncher(DockerRunLauncher):
             return health
         reason = self._with_container(run, lambda container: describe_exit(container, self.log_tail_lines))
         if self._with_container(run, lost_its_database):
-            # Its last steps may have succeeded, and Dagster retries no run without an unfinished step. Repeating
-            # finished steps costs little: all stages skip finished work.
-            self._instance.add_run_tags(run.run_id, {_RETRY_STRATEGY_TAG: "ALL_STEPS"})
+            self._retry_all_steps(run)
         return health._replace(msg=reason or health.msg)
+
+    def fail_unstarted_runs(self) -> list[str]:
+        """Fail runs whose container ended before they began; return their ids.
+
+        Dagster's monitoring looks at the containers of started runs alone, and gives others up after
+        ``start_timeout_seconds``, for which a dead one would hold its slot.
+        """
+        failed = []
+        for run_id in [run.run_id for run in self._instance.get_runs(_STARTING)]:
+            with docker_client() as client:
+                container = ended_container(client, run_id)
+                cause = None if container is None else describe_exit(container, self.log_tail_lines)
+            # The run may have begun and ended since the first look.
+            run = self._instance.get_run_by_id(run_id)
+            if cause is None or run is None or run.status is not dg.DagsterRunStatus.STARTING:
+                continue
+            if lost_its_database(container):
+                self._retry_all_steps(run)
+            self._instance.report_run_failed(run, f"The container stopped before the run began. {cause}")
+            failed.append(run_id)
+        return failed
+
+    def _retry_all_steps(self, run: dg.DagsterRun) -> None:
+        # Its last steps may have succeeded, and Dagster retries no run without an unfinished step. Repeating
+        # finished steps costs little: all stages skip finished work.
+        self._instance.add_run_tags(run.run_id, {_RETRY_STRATEGY_TAG: "ALL_STEPS"})
 
     def get_run_worker_debug_info(self, run: dg.DagsterRun, include_container_logs: bool | None = True) -> str | None:
         """State and log tail of a run that monitoring gives up on because it never started or never stopped."""
@@ -310,13 +351,3 @@ class GpuDockerRunLauncher(DockerRunLauncher):
                 return question(client.containers.get(container_id))
             except NotFound:
                 return None
-
-
-def _asset_tags(context: Any) -> dict[str, Mapping[str, str]]:
-    """Tags of the assets that the run selects, by name; a run without assets has none."""
-    if context.workspace is None:
-        return {}
-    graph = context.workspace.asset_graph
-    selected = context.dagster_run.asset_selection
-    keys = graph.asset_keys_for_job(context.dagster_run.job_name) if selected is None else selected
-    return {key.to_user_string(): graph.get(key).tags for key in sorted(keys) if graph.has(key)}

@@ -13,6 +13,8 @@ from uveitis_assets.launcher.overrides import OVERRIDES_TAG
 
 RUN_LABEL = "dagster/run_id"
 STOPPED = ("exited", "dead", "created")
+# Without "created", which every container is for a moment before it is started.
+_ENDED = ("exited", "dead")
 _LOG_TAIL_BYTES = 8192
 _CONFLICT = 409
 # Of a run whose connection to the database broke: ``deployment.retrying_postgres``.
@@ -96,6 +98,17 @@ def remove_expired(
             raise
         removed.append(str(container.name))
     return removed
+
+
+def ended_container(client: Any, run_id: str) -> Any | None:
+    """The container of this run if its program has ended, else None."""
+    ended = client.containers.list(
+        # By label: a retry has its parent's container in its tags until it has one of its own.
+        all=True,
+        ignore_removed=True,
+        filters={"label": f"{RUN_LABEL}={run_id}", "status": list(_ENDED)},
+    )
+    return ended[0] if ended else None
 
 
 def stop_abandoned(client: Any, deployment: str, ended_long_ago: Callable[[str], bool]) -> list[str]:

@@ -32,6 +32,7 @@ class AssetFactory:
         deps: Iterable[dg.AssetDep] = (),
         partitions: dg.PartitionsDefinition[str] | None = None,
         uses_gpu: bool = False,
+        trains: bool = False,
         configuration: Mapping[str, object] | None = None,
     ) -> Decorator:
         """Decorate the function of an asset that is a step by itself.
@@ -44,6 +45,7 @@ class AssetFactory:
             deps: assets that it reads.
             partitions: its keys; None makes it an asset without partitions.
             uses_gpu: its runs wait for a slot of the GPU pool.
+            trains: its runs do without a GPU only where the deployment declares none.
             configuration: what the UI shows beside the asset.
         """
         return dg.asset(
@@ -56,7 +58,7 @@ class AssetFactory:
             kinds=kinds,
             code_version=code_version,
             pool=GPU_POOL if uses_gpu else None,
-            tags={GPU_TAG: "preferred"} if uses_gpu else None,
+            tags={GPU_TAG: "required-if-declared" if trains else "preferred"} if uses_gpu else None,
             metadata=_metadata(configuration),
             description=description.strip(),
         )

@@ -47,7 +47,11 @@ class Launches:
         )
 
     def launch(
-        self, tags: Mapping[str, str] | None = None, assets: Mapping[str, str] | None = None, resume: bool = False
+        self,
+        tags: Mapping[str, str] | None = None,
+        assets: Mapping[str, str] | None = None,
+        resume: bool = False,
+        code_is_away: bool = False,
     ) -> dg.DagsterRun:
         """Launch a run with these tags that selects these assets (name to GPU need, empty for no tag)."""
         run = self.instance.create_run_for_job(
@@ -56,7 +60,8 @@ class Launches:
         run = copy(run, asset_selection=frozenset(dg.AssetKey(name) for name in assets) if assets else None)
         context: type = ResumeRunContext if resume else LaunchRunContext
         start = self.launcher.resume_run if resume else self.launcher.launch_run
-        start(context(dagster_run=run, workspace=SimpleNamespace(asset_graph=_Graph(assets or {}))))
+        workspace = None if code_is_away else SimpleNamespace(asset_graph=_Graph(assets or {}))
+        start(context(dagster_run=run, workspace=workspace))
         return self.run(run.run_id)
 
     def run(self, run_id: str) -> dg.DagsterRun:

@@ -12,6 +12,9 @@ import dagster as dg
 import docker
 import pytest
 import yaml
+
+# Private: Dagster's queue looks for this error, and exports it nowhere.
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from docker.errors import APIError, DockerException
 
 from uveitis_assets.deployment.retrying_postgres import LOST_CONNECTION_EXIT_CODE
@@ -56,6 +59,27 @@ def test_a_run_that_selects_a_gpu_asset_gets_the_gpu(instance, engine):
     assert container.options["runtime"] == "nvidia"
     assert container.options["device_requests"][0]["Count"] == -1
     assert container.labels["uveitis/device"] == "gpu"
+
+
+def test_a_queued_need_counts_while_the_code_is_away_and_an_unknown_one_is_not_taken_for_none(instance, engine):
+    launches = Launches(instance)
+    run = launches.launch({"uveitis/gpu_need": "preferred"}, assets={"checkpoint": ""}, code_is_away=True)
+    assert run.tags["uveitis/device"] == "gpu"
+    launched = len(engine.all)
+    with pytest.raises(DagsterUserCodeUnreachableError, match="waits in the queue"):
+        launches.launch(assets={"checkpoint": "preferred"}, code_is_away=True)
+    assert len(engine.all) == launched
+    own = launches.launch({"uveitis/gpu": "none", "uveitis/gpu_need": "preferred"}, code_is_away=True)
+    assert own.tags["uveitis/device"] == "cpu"
+
+
+def test_a_training_needs_a_gpu_where_the_deployment_declares_one_and_prefers_it_elsewhere(instance, engine):
+    engine.runtimes = ("runc",)
+    elsewhere = Launches(instance).launch(assets={"checkpoint": "required-if-declared"})
+    assert elsewhere.tags["uveitis/device"] == "cpu"
+    refused = Launches(instance, gpu_devices=["0"]).launch(assets={"checkpoint": "required-if-declared"})
+    assert refused.status is dg.DagsterRunStatus.FAILURE
+    assert refused.tags["uveitis/device"] == "none"
 
 
 def test_a_preferring_run_falls_back_with_the_reason_when_the_runtime_is_absent(instance, engine):
@@ -211,6 +235,45 @@ def test_a_dead_container_is_reported_with_its_cause_and_the_end_of_its_log(inst
     assert "Out of memory (OOM)" in never_started
     assert "dagster/retry_strategy" not in launches.run(run.run_id).tags
     assert "epoch 3" in never_started
+
+
+def test_a_run_whose_container_ended_before_it_began_is_failed_at_the_next_look_at_the_queue(instance, engine):
+    launches = Launches(instance)
+    running, dead = launches.launch(), launches.launch()
+    assert launches.launcher.fail_unstarted_runs() == []
+    container = launches.container(dead)
+    container.status = "exited"
+    container.attrs["State"] = {"Status": "exited", "ExitCode": 1}
+    container.log = b"ModuleNotFoundError: No module named 'lane'"
+    # A retry that has no container yet, and its parent's in its tags.
+    retry = launches.launch(dead.tags)
+    instance.add_run_tags(retry.run_id, {"docker/container_id": container.id})
+
+    assert launches.launcher.fail_unstarted_runs() == [dead.run_id]
+
+    assert launches.run(dead.run_id).status is dg.DagsterRunStatus.FAILURE
+    assert launches.run(dead.run_id).tags["dagster/will_retry"] == "true"
+    message = launches.messages(dead)[-1]
+    assert "The container stopped before the run began" in message
+    assert "No module named 'lane'" in message
+    assert {launches.run(run.run_id).status for run in (running, retry)} == {dg.DagsterRunStatus.STARTING}
+    assert launches.launcher.fail_unstarted_runs() == []
+
+
+def test_the_queue_looks_for_containers_that_ended_early_unless_the_engine_is_away(tmp_path, engine, monkeypatch):
+    queue = {"module": "uveitis_assets.launcher.run_queue", "class": "GpuRunCoordinator", "config": {}}
+    launcher = {"module": "uveitis_assets.launcher", "class": "GpuDockerRunLauncher", "config": {}}
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump({"run_coordinator": queue, "run_launcher": launcher}))
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        launches = Launches(instance)
+        run = launches.launch()
+        launches.container(run).status = "exited"
+        with monkeypatch.context() as patch:
+            patch.setattr(docker, "from_env", _no_engine)
+            assert instance.get_concurrency_config().run_queue_config is not None
+        assert launches.run(run.run_id).status is dg.DagsterRunStatus.STARTING
+        instance.get_concurrency_config()
+        assert launches.run(run.run_id).status is dg.DagsterRunStatus.FAILURE
 
 
 def test_a_run_that_lost_its_database_is_retried_from_its_first_step(instance, engine):

@@ -18,6 +18,7 @@ def test_the_run_tag_wins_over_the_assets():
         (["none", "preferred"], "preferred"),
         (["required", "preferred"], "required"),
         (["preferred", "required", "none"], "required"),
+        (["none", "required-if-declared", "preferred"], "required-if-declared"),
         (["none", "none"], "none"),
         ([], "none"),
     ],
@@ -29,7 +30,8 @@ def test_without_a_run_tag_the_strongest_need_of_the_assets_counts(needs: list[s
 
 def test_an_unknown_need_names_its_asset_and_the_values_that_exist():
     with pytest.raises(
-        LaunchRefusedError, match=r"asset uwf/tiles is 'yes'; expected one of required, preferred, none"
+        LaunchRefusedError,
+        match=r"asset uwf/tiles is 'yes'; expected one of required, required-if-declared, preferred, none",
     ):
         resolve_need({}, {"uwf/tiles": {"uveitis/gpu": "yes"}})
 

@@ -77,6 +77,7 @@ def _checkpoint(
         kinds={"pytorch"},
         code_version=CHECKPOINT_CODE_VERSION,
         uses_gpu=True,
+        trains=True,
         configuration=detector.model_dump(mode="json"),
         description=f"{detector.description}\n\nWeights of the best and the last epoch under `runs/{detector.name}/` "
         "(fold k > 0 below `fold<k>/`), with configuration, metrics and lineage. A killed training is continued where "

@@ -33,6 +33,7 @@ def encoder_asset(configuration: EncoderPretrainingConfiguration, learned: list[
         kinds={"pytorch"},
         code_version=ENCODER_CODE_VERSION,
         uses_gpu=True,
+        trains=True,
         configuration=configuration.model_dump(mode="json"),
         description=f"{configuration.description}\n\nMasked autoencoder on the global images outside test; "
         f"`pretrain_runs/{configuration.name}/encoder.safetensors` can start a detector's backbone. A killed run is "
