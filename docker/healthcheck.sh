@@ -1,16 +1,23 @@
 #!/bin/sh
-# Health of the container's main process, whichever part of the deployment it is. Runs and shells are healthy while
-# they are there: Dagster's run monitoring checks runs.
+# Health of one service of the deployment, which is asked itself: healthcheck.sh web|code-server|daemon|engine-proxy
+# [SECONDS that a daemon may be silent]. Without a name, what the container was started as decides. Runs and shells are
+# healthy while they are there: Dagster's run monitoring checks runs.
 set -eu
 
-case $(tr '\0' ' ' </proc/1/cmdline) in
-  *dagster-webserver* | *"dagster dev"*)
-    exec python -c 'import urllib.request; urllib.request.urlopen("http://127.0.0.1:3000/server_info", timeout=10)'
-    ;;
-  *"dagster code-server"*)
-    exec dagster api grpc-health-check --host 127.0.0.1 --port 4000
-    ;;
-  *dagster-daemon*)
-    exec dagster-daemon liveness-check
-    ;;
+service=${1:-}
+[ $# -eq 0 ] || shift
+if [ -z "$service" ]; then
+  # With --init, process 1 is the engine's init, and names entrypoint.sh; else it is the service.
+  case $(tr '\0' ' ' </proc/1/cmdline) in
+    *dagster-webserver* | *"dagster dev"* | *"entrypoint.sh web "* | *"entrypoint.sh dev "*) service=web ;;
+    *"dagster code-server"* | *"entrypoint.sh code-server "*) service=code-server ;;
+    *dagster-daemon* | *"entrypoint.sh daemon "*) service=daemon ;;
+    *) exit 0 ;;
+  esac
+fi
+case $service in
+  code-server) exec timeout 20 dagster api grpc-health-check --host 127.0.0.1 --port 4000 ;;
+  # Through the entrypoint, which reads the database's password.
+  daemon) exec entrypoint.sh python -m uveitis_assets.deployment.service_health daemon "$@" ;;
+  *) exec python -m uveitis_assets.deployment.service_health "$service" ;;
 esac

@@ -159,6 +159,12 @@ class Stack:
         finally:
             container.update(cpu_quota=-1)
 
+    def service(self, name: str) -> Any:
+        """Container of a service of the compose file."""
+        labels = [f"com.docker.compose.project={DEPLOYMENT}", f"com.docker.compose.service={name}"]
+        [container] = self.client.containers.list(filters={"label": labels})
+        return container
+
     def run_containers(self) -> list[Any]:
         return list(self.client.containers.list(all=True, filters={"label": f"uveitis/deployment={DEPLOYMENT}"}))
 

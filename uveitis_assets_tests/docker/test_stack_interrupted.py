@@ -85,3 +85,29 @@ def test_a_submission_succeeds_though_postgres_restarts_and_crashes(stack: Stack
     succeeded = [job for job, status in _runs(stack, known) if status == "SUCCESS"]
     assert succeeded == ["fgadr_lane", "fgadr_labels"]
     _check_artefacts(stack, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("service", "check"),
+    [
+        ("webserver", ["healthcheck.sh", "web"]),
+        ("code-server", ["healthcheck.sh", "code-server"]),
+        # Daemons note a heartbeat every 30 s.
+        ("daemon", ["healthcheck.sh", "daemon", "60"]),
+        ("stop-gate", ["healthcheck.sh", "engine-proxy"]),
+        ("postgres", ["pg_isready", "--username", "dagster", "--dbname", "dagster", "--host", "127.0.0.1"]),
+    ],
+)
+def test_a_frozen_service_is_unhealthy(stack: Stack, service: str, check: list[str]) -> None:
+    container = stack.service(service)
+
+    def is_healthy() -> bool:
+        return bool(container.exec_run(check).exit_code == 0)
+
+    stack.wait(f"{service} to be healthy", is_healthy)
+    assert container.exec_run(["sh", "-c", "kill -STOP -1"]).exit_code == 0
+    try:
+        stack.wait(f"{service} to be unhealthy", lambda: not is_healthy())
+    finally:
+        assert container.exec_run(["sh", "-c", "kill -CONT -1"]).exit_code == 0
+    stack.wait(f"{service} to be healthy again", is_healthy)
