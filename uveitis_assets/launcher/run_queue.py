@@ -27,7 +27,11 @@ class GpuRunCoordinator(dg.QueuedRunCoordinator):
 
     def get_run_queue_config(self) -> Any:
         """Settings of the queue; the daemon asks for them whenever it looks at the queue."""
-        launcher = self._instance.run_launcher
+        try:
+            launcher = self._instance.run_launcher
+        except dg.DagsterInvalidConfigError:
+            # Runs ask too, and have not the variables that the launcher's settings name.
+            return super().get_run_queue_config()
         if isinstance(launcher, GpuDockerRunLauncher):
             try:
                 launcher.fail_unstarted_runs()
