@@ -34,7 +34,11 @@ def unmatched_table_problem(
     """
     cells, files = sorted(cells), sorted(files)
     alike = {_shape(name) for file in files[:_MOST_COMPARED] for name in _names(file)} if shows_names else set()
-    is_shown = {cell: (shows_names and is_image_name(cell)) or _shape(cell) in alike for _, cell in cells[:_SHOWN]}
+    # Numbers are alike whatever they count.
+    is_shown = {
+        cell: (shows_names and is_image_name(cell)) or (_shape(cell) in alike and _shape(cell).strip("0") != "")
+        for _, cell in cells[:_SHOWN]
+    }
     found = [f"{(cell if is_shown[cell] else _shape(cell))!r} (line {line})" for line, cell in cells[:_SHOWN]]
     expected = [repr(file if shows_names else _shape(file)) for file in files[:_SHOWN]]
     legend = "" if all(is_shown.values()) else " (a and 0 stand for letters and digits that are not shown)"

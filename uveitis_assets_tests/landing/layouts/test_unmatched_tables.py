@@ -3,6 +3,7 @@
 import pytest
 
 from uveitis_assets.landing.configuration import DatasetConfiguration
+from uveitis_assets.landing.layouts.unmatched_tables import unmatched_table_problem
 from uveitis_assets.landing.registration import RegistrationRefusedError, UnmatchedTableError, register
 from uveitis_assets_tests.landing.layouts.folders import place, scan, table
 
@@ -98,3 +99,9 @@ def test_nothing_is_registered_until_a_row_is_of_an_image(store):
     assert not store.ledger_file("lane").exists()
     table(store, "t.csv", "image,patient\na_1,P1\nb_1,P2\n")
     assert len(register(store, dataset).new) == 3
+
+
+def test_numbers_are_shown_as_numbers_only_though_files_are_numbered() -> None:
+    problem = unmatched_table_problem("people.csv", "image", [(2, "48213")], ["00001.jpg", "00002.jpg"])
+    assert "48213" not in problem.detail
+    assert "'00000' (line 2)" in problem.detail
