@@ -143,12 +143,16 @@ def _learned_tiles(store: ArtefactStore, weights: FoldWeights) -> Iterator[tuple
 
 
 def _pictures(folder: Path) -> Iterator[tuple[str, Pixels]]:
-    paths: Iterable[Path] = sorted(path for path in folder.glob("*") if path.suffix.lower() in _PICTURES)
+    paths: Iterable[Path] = sorted(
+        path for path in folder.glob("*") if path.suffix.lower() in _PICTURES and path.is_file()
+    )
     chosen = list(paths)[:N_TILES]
     if not chosen:
         raise ValueError(f"{folder}: expected pictures ({', '.join(sorted(_PICTURES))}) to compare on, found none")
     for path in chosen:
-        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB)
+        data = np.fromfile(path, np.uint8)
+        # OpenCV takes no data at all for a wrong call.
+        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
         if pixels is None:
             raise ValueError(f"{path}: expected a picture, found none that can be read; remove or replace it")
         yield path.name, np.asarray(pixels, np.uint8)
