@@ -37,8 +37,11 @@ def read_coco(files: Iterable[tuple[str, bytes]], options: ReaderOptions) -> For
             place = f"{name}: annotation {annotation.get('id')}"
             image_id = annotation.get("image_id")
             if not isinstance(image_id, _ID) or image_id not in images:
-                labels.refuse("", place, f"found image_id {image_id!r}, which images does not list")
-                continue
+                # Any image of the file may be the one that lacks this lesion.
+                raise ForeignFileError(
+                    f"{place}: found image_id {image_id!r}, which images does not list; correct it, or remove the "
+                    "annotation"
+                )
             image = images[image_id]
             labels.add_shape(image, place, partial(_shape, annotation, image, categories, place))
     return labels

@@ -33,7 +33,7 @@ class _Element:
 
 
 def read_cvat(files: Iterable[tuple[str, bytes]], options: ReaderOptions) -> ForeignLabels:
-    """Labels of CVAT files; tags of images are left aside, polylines, points and tracks refused."""
+    """Labels of CVAT files; tags of images are left aside, polylines and points refused."""
     labels = ForeignLabels()
     for name, data in files:
         root = _tree(name, data)
@@ -41,7 +41,11 @@ def read_cvat(files: Iterable[tuple[str, bytes]], options: ReaderOptions) -> For
             raise ForeignFileError(f"{name}:{root.line}: expected the element annotations, found {root.tag}")
         for element in root.children:
             if element.tag == "track":
-                labels.refuse("", f"{name}:{element.line}", "found a track of a video, expected labels of images")
+                # Its lesions are of images that it does not name: those would count as free of lesions.
+                raise ForeignFileError(
+                    f"{name}:{element.line}: found a track of a video, expected labels of images; export the job as "
+                    "CVAT for images"
+                )
             if element.tag != "image":
                 continue
             image = element.attributes.get("name", "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,6 +17,7 @@ from uveitis_assets.labels.importing.foreign import (
     rotated,
 )
 from uveitis_assets.labels.importing.json_files import expect_list, finite, objects, parsed, points_of
+from uveitis_assets.landing.image_probe import is_image_name
 
 # Uploaded files get eight hexadecimal digits before their name.
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
@@ -49,6 +50,10 @@ def read_label_studio(files: Iterable[tuple[str, bytes]], options: ReaderOptions
                 for number, result in enumerate(objects(finished[0].get("result") or [], f"{place}: result"), start=1)
                 if str(result.get("type")) not in _NO_REGION
             ]
+            if (several := _several_images(task.get("data"), results)) is not None:
+                labels.add_image(image, place)
+                labels.refuse(image, place, several)
+                continue
             sizes = [(result.get("original_width"), result.get("original_height")) for _, result in results]
             labels.add_image(image, place, *(sizes[0] if sizes else ()))
             for (number, result), size in zip(results, sizes, strict=True):
@@ -58,6 +63,19 @@ def read_label_studio(files: Iterable[tuple[str, bytes]], options: ReaderOptions
                 else:
                     labels.refuse(image, row, f"found an image of {size} px, expected {sizes[0]}, the first result's")
     return labels
+
+
+def _several_images(data: object, results: Sequence[tuple[int, Mapping[str, Any]]]) -> str | None:
+    """Why a task's results may be of several images, or None."""
+    values = data.values() if isinstance(data, Mapping) else ()
+    pictures = [value for value in values if isinstance(value, str) and is_image_name(_name_of(value))]
+    targets = sorted({str(result.get("to_name")) for _, result in results})
+    if len(pictures) > 1 or len(targets) > 1 or any(result.get("item_index") for _, result in results):
+        return (
+            f"found a task of {max(len(pictures), len(targets), 2)} images, expected one; which image a result is of "
+            "is not read: export tasks of one image"
+        )
+    return None
 
 
 def _shape(result: Mapping[str, Any], image: str, place: str) -> ForeignShape:
@@ -79,10 +97,15 @@ def _shape(result: Mapping[str, Any], image: str, place: str) -> ForeignShape:
 
 
 def _image_name(data: object) -> str:
-    """Name of a task's image: the last part of its address, without the prefix of uploads, or nothing."""
-    address = str(data.get("image", "")) if isinstance(data, Mapping) else ""
+    """Name of a task's image, or nothing."""
+    return _name_of(str(data.get("image", ""))) if isinstance(data, Mapping) else ""
+
+
+def _name_of(address: str) -> str:
+    """Last part of an image's address, without the prefix of uploads, or nothing."""
     try:
-        parts = urlsplit(address)
+        # A file's name may hold #.
+        parts = urlsplit(address, allow_fragments=False)
     except ValueError:  # brackets that hold no network address
         return address
     if parts.scheme == "data":  # the pixels themselves

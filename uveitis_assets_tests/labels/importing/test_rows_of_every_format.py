@@ -15,6 +15,7 @@ from PIL import Image
 from shapely import affinity
 
 from uveitis_assets.labels.class_map import load_class_map
+from uveitis_assets.labels.importing.foreign import ForeignFileError
 from uveitis_assets.labels.masks.mask_files import parse_mask
 from uveitis_assets.labels.oriented_boxes import parse_oriented_boxes
 from uveitis_assets.storage.store import ArtefactStore
@@ -210,13 +211,53 @@ def test_elements_of_cvat_that_are_no_lesion_are_refused_with_their_line(store: 
     assert report.written == []
 
 
-def test_a_track_of_a_video_is_refused(store: ArtefactStore) -> None:
+def test_a_file_with_a_track_of_a_video_is_refused_whole(store: ArtefactStore) -> None:
     land(store, "a.jpg")
     box = '<box frame="0" xtl="1" ytl="2" xbr="30" ybr="40" outside="0" occluded="0" keyframe="1"/>'
-    report = run(
-        store, {"a.xml": f'<annotations>\n<track id="0" label="vessel">{box}</track></annotations>'}, format="cvat"
-    )
-    assert refusals(report) == ["a.xml:2: found a track of a video, expected labels of images"]
+    image = f'<image name="a.jpg" width="{WIDTH}" height="{HEIGHT}"/>'
+    document = f'<annotations>\n<track id="0" label="vessel">{box}</track>{image}</annotations>'
+    with pytest.raises(ForeignFileError, match=r"a\.xml:2: found a track of a video, expected labels of images"):
+        run(store, {"a.xml": document}, format="cvat")
+    assert not (store.raw / "uwf-700/Labels/Uveitis/a.txt").exists()
+
+
+@pytest.mark.parametrize("image_id", ["1", [1], 2, None])
+def test_a_coco_file_with_a_lesion_of_an_unknown_image_is_refused_whole(store: ArtefactStore, image_id: Any) -> None:
+    land(store, "a.jpg")
+    document = coco(bbox=[320, 240, 100, 72], image_id=image_id)
+    with pytest.raises(ForeignFileError, match=r"annotation 1: found image_id .*, which images does not list"):
+        run(store, {"all.json": json.dumps(document)}, format="coco", **NAMED)
+    # An empty label would say that somebody looked at the image and found nothing.
+    assert not (store.raw / "uwf-700/Labels/Uveitis/a.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "changes"),
+    [
+        ({"image": "a.jpg", "image2": "https://host/fa.png?signed=1"}, {}),
+        ({"image": "a.jpg"}, {"to_name": "other"}),
+        ({"image": "a.jpg"}, {"item_index": 1}),
+    ],
+)
+def test_a_label_studio_task_of_several_images_is_refused(
+    store: ArtefactStore, data: dict[str, str], changes: dict[str, Any]
+) -> None:
+    land(store, "a.jpg")
+    box = rectangle(x=10, y=10, width=10, height=10)
+    (task,) = label_studio(box, image="a.jpg")
+    task["data"] = data
+    results = task["annotations"][0]["result"]
+    results.append(results[0] | changes)
+    report = run(store, {"a.json": json.dumps([task])}, format="label-studio", **NAMED)
+    assert report.written == []
+    assert ["images, expected one" in refusal for refusal in refusals(report)] == [True]
+
+
+def test_a_number_sign_belongs_to_the_name_of_a_label_studio_image(store: ArtefactStore) -> None:
+    land(store, "a.jpg", "a#1.jpg")
+    task = label_studio(rectangle(x=10, y=10, width=10, height=10), image="s3://bucket/a#1.jpg")
+    report = run(store, {"a.json": json.dumps(task)}, format="label-studio", **NAMED)
+    assert report.written == ["Labels/Uveitis/a#1.txt"]
 
 
 YOLO_REFUSED = {
@@ -249,8 +290,6 @@ def test_rows_of_yolo_that_say_nothing_certain_are_refused(store: ArtefactStore,
         ({"bbox": [320, 240, 100, 72], "score": math.nan}, "expected finite numbers"),
         ({"bbox": [320, 240, 100, 72], "score": "high"}, "expected numbers"),
         ({"bbox": [320, 240, 100, 72], "score": 3}, "found the confidence 3"),
-        ({"bbox": [320, 240, 100, 72], "image_id": "1"}, "found image_id '1', which images does not list"),
-        ({"bbox": [320, 240, 100, 72], "image_id": [1]}, "found image_id [1], which images does not list"),
     ],
 )
 def test_rows_of_coco_that_say_nothing_certain_are_refused(
@@ -302,7 +341,9 @@ def test_label_studio_tasks_are_taken_as_their_annotator_finished_them(store: Ar
     tasks[1]["annotations"][0]["was_cancelled"] = True
     tasks[2]["annotations"] *= 2
     tasks[3]["annotations"][0]["result"] = [remark]
-    tasks[4]["annotations"][0]["result"].append(box | {"original_width": WIDTH + 1, "original_height": HEIGHT})
+    tasks[4]["annotations"][0]["result"].append(
+        tasks[4]["annotations"][0]["result"][0] | {"original_width": WIDTH + 1, "original_height": HEIGHT}
+    )
     report = run(store, {"a.json": json.dumps(tasks)}, format="label-studio", **NAMED)
     assert report.written == ["Labels/Uveitis/a.txt", "Labels/Uveitis/d.txt"]
     assert (store.raw / "uwf-700/Labels/Uveitis/d.txt").read_bytes() == b""
