@@ -106,8 +106,11 @@ def test_a_frozen_service_is_unhealthy(stack: Stack, service: str, check: list[s
 
     stack.wait(f"{service} to be healthy", is_healthy)
     assert container.exec_run(["sh", "-c", "kill -STOP -1"]).exit_code == 0
+    # Process 1 takes this signal from outside only; in Postgres' container it is the server.
+    container.kill(signal="SIGSTOP")
     try:
         stack.wait(f"{service} to be unhealthy", lambda: not is_healthy())
     finally:
+        container.kill(signal="SIGCONT")
         assert container.exec_run(["sh", "-c", "kill -CONT -1"]).exit_code == 0
     stack.wait(f"{service} to be healthy again", is_healthy)
