@@ -15,9 +15,8 @@ if [ -z "$service" ]; then
     *) exit 0 ;;
   esac
 fi
-case $service in
-  code-server) exec timeout 20 dagster api grpc-health-check --host 127.0.0.1 --port 4000 ;;
-  # Through the entrypoint, which reads the database's password.
-  daemon) exec entrypoint.sh python -m uveitis_assets.deployment.service_health daemon "$@" ;;
-  *) exec python -m uveitis_assets.deployment.service_health "$service" ;;
-esac
+# The daemon's through the entrypoint, which reads the database's password.
+if [ "$service" = daemon ]; then
+  exec entrypoint.sh python -m uveitis_assets.deployment.service_health daemon "$@"
+fi
+exec python -m uveitis_assets.deployment.service_health "$service"

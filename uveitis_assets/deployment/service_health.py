@@ -1,8 +1,8 @@
-"""Asks a service of the deployment itself whether it works; for health checks of its container.
+"""Asks a service of the deployment itself whether it works: for health checks, and for alerts.
 
-Run with ``python -m uveitis_assets.deployment.service_health web|daemon|engine-proxy [SECONDS]``: exit status 0 or 1,
-and the reason on standard error. The seconds are how long a daemon may be silent. A process that is there may be
-frozen, and its port may answer without the database.
+A process that is there may be frozen, and its port may answer without the database. Run with
+``python -m uveitis_assets.deployment.service_health web|code-server|daemon|engine-proxy [SECONDS]``: exit status 0 or
+1, and the reason on standard error. The seconds are how long a daemon may be silent.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ TIMEOUT_S = 15.0
 # Daemons note a heartbeat every 30 s; one that starts many containers or reads a large folder is late.
 SILENCE_S = 300.0
 _WEB = "http://127.0.0.1:3000"
+_CODE_SERVER = "127.0.0.1:4000"
 _PROXY = Path("/engine/stop.sock")
 
 
@@ -50,18 +51,50 @@ def check_web(address: str = _WEB) -> None:
         raise UnhealthyError("the web server cannot read runs")
 
 
+def check_code_server(address: str = _CODE_SERVER) -> None:
+    """Send the code server at host:port gRPC's health request.
+
+    Raises:
+        UnhealthyError: no answer, or that it does not serve.
+    """
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(address) as channel:
+        request = health_pb2.HealthCheckRequest(service="DagsterApi")
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise UnhealthyError(f"the code server does not answer: {error}") from error
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        raise UnhealthyError("the code server answers that it does not serve")
+
+
+def silent_daemons(instance: dg.DagsterInstance, silence_s: float = SILENCE_S) -> dict[str, float | None]:
+    """Daemons that the instance needs without a recent heartbeat, and the time of their last one.
+
+    Recent is within ``silence_s`` seconds; the time is in seconds since 1970, None where there was none. Dagster
+    itself calls a daemon healthy for half an hour after its last heartbeat.
+    """
+    last = {
+        name: status.last_heartbeat.timestamp if status.last_heartbeat else None
+        for name, status in sorted(instance.get_daemon_statuses().items())
+        if status.required
+    }
+    oldest = time.time() - silence_s
+    return {name: timestamp for name, timestamp in last.items() if timestamp is None or timestamp < oldest}
+
+
 def check_daemon(instance: dg.DagsterInstance, silence_s: float) -> None:
     """Look at the heartbeats that the daemons note in the database.
 
     Raises:
         UnhealthyError: a daemon that the instance needs has noted none for ``silence_s`` seconds.
     """
-    silent = []
-    for name, status in sorted(instance.get_daemon_statuses().items()):
-        beat = status.last_heartbeat
-        age = None if beat is None else time.time() - beat.timestamp
-        if status.required and (age is None or age > silence_s):
-            silent.append(f"{name} ({'never seen' if age is None else f'{age:.0f} s ago'})")
+    silent = [
+        f"{name} ({'never seen' if last is None else f'{time.time() - last:.0f} s ago'})"
+        for name, last in silent_daemons(instance, silence_s).items()
+    ]
     if silent:
         raise UnhealthyError(f"expected heartbeats within {silence_s:g} s, found {', '.join(silent)}")
 
@@ -95,6 +128,7 @@ def _check_own_daemon(silence_s: float) -> None:
 
 _CHECKS: dict[str, Callable[[float], None]] = {
     "web": lambda _: check_web(),
+    "code-server": lambda _: check_code_server(),
     "daemon": _check_own_daemon,
     "engine-proxy": lambda _: check_engine_proxy(),
 }

@@ -1,8 +1,10 @@
 """Fixtures of the deployment's tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from uveitis_assets_tests.deployment.shell_host import RECORDING_DOCKER, Host
@@ -23,3 +25,13 @@ def host(tmp_path: Path) -> Host:
     host = Host(tmp_path, environment)
     host.program("docker", RECORDING_DOCKER)
     return host
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """A fresh instance on disk, whose daemons never ran."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    with dg.DagsterInstance.from_config(str(home)) as made:
+        yield made

@@ -86,6 +86,29 @@ class _WebhookHandler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+RUNS = json.dumps({"data": {"runsOrError": {"__typename": "Runs"}}}).encode()
+"""What the web server answers where it can read runs."""
+
+
+def answering(body: bytes, status: int = 200) -> type[http.server.BaseHTTPRequestHandler]:
+    """Handler that gives every request the same answer."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def _answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = _answer  # noqa: N815 - names of the standard library
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    return Handler
+
+
 @contextmanager
 def serving(server: socketserver.BaseServer) -> Iterator[None]:
     """Serve in a thread until the block ends."""

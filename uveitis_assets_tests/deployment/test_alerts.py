@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import dagster as dg
@@ -35,12 +36,12 @@ from uveitis_assets.deployment.monitoring.conditions import (
     Condition,
     low_disk,
     missed_ticks,
-    silent_daemons,
     unhealthy_services,
+    unseen_daemons,
 )
 from uveitis_assets.deployment.monitoring.delivery import DeliveryError
 from uveitis_assets.deployment.monitoring.monitor import Monitor
-from uveitis_assets_tests.deployment.message_servers import MailServer, WebhookServer, serving
+from uveitis_assets_tests.deployment.message_servers import RUNS, MailServer, WebhookServer, answering, serving
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
 
@@ -48,15 +49,6 @@ NOW = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
 @dg.asset(key=["lane", "tiles"], partitions_def=dg.StaticPartitionsDefinition(["b00001", "Anna Muster 1955"]))
 def failing() -> None:
     raise RuntimeError("Anna Muster.jpg: it cannot be read")
-
-
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    with dg.DagsterInstance.from_config(str(home)) as made:
-        yield made
 
 
 @pytest.fixture
@@ -175,7 +167,7 @@ def test_an_hour_holds_few_messages_and_what_came_meanwhile_is_in_the_next(tmp_p
     assert sent == ["run 0 failed", "run 1 failed", "run 2 failed\nrun 3 failed\nrun 4 failed\nrun 5 failed"]
 
 
-def test_a_disk_with_space_and_services_that_answer_are_no_condition(tmp_path: Path, webhook: WebhookServer) -> None:
+def test_a_disk_with_space_and_services_that_answer_are_no_condition(tmp_path: Path) -> None:
     assert list(low_disk({"data": tmp_path}, 1e-9)) == []
     server = grpc.server(ThreadPoolExecutor(1))
     servicer = health.HealthServicer()
@@ -183,17 +175,19 @@ def test_a_disk_with_space_and_services_that_answer_are_no_condition(tmp_path: P
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     servicer.set("DagsterApi", health_pb2.HealthCheckResponse.SERVING)
-    assert list(unhealthy_services(webhook.url, address)) == []
+    web = ThreadingHTTPServer(("127.0.0.1", 0), answering(RUNS))
+    url = f"http://127.0.0.1:{web.server_port}"
+    with serving(web):
+        assert list(unhealthy_services(url, address)) == []
     servicer.set("DagsterApi", health_pb2.HealthCheckResponse.NOT_SERVING)
-    webhook.status = 500
-    found = {condition.key for condition in unhealthy_services(webhook.url, address)}
+    found = {condition.key for condition in unhealthy_services(url, address)}
     server.stop(None).wait()
     assert found == {"service:webserver", "service:code-server"}
     assert {condition.key for condition in unhealthy_services(None, address)} == {"service:code-server"}
 
 
 def test_a_silent_daemon_is_named(instance: dg.DagsterInstance) -> None:
-    assert {"daemon:SENSOR", "daemon:SCHEDULER"} <= {condition.key for condition in silent_daemons(instance)}
+    assert {"daemon:SENSOR", "daemon:SCHEDULER"} <= {condition.key for condition in unseen_daemons(instance)}
 
 
 def _automation(instance: dg.DagsterInstance, name: str, data: object) -> InstigatorState:

@@ -2,7 +2,6 @@
 
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -22,15 +21,6 @@ def made() -> None:
 @dg.asset
 def failing() -> None:
     raise RuntimeError("Anna Muster.jpg")
-
-
-@pytest.fixture
-def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    with dg.DagsterInstance.from_config(str(home)) as opened:
-        yield opened
 
 
 def _scrape(port: int) -> dict[str, float]:

@@ -2,11 +2,8 @@
 
 import json
 import socketserver
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +11,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from uveitis_assets.deployment.monitoring.conditions import unseen_daemons
 from uveitis_assets.deployment.service_health import (
     UnhealthyError,
     check_daemon,
@@ -21,38 +19,7 @@ from uveitis_assets.deployment.service_health import (
     check_web,
     main,
 )
-
-
-@contextmanager
-def serving(server: socketserver.BaseServer) -> Iterator[None]:
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def answering(body: bytes, status: int = 200) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def _answer(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_GET = do_POST = _answer  # noqa: N815 - names of the standard library
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    return Handler
-
-
-RUNS = json.dumps({"data": {"runsOrError": {"__typename": "Runs"}}}).encode()
+from uveitis_assets_tests.deployment.message_servers import RUNS, answering, serving
 
 
 @pytest.mark.parametrize(
@@ -118,11 +85,16 @@ def test_a_daemon_without_a_recent_heartbeat_is_unhealthy() -> None:
         check_daemon(_instance(SENSOR=None), 300)
 
 
-def test_an_instance_whose_daemons_never_ran_is_unhealthy() -> None:
-    with dg.instance_for_test() as instance, pytest.raises(UnhealthyError, match=r"SCHEDULER \(never seen\)"):
+def test_alerts_name_a_daemon_as_soon_as_its_health_check_does() -> None:
+    (found,) = unseen_daemons(_instance(SENSOR=900, SCHEDULER=20))
+    assert found.text.startswith("daemon SENSOR is silent, last seen ")
+
+
+def test_an_instance_whose_daemons_never_ran_is_unhealthy(instance: dg.DagsterInstance) -> None:
+    with pytest.raises(UnhealthyError, match=r"SCHEDULER \(never seen\)"):
         check_daemon(instance, 300)
 
 
 def test_the_command_takes_the_services_that_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["postgres"]) == 2
-    assert "expected one of web, daemon, engine-proxy, found postgres" in capsys.readouterr().err
+    assert "expected one of web, code-server, daemon, engine-proxy, found postgres" in capsys.readouterr().err

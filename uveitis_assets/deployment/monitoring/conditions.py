@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import re
 import shutil
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from uveitis_assets.deployment.service_health import (
+    UnhealthyError,
+    check_code_server,
+    check_web,
+    silent_daemons,
+)
+
 _GB = 1e9
-_TIMEOUT_S = 10.0
 _PARTITION_TAGS = ("dagster/partition", "dagster/asset_partition_range_start")
 _RANGE_END_TAG = "dagster/asset_partition_range_end"
 _RETRY_TAG = "dagster/will_retry"
@@ -61,13 +67,11 @@ def describe_run(run: dg.DagsterRun) -> str:
     return f"{name or run.job_name}, partition {shown}"
 
 
-def silent_daemons(instance: dg.DagsterInstance) -> Iterator[Condition]:
+def unseen_daemons(instance: dg.DagsterInstance) -> Iterator[Condition]:
     """Daemons whose heartbeat is missing or old."""
-    for name, status in sorted(instance.get_daemon_statuses().items()):
-        if status.required and not status.healthy:
-            beat = status.last_heartbeat
-            seen = f"last seen {_time(beat.timestamp)}" if beat else "never seen"
-            yield Condition(f"daemon:{name}", f"daemon {name} is silent, {seen}: docker/compose.sh logs daemon")
+    for name, last in silent_daemons(instance).items():
+        seen = "never seen" if last is None else f"last seen {_time(last)}"
+        yield Condition(f"daemon:{name}", f"daemon {name} is silent, {seen}: docker/compose.sh logs daemon")
 
 
 def missed_ticks(instance: dg.DagsterInstance, now: datetime, grace: timedelta) -> Iterator[Condition]:
@@ -112,28 +116,19 @@ def low_disk(folders: Mapping[str, Path], least_free_gb: float) -> Iterator[Cond
 
 
 def unhealthy_services(web: str | None, code_server: str | None) -> Iterator[Condition]:
-    """The web server's address and host:port of the code server: what does not answer within ten seconds."""
-    if web is not None:
-        try:
-            with urllib.request.urlopen(f"{web}/server_info", timeout=_TIMEOUT_S) as answer:  # noqa: S310 - ours
-                answer.read()
-        except OSError as error:
-            yield Condition("service:webserver", f"the web server does not answer ({type(error).__name__})")
-    if code_server is not None and not _serves(code_server):
+    """The web server's address and host:port of the code server: what does not do its work when asked."""
+    if web is not None and not _passes(partial(check_web, web)):
+        yield Condition("service:webserver", "the web server does not read runs: docker/compose.sh logs webserver")
+    if code_server is not None and not _passes(partial(check_code_server, code_server)):
         yield Condition("service:code-server", "the code server does not answer: docker/compose.sh logs code-server")
 
 
-def _serves(address: str) -> bool:
-    import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-    with grpc.insecure_channel(address) as channel:
-        try:
-            request = health_pb2.HealthCheckRequest(service="DagsterApi")
-            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=_TIMEOUT_S)
-        except grpc.RpcError:
-            return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+def _passes(check: Callable[[], None]) -> bool:
+    try:
+        check()
+    except UnhealthyError:
+        return False
+    return True
 
 
 def all_conditions(
@@ -150,7 +145,7 @@ def all_conditions(
     """Everything above; a database that does not answer is a condition beside the others."""
     found = [*low_disk(folders, least_free_gb), *unhealthy_services(web, code_server)]
     try:
-        found += [*failed_runs(instance, since), *silent_daemons(instance), *missed_ticks(instance, now, grace)]
+        found += [*failed_runs(instance, since), *unseen_daemons(instance), *missed_ticks(instance, now, grace)]
     except Exception as error:
         # Any driver may be configured: each has errors of its own.
         found.append(Condition("service:database", f"the database does not answer ({type(error).__name__})"))

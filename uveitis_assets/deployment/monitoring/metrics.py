@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from uveitis_assets.deployment.service_health import silent_daemons
 from uveitis_assets.landing.ledger import registered_batches
 from uveitis_assets.storage.store import ArtefactStore
 
@@ -126,9 +127,10 @@ class DeploymentCollector(Collector):  # type: ignore[misc, unused-ignore]  # un
         healthy = GaugeMetricFamily(
             "uveitis_daemon_healthy", "Whether a daemon's heartbeat is recent.", labels=["daemon"]
         )
+        silent = silent_daemons(self._instance)
         for name, status in sorted(self._instance.get_daemon_statuses().items()):
             if status.required:
-                healthy.add_metric([name], float(bool(status.healthy)))
+                healthy.add_metric([name], float(name not in silent))
         return healthy
 
     def _observe_durations(self) -> None:
