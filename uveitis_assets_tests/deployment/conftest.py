@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from uveitis_assets_tests.deployment.postgres_server import find_server
 from uveitis_assets_tests.deployment.shell_host import RECORDING_DOCKER, Host
 
 
@@ -35,3 +36,12 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     with dg.DagsterInstance.from_config(str(home)) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def postgres_programs() -> Path:
+    """Folder of the programs of a Postgres server."""
+    found = find_server()
+    if found is None:
+        pytest.skip("no Postgres server is installed: apt-get install postgresql")
+    return found

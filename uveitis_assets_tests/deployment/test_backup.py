@@ -18,7 +18,7 @@ from uveitis_assets.deployment.postgres_tools import PostgresToolError, Postgres
 from uveitis_assets.deployment.restore import RestoreRefusedError, restore
 from uveitis_assets.landing.pseudonyms import PatientKeyError, patient_key, pseudonym
 from uveitis_assets.storage.store import ArtefactStore
-from uveitis_assets_tests.deployment.postgres_server import Server, find_server, serve
+from uveitis_assets_tests.deployment.postgres_server import Server, serve
 from uveitis_assets_tests.landing.landing_samples import build, land, lane, rows
 
 PATIENT = ("lane", "Anna 12.03.1955")
@@ -29,14 +29,6 @@ def batch(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
     return dg.MaterializeResult(metadata={"n_images": len(context.partition_key)})
 
 
-@pytest.fixture(scope="module")
-def programs() -> Path:
-    found = find_server()
-    if found is None:
-        pytest.skip("Postgres is not installed")
-    return found
-
-
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ArtefactStore:
     monkeypatch.delenv("UVEITIS_PATIENT_KEY_FILE", raising=False)
@@ -44,8 +36,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ArtefactStore:
 
 
 @pytest.fixture
-def server(programs: Path) -> Iterator[Server]:
-    with serve(programs) as server:
+def server(postgres_programs: Path) -> Iterator[Server]:
+    with serve(postgres_programs) as server:
         yield server
 
 
@@ -83,9 +75,9 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_lost_host_is_restored_with_its_runs_ledger_and_pseudonyms(
-    programs: Path, store: ArtefactStore, tmp_path: Path
+    postgres_programs: Path, store: ArtefactStore, tmp_path: Path
 ) -> None:
-    with serve(programs) as lost:
+    with serve(postgres_programs) as lost:
         _work(lost, tmp_path / "home", store, "b00001", "b00002")
         before = _state(lost, tmp_path / "home")
         backup = back_up(_tools(lost), store, tmp_path / "backups")
@@ -95,7 +87,7 @@ def test_a_lost_host_is_restored_with_its_runs_ledger_and_pseudonyms(
     with pytest.raises(PatientKeyError, match="restore it"):
         patient_key(store)
 
-    with serve(programs) as new:
+    with serve(postgres_programs) as new:
         moved = restore(_tools(new), store, Backup.read(backup.folder))
         assert moved is None
         assert _state(new, tmp_path / "home") == before

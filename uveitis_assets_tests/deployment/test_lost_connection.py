@@ -21,7 +21,7 @@ from sqlalchemy.exc import OperationalError
 
 from uveitis_assets_tests.conftest import REPOSITORY
 from uveitis_assets_tests.deployment import retried_lane
-from uveitis_assets_tests.deployment.postgres_server import Server, find_server, serve
+from uveitis_assets_tests.deployment.postgres_server import Server, serve
 from uveitis_assets_tests.deployment.process_containers import SERVER_VARIABLE, URL_VARIABLE
 from uveitis_assets_tests.patience import patience
 
@@ -34,11 +34,8 @@ _UNDISTURBED = "never"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    programs = find_server()
-    if programs is None:
-        pytest.skip("no Postgres server is installed: apt-get install postgresql")
-    with serve(programs) as made:
+def server(postgres_programs: Path) -> Iterator[Server]:
+    with serve(postgres_programs) as made:
         yield made
 
 
