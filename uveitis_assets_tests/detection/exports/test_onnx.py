@@ -46,6 +46,7 @@ def runner(data: bytes) -> Any:
     return lambda tile: dict(zip(names, session.run(names, {"tile": tile}), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "taught"),
     [
@@ -53,22 +54,17 @@ def runner(data: bytes) -> Any:
             {"backbone": "resnet50_fpn", "norm": "group", "input_size": 96},
             (2, 3),
             id="resnet50 masked",
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
-            {**TIMM, "input_size": 100, "head": "oriented"}, (1, 2), id="timm oriented masked", marks=pytest.mark.slow
-        ),
+        pytest.param({**TIMM, "input_size": 100, "head": "oriented"}, (1, 2), id="timm oriented masked"),
         pytest.param(
             {"backbone": "retfound_vit_b16", "input_size": 64, "head_stages": 3},
             (),
             id="vit_b16 cascade",
-            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"backbone": "retfound_vit_l16", "input_size": 96, "neck": "earlier_upsampled", "head": "oriented"},
             (),
             id="vit_l16 earlier oriented",
-            marks=pytest.mark.slow,
         ),
         pytest.param(
             {"backbone": "retfound_vit_l16", "input_size": 80, "vit_mlp": "swiglu", "vit_layer_scale": True},
@@ -98,6 +94,7 @@ def test_every_detector_finds_in_onnx_runtime_what_it_finds_in_pytorch(
     assert ("corners" in found[0]) == (changes.get("head") == "oriented")
 
 
+@pytest.mark.slow
 def test_real_tiles_give_the_same_detections(real_data: Path) -> None:
     paths = sorted((real_data / "uwf" / "images").iterdir())[:5]
     tiles = {}
@@ -141,6 +138,7 @@ def suppressions() -> Any:
     return onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [0, 1, 40, 300])
 @pytest.mark.parametrize("ties", [False, True])
 def test_exported_suppressions_keep_the_same_rows_in_the_same_order(suppressions: Any, n: int, ties: bool) -> None:
